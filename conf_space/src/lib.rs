@@ -1,0 +1,1 @@
+//! The PCI model: addresses, registers, capabilities and what of them a guest sees.

@@ -1,0 +1,1 @@
+//! pcibackd: the daemon as a library.

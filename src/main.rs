@@ -1,0 +1,2 @@
+//! pcibackd: the Xen PCI backend daemon.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Physical and virtual functions of SR-IOV devices.

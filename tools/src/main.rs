@@ -1,0 +1,2 @@
+//! pciback: the command line.
+fn main() {}
