@@ -5,12 +5,22 @@ use std::str::FromStr;
 
 /// A number from xenstore that is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("'{text}' is not a {what}")]
+#[error("{text:?} is not a {what}")]
 pub struct ParseNumberError {
     /// What was expected, in words.
     pub what: &'static str,
-    /// What was found.
+    /// What was found; its beginning, if it is long. A guest may have chosen it.
     pub text: String,
+}
+
+/// Reads plain decimal digits: no sign, no blanks, as xenstore holds numbers.
+pub(crate) fn parse_decimal<N: FromStr>(text: &str, what: &'static str) -> Result<N, ParseNumberError> {
+    let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let number = if plain { text.parse().ok() } else { None };
+    number.ok_or_else(|| ParseNumberError {
+        what,
+        text: text.chars().take(32).collect(),
+    })
 }
 
 macro_rules! number {
@@ -28,13 +38,9 @@ macro_rules! number {
         impl FromStr for $name {
             type Err = ParseNumberError;
 
-            /// Reads plain decimal digits: no sign, no blanks, as `xenstore` holds it.
+            /// Reads plain decimal digits: no sign, no blanks, as xenstore holds it.
             fn from_str(text: &str) -> Result<Self, Self::Err> {
-                let error = || ParseNumberError { what: $what, text: text.to_owned() };
-                if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
-                    return Err(error());
-                }
-                text.parse().map($name).map_err(|_| error())
+                parse_decimal(text, $what).map($name)
             }
         }
     };

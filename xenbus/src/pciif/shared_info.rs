@@ -1,0 +1,91 @@
+//! The backend's view of the shared page.
+
+use super::Flags;
+use super::aer::{AerCommand, AerOp, AerResult, ChannelState};
+use super::op::{PciError, PciOp};
+use super::page::{AER_ERR, OP_ERR, OP_VALUE, Page};
+use crate::platform::PageMapping;
+use crate::types::PciDevice;
+
+/// A frontend's page as its backend sees it. Whatever is read from it may change at any time: read it once, and trust nothing.
+#[derive(Debug)]
+pub struct SharedInfo {
+    page: Page,
+}
+
+impl SharedInfo {
+    /// Wraps a mapped page. Changes nothing in it.
+    pub fn new(mapping: Box<dyn PageMapping>) -> Self {
+        Self { page: Page::new(mapping) }
+    }
+
+    /// Whether an operation waits.
+    pub fn active(&self) -> bool {
+        self.page.flags().contains(Flags::OP_ACTIVE)
+    }
+
+    /// Copies the operation, every word of it exactly once. Meaningful after [`SharedInfo::active`] said true.
+    pub fn fetch(&self) -> PciOp {
+        self.page.load_op()
+    }
+
+    /// Whether the page still holds the request that `op` is a copy of, its fields for results aside. A frontend that gave a request up
+    /// after its two seconds may have put another one there.
+    pub fn header_matches(&self, op: &PciOp) -> bool {
+        let now = self.page.load_header();
+        now == [
+            op.cmd,
+            op.domain,
+            op.bus,
+            op.devfn,
+            op.offset.cast_unsigned(),
+            op.size.cast_unsigned(),
+        ]
+    }
+
+    /// Answers the operation: writes its result, `value` and, for a successful [`super::Command::EnableMsix`], the PIRQs of the first
+    /// entries, and hands the slot back. Nothing else in the page changes. The frontend is not notified: that is the event channel's part.
+    pub fn publish(&self, result: PciError, value: u32, vectors: Option<&[u16]>) {
+        self.page.store(OP_ERR, result.0.cast_unsigned());
+        self.page.store(OP_VALUE, value);
+        if let Some(vectors) = vectors {
+            self.page.store_vectors(vectors);
+        }
+        self.page.clear(Flags::OP_ACTIVE);
+    }
+
+    /// Whether the frontend says that it handles AER.
+    pub fn frontend_handles_aer(&self) -> bool {
+        self.page.flags().contains(Flags::AER_HANDLER)
+    }
+
+    /// Asks the frontend's driver to take a step of recovery for the function at a *virtual* address. The frontend is not notified here.
+    pub fn post_aer(&self, command: AerCommand, state: ChannelState, function: PciDevice) {
+        self.page.store_aer(&AerOp {
+            cmd: command as u32,
+            err: state as i32,
+            domain: function.segment.into(),
+            bus: function.bus.into(),
+            devfn: function.devfn.into(),
+        });
+        self.page.set(Flags::AER_ACTIVE);
+    }
+
+    /// Whether the frontend has yet to answer [`SharedInfo::post_aer`].
+    pub fn aer_pending(&self) -> bool {
+        self.page.flags().contains(Flags::AER_ACTIVE)
+    }
+
+    /// The frontend's answer; `None` while it is pending. Read once and checked.
+    pub fn take_aer_result(&self) -> Option<AerResult> {
+        if self.aer_pending() {
+            return None;
+        }
+        Some(AerResult::from_wire(self.page.load(AER_ERR).cast_signed()))
+    }
+
+    /// Takes an unanswered step back, so that a late answer is not waited for.
+    pub fn withdraw_aer(&self) {
+        self.page.clear(Flags::AER_ACTIVE);
+    }
+}

@@ -1,0 +1,180 @@
+//! What the daemon asks of Xen, whichever Xen it is.
+
+use std::fmt::Debug;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use crate::types::{DomId, GrantRef, PciDevice, Pirq, Port};
+use crate::xenstore;
+
+/// A hypercall or a device of Xen's failed.
+#[derive(Debug, thiserror::Error)]
+pub enum XenError {
+    /// Xen (or Linux on its way there) said no.
+    #[error("{operation} failed")]
+    Failed {
+        /// The operation in Xen's terms, with its subject: `PHYSDEVOP_map_pirq for domain 3, 0000:00:05.0`.
+        operation: String,
+        /// Xen's errno.
+        #[source]
+        source: io::Error,
+    },
+    /// This Xen speaks a domctl interface that is not known to be laid out as we expect.
+    #[error("this Xen's domctl interface is none of the known versions {first:#x} to {last:#x}")]
+    UnknownDomctlVersion {
+        /// Oldest version tried.
+        first: u32,
+        /// Newest version tried.
+        last: u32,
+    },
+}
+
+impl XenError {
+    /// Builds [`XenError::Failed`] from an errno.
+    pub fn from_errno(operation: impl Into<String>, errno: i32) -> Self {
+        Self::Failed {
+            operation: operation.into(),
+            source: io::Error::from_raw_os_error(errno),
+        }
+    }
+
+    /// The errno behind it, where there is one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Failed { source, .. } => source.raw_os_error(),
+            Self::UnknownDomctlVersion { .. } => None,
+        }
+    }
+}
+
+/// What to map with `PHYSDEVOP_map_pirq`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MsiRequest {
+    /// One MSI vector (`MAP_PIRQ_TYPE_MSI_SEG`).
+    Msi,
+    /// `count` MSI vectors in a row (`MAP_PIRQ_TYPE_MULTI_MSI`). The answer is the first PIRQ; the others follow it.
+    MultiMsi {
+        /// How many: 1, 2, 4, 8, 16 or 32.
+        count: u8,
+    },
+    /// One MSI-X table entry (`MAP_PIRQ_TYPE_MSI_SEG` with a table base).
+    MsiX {
+        /// Entry in the table, 0 to 2047.
+        entry: u16,
+        /// Start address of the BAR that holds the table (not of the table itself).
+        table_base: u64,
+    },
+}
+
+/// What is known of a domain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DomainInfo {
+    /// An HVM or PVH guest; otherwise PV.
+    pub hvm: bool,
+    /// The domain has shut down, crashed or is being destroyed: nobody runs in it any more.
+    pub gone: bool,
+}
+
+/// A guest's page mapped into this process. Unmapped on drop.
+///
+/// # Safety
+/// `base` must point to 4096 bytes that stay readable and writable for as long as the value lives, aligned to 4096.
+pub unsafe trait PageMapping: Send + Debug {
+    /// Where the page is.
+    fn base(&self) -> NonNull<u8>;
+}
+
+/// Our end of an interdomain event channel. Closed on drop.
+pub trait EventPort: Send + Debug {
+    /// Becomes readable when the other end notifies. Non-blocking.
+    fn fd(&self) -> BorrowedFd<'_>;
+
+    /// Takes a pending event, if there is one. The channel stays masked (delivers nothing further) until [`EventPort::unmask`].
+    ///
+    /// # Errors
+    /// Only when the channel is beyond use.
+    fn take(&mut self) -> io::Result<bool>;
+
+    /// Lets the next event through.
+    ///
+    /// # Errors
+    /// Only when the channel is beyond use.
+    fn unmask(&mut self) -> io::Result<()>;
+
+    /// Sends an event to the other end.
+    ///
+    /// # Errors
+    /// Only when the other end is gone.
+    fn notify(&self) -> io::Result<()>;
+}
+
+/// Xen, as a PCI backend in dom0 sees it. All of it may be called from any thread.
+pub trait Xen: Send + Sync + Debug {
+    /// Opens a connection of its own to xenstore.
+    ///
+    /// # Errors
+    /// When xenstored cannot be reached.
+    fn connect_xenstore(&self) -> Result<xenstore::Client, xenstore::Error>;
+
+    /// Maps one page that `domain` granted to us.
+    ///
+    /// # Errors
+    /// When the reference is not one that `domain` granted us for writing.
+    fn map_page(&self, domain: DomId, reference: GrantRef) -> Result<Box<dyn PageMapping>, XenError>;
+
+    /// Binds to a port that `domain` left unbound for us. Binding again after our end was closed works, and sets the port pending once.
+    ///
+    /// # Errors
+    /// When the port is not one that `domain` left for us.
+    fn bind_interdomain(&self, domain: DomId, port: Port) -> Result<Box<dyn EventPort>, XenError>;
+
+    /// What Xen knows of a domain; `None` when there is none of that number.
+    ///
+    /// # Errors
+    /// When Xen cannot be asked.
+    fn domain_info(&self, domain: DomId) -> Result<Option<DomainInfo>, XenError>;
+
+    /// Maps a message-signalled interrupt of `device` to a PIRQ of `domain` and programs the device's address and data. Does not enable it.
+    ///
+    /// # Errors
+    /// Xen's: the device is not assigned to `domain` (ENODEV), memory decode is off or the table was not recorded (ENXIO, ENODATA),
+    /// no vector or PIRQ left (ENOSPC), and others.
+    fn map_msi(&self, domain: DomId, device: PciDevice, request: MsiRequest) -> Result<Pirq, XenError>;
+
+    /// Takes a PIRQ back from a domain. For the first of a MULTI_MSI block, all of the block.
+    ///
+    /// # Errors
+    /// Xen's: EINVAL when it is not mapped, ESRCH when the domain is gone.
+    fn unmap_pirq(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError>;
+
+    /// `PHYSDEVOP_prepare_msix`: Xen records where the MSI-X table is, while the device is still ours. An already prepared device is no error.
+    ///
+    /// # Errors
+    /// Xen's.
+    fn prepare_msix(&self, device: PciDevice) -> Result<(), XenError>;
+
+    /// `PHYSDEVOP_release_msix`: undoes [`Xen::prepare_msix`].
+    ///
+    /// # Errors
+    /// Xen's.
+    fn release_msix(&self, device: PciDevice) -> Result<(), XenError>;
+
+    /// `PHYSDEVOP_restore_msi_ext`: writes MSI and MSI-X state that Xen holds into a device that was reset.
+    ///
+    /// # Errors
+    /// Xen's.
+    fn restore_msi(&self, device: PciDevice) -> Result<(), XenError>;
+
+    /// `XEN_DOMCTL_assign_device`: gives the device's DMA to a domain. [`DomId::IO`] quarantines it.
+    ///
+    /// # Errors
+    /// Xen's; ENOSYS or EOPNOTSUPP without an IOMMU; [`XenError::UnknownDomctlVersion`].
+    fn assign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError>;
+
+    /// `XEN_DOMCTL_deassign_device`: takes it from `domain`. From a guest it goes to quarantine, from [`DomId::IO`] back to dom0.
+    ///
+    /// # Errors
+    /// As [`Xen::assign_device`]; ENODEV when it is not `domain`'s.
+    fn deassign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError>;
+}
