@@ -1,0 +1,89 @@
+//! Register blocks as tables of named registers.
+//!
+//! One module per block. A table names every register, its place in the block, its width, what hardware lets software do with each bit, and where that
+//! is specified. What a *guest* may do with it is another matter, which [`crate::overlay`] decides.
+
+use crate::access::Width;
+
+pub mod header;
+
+/// One register of a block.
+///
+/// Every bit is exactly one of: writable (`rw`), cleared by writing one (`rw1c`), reserved and read as zero (`raz`), or else read-only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Register {
+    /// Name, as the specification has it.
+    pub name: &'static str,
+    /// Offset from the start of the block, in bytes; a multiple of the width.
+    pub offset: u16,
+    /// Width.
+    pub width: Width,
+    /// Value after a reset, where the specification gives one for every device.
+    pub reset: Option<u32>,
+    /// Bits that software may write.
+    pub rw: u32,
+    /// Bits that software clears by writing one.
+    pub rw1c: u32,
+    /// Reserved bits that read as zero.
+    pub raz: u32,
+    /// Where it is specified.
+    pub spec: &'static str,
+}
+
+impl Register {
+    /// A register whose bits are all read-only.
+    pub const fn new(name: &'static str, offset: u16, width: Width, spec: &'static str) -> Self {
+        Self {
+            name,
+            offset,
+            width,
+            reset: None,
+            rw: 0,
+            rw1c: 0,
+            raz: 0,
+            spec,
+        }
+    }
+
+    /// With the bits that software may write.
+    pub const fn rw(self, rw: u32) -> Self {
+        Self { rw, ..self }
+    }
+
+    /// With the bits that software clears by writing one.
+    pub const fn rw1c(self, rw1c: u32) -> Self {
+        Self { rw1c, ..self }
+    }
+
+    /// With the reserved bits that read as zero.
+    pub const fn raz(self, raz: u32) -> Self {
+        Self { raz, ..self }
+    }
+
+    /// With the value after a reset.
+    pub const fn reset(self, value: u32) -> Self {
+        Self {
+            reset: Some(value),
+            ..self
+        }
+    }
+
+    /// Bits that software can only read.
+    pub const fn ro(&self) -> u32 {
+        self.width.mask() & !(self.rw | self.rw1c | self.raz)
+    }
+
+    /// Offset of the first byte behind the register, from the start of the block.
+    pub const fn end(&self) -> u16 {
+        self.offset.saturating_add(self.width.bytes())
+    }
+}
+
+/// The registers of one block, in the order of their offsets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Block {
+    /// Name of the block.
+    pub name: &'static str,
+    /// Its registers.
+    pub registers: &'static [&'static Register],
+}
