@@ -1,0 +1,183 @@
+# The words that scenarios are written in. Runs in dom0, in busybox's shell. BACKEND says who serves the devices: pcibackd, or stock for xen-pciback.
+#
+#   check "sentence" COMMAND...    runs the command (its output is shown if it fails) and says whether the sentence is true
+#   must "sentence" COMMAND...     the same, and the scenario ends if it is not
+#   has TEXT COMMAND...            succeeds if the command does and its output contains the text
+#   lacks TEXT COMMAND...          succeeds if the command does and its output does not contain the text
+#   wait_for SECONDS COMMAND...    tries the command until it succeeds
+#   start_backend, stop_backend    the daemon's log is $LOG; PCIBACKD_FLAGS are its flags
+#   create_guest NAME LINE...      xl create with these lines added to the configuration; returns when the guest takes commands
+#   guest NAME COMMAND             runs a shell command in the guest: its output (the last 1500 bytes), its exit status (words: ../guest/words.sh)
+#   shut_down NAME, destroy NAME   ends a guest and waits until xl is done with it
+
+LOG=/var/log/pcibackd.log
+STATE=/tmp/lab
+mkdir -p $STATE
+failures=0
+
+check() {
+  local sentence="$1" output status begin
+  shift
+  begin=$(hundredths)
+  output=$("$@" 2>&1)
+  status=$?
+  if [ $status = 0 ]; then
+    printf '  ok %6s s  %s\n' "$(seconds $(($(hundredths) - begin)))" "$sentence"
+  else
+    echo "  FAILED       $sentence"
+    echo "$output (exit $status of: $*)" | tail -n 20 | sed 's/^/          | /'
+    failures=$((failures + 1))
+  fi
+  return $status
+}
+
+# Time since boot in hundredths of a second, and how it reads
+hundredths() { tr -d . </proc/uptime | cut -d' ' -f1; }
+seconds() { printf '%d.%02d' $(($1 / 100)) $(($1 % 100)); }
+
+must() { check "$@" || the_end; }
+
+has() {
+  local text="$1" output
+  shift
+  output=$("$@" 2>&1) || { echo "$output"; return 1; }
+  case "$output" in *"$text"*) ;; *) echo "no '$text' in: $output"; return 1 ;; esac
+}
+
+lacks() {
+  local text="$1" output
+  shift
+  output=$("$@" 2>&1) || { echo "$output"; return 1; }
+  case "$output" in *"$text"*) echo "'$text' in: $output"; return 1 ;; esac
+}
+
+not() { ! "$@"; }
+
+wait_for() {
+  local deadline=$(($(date +%s) + $1))
+  shift
+  until "$@"; do
+    [ "$(date +%s)" -lt $deadline ] || { echo "gave up waiting"; return 1; }
+    sleep 0.2
+  done
+}
+
+# --- the backend
+
+start_backend() {
+  case $BACKEND in
+    stock) modprobe xen-pciback ;;
+    *)
+      pcibackd $PCIBACKD_FLAGS >>$LOG 2>&1 &
+      echo $! >$STATE/pid
+      wait_for 10 backend_is_ready ;;
+  esac
+}
+
+backend_is_ready() { kill -0 "$(cat $STATE/pid)" && pciback status; }
+
+# Gives every device back to dom0 before it stops, so that the next backend, or scenario, finds the machine as it was
+stop_backend() {
+  local device failed=0
+  for device in $(xl pci-assignable-list | cut -d' ' -f1); do xl pci-assignable-remove "$device" || failed=1; done
+  case $BACKEND in
+    stock) rmmod xen-pciback || failed=1 ;;
+    *)
+      kill "$(cat $STATE/pid)"
+      wait_for 10 backend_is_gone || failed=1
+      rm -f $STATE/pid ;;
+  esac
+  return $failed
+}
+
+backend_is_gone() { ! kill -0 "$(cat $STATE/pid)" 2>/dev/null && ! grep -q ' /sys/bus/pci/drivers ' /proc/mounts; }
+
+# --- guests
+
+create_guest() {
+  local name="$1" line
+  shift
+  {
+    echo "name=\"$name\""
+    echo 'type="pv"; kernel="/lab/vmlinux"; ramdisk="/lab/guest.img"; memory=256; vcpus=1; on_poweroff="destroy"; on_crash="preserve"'
+    case "$*" in *extra=*) ;; *) echo 'extra="console=hvc0 loglevel=4 iommu=soft swiotlb=force"' ;; esac
+    for line in "$@"; do echo "$line"; done
+  } | tr ';' '\n' >/tmp/$name.cfg
+  xl create /tmp/$name.cfg || return
+  wait_for 60 guest_is_ready "$name"
+}
+
+guest_is_ready() { xenstore-exists "/local/domain/$(xl domid "$1")/data/ready"; }
+
+# Commands go through xenstore: `data/command` holds a number and the command, the guest's init answers with `data/output` and, last, `data/result`.
+# Watches on both sides: a guest that is being measured is not disturbed by anybody's polling.
+guest() {
+  local name="$1" id path number watch
+  shift
+  id=$(xl domid "$name") || return
+  path=/local/domain/$id/data
+  number=$(($(cat $STATE/number 2>/dev/null) + 1))
+  echo $number >$STATE/number
+  rm -f $STATE/fifo.$number
+  mkfifo $STATE/fifo.$number
+  timeout "${GUEST_TIMEOUT:-60}" xenstore-watch "$path/result" >$STATE/fifo.$number 2>&1 &
+  watch=$!
+  xenstore-write "$path/command" "$number $(echo "$*" | sed 's/\\/\\\\/g')"
+  while read -r _; do
+    set -- $(xenstore-read "$path/result" 2>/dev/null)
+    [ "$1" = $number ] && break
+  done <$STATE/fifo.$number
+  kill $watch 2>/dev/null
+  rm -f $STATE/fifo.$number
+  [ "$1" = $number ] || { echo "guest $name does not answer"; return 124; }
+  xenstore-read -R "$path/output"
+  return "$2"
+}
+
+shut_down() { xl shutdown "$1" >/dev/null && wait_for 60 guest_is_gone "$1"; }
+destroy() { xl destroy "$1" && guest_is_gone "$1"; }
+guest_is_gone() { ! xl domid "$1" >/dev/null 2>&1; }
+guests() { xl list | awk 'NR > 1 && $1 != "Domain-0" {print $1}'; }
+
+# --- devices in dom0
+
+driver_of() { basename "$(readlink "/sys/bus/pci/devices/$1/driver")"; }
+
+# dom0_pings BDF: dom0's own driver has the card, and gets through
+dom0_pings() {
+  local interface
+  interface=$(ls "/sys/bus/pci/devices/$1/net") || return
+  ip link set "$interface" up
+  ip addr add 10.0.2.15/24 dev "$interface"
+  wait_for 10 grep -q 1 "/sys/class/net/$interface/carrier"
+  ping -c 3 -A -W 5 10.0.2.2
+  set -- $?
+  ip addr flush dev "$interface"
+  ip link set "$interface" down
+  return "$1"
+}
+
+# --- how it ends
+
+# Everything back as it was, so that the next scenario can use the machine
+the_end() {
+  local guest
+  if [ $failures = 0 ]; then
+    for guest in $(guests); do check "$guest ends" destroy "$guest"; done
+    if [ -e $STATE/pid ] || [ -e /sys/module/xen_pciback ]; then check "the backend gives everything back and stops" stop_backend; fi
+    rm -rf /etc/pciback
+  fi
+  [ $failures = 0 ] && exit 0
+  post_mortem
+  exit 1
+}
+
+post_mortem() {
+  local file
+  echo "--- xl list"; xl list
+  echo "--- xenstore"; xenstore-ls -f /local/domain/0/backend | tail -n 60; xenstore-ls -f /local/domain/0/error 2>/dev/null
+  for file in /var/log/xen/console/guest-*.log; do echo "--- $file"; tail -n 25 "$file"; done
+  echo "--- dom0's kernel"; dmesg | tail -n 15
+  echo "--- Xen"; xl dmesg | tail -n 15
+  [ ! -e $LOG ] || { echo "--- pcibackd"; tail -n 30 $LOG; }
+}

@@ -1,0 +1,2 @@
+//! What the lab's guests run.
+fn main() {}

@@ -1,0 +1,23 @@
+# The words for commands that run in a guest
+
+# nic_up [DRIVER...]: loads it and brings the first network card up, at 10.0.2.15
+nic_up() {
+  for module in "$@"; do modprobe "$module" || return; done
+  wait_until [ -e /sys/class/net/eth0 ] || return
+  ip link set eth0 up || return
+  ip addr add 10.0.2.15/24 dev eth0
+  wait_until grep -q 1 /sys/class/net/eth0/carrier
+}
+
+# wait_until COMMAND...: ten seconds at most
+wait_until() {
+  for _ in $(seq 50); do
+    "$@" 2>/dev/null && return
+    sleep 0.2
+  done
+  echo "in vain: $*"
+  return 1
+}
+
+# sum_of DISK: of its first MiB, past the page cache
+sum_of() { wait_until [ -b "$1" ] && dd if="$1" bs=64k count=16 iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1; }

@@ -1,0 +1,74 @@
+# One boot: the machine, and what is made of what it says. Sourced by ../run.
+# shellcheck shell=bash disable=SC2154
+
+# The machine that all scenarios share. A scenario adds to it with DEVICES="-device ...".
+#   00:05.0  e1000e, MSI-X; its network answers pings at 10.0.2.2, as each of them does
+#   00:06.0  rtl8139, INTx only
+#   00:07.0  AHCI with a disk, MSI
+#   00:08.0  NVMe, MSI-X
+#   01:00.0  e1000e behind the root port 00:09.0
+devices() {
+  echo "-device intel-iommu,intremap=on
+    -netdev user,id=net5 -device e1000e,bus=pcie.0,addr=5,netdev=net5,mac=52:54:00:00:00:05,romfile=
+    -netdev user,id=net6 -device rtl8139,bus=pcie.0,addr=6,netdev=net6,mac=52:54:00:00:00:06,romfile=
+    -drive file=$work/sata.img,id=sata,if=none,format=raw -device ich9-ahci,id=ahci,bus=pcie.0,addr=7 -device ide-hd,bus=ahci.0,drive=sata
+    -drive file=$work/nvme.img,id=nvme,if=none,format=raw -device nvme,bus=pcie.0,addr=8,drive=nvme,serial=nvme
+    -device pcie-root-port,id=port9,bus=pcie.0,addr=9,chassis=9
+    -netdev user,id=net10 -device e1000e,bus=port9,netdev=net10,mac=52:54:00:00:00:10,romfile="
+  for name in "$@"; do sed -n 's/^DEVICES="\(.*\)"$/\1/p' "$lab/scenarios/$name.sh"; done
+}
+
+first_mib_sum() { head -c 1M "$1" | sha256sum | cut -d' ' -f1; }
+
+# boot NAME...: plays these scenarios in one boot. Adds to $failed, and leaves in $not_played what a failure kept from being played.
+boot() {
+  local line name="" log=$logs/$1.log console=$logs/$1.console.log limit=60 now
+  not_played=()
+  for name in "$@"; do
+    now=$(sed -n 's/^TIMEOUT=\([0-9]*\)$/\1/p' "$lab/scenarios/$name.sh")
+    limit=$((limit + ${now:-120} + 10))
+  done
+  rm -rf "$work/settings"
+  mkdir -p "$work/settings/lab"
+  cat >"$work/settings/lab/settings" <<END
+PLAY="$*"
+BACKEND=$backend
+SATA_SUM=$(first_mib_sum "$work/sata.img")
+NVME_SUM=$(first_mib_sum "$work/nvme.img")
+END
+  { cat "$dom0_base"; archive "$work/dom0"; archive "$work/settings"; } >"$work/dom0.img"
+  # x2apic=0: with x2APIC, interrupts that Xen routes to CPU 1 arrive at CPU 0 under this emulation
+  # com1 is Xen's and the kernel's; what the scenarios say comes out of com2, so that nothing is mixed into it
+  # shellcheck disable=SC2046
+  set -- "$@" -- timeout "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,vendor=GenuineIntel -smp 2 -m 3072 -machine q35 \
+    -nographic -nodefaults -no-reboot -monitor none -serial "file:$console" -serial stdio \
+    -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1024M,max:1024M dom0_max_vcpus=1 x2apic=0" \
+    -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on,$work/dom0.img" $(devices "$@")
+  local play=()
+  while [[ $1 != -- ]]; do play+=("$1"); shift; done
+  shift
+  name=""
+  echo "lab: booting Xen for ${play[*]}"
+  : >"$log"
+  while IFS= read -r line; do
+    line=${line%$'\r'}
+    case $line in
+      'LAB-BEGIN '*)
+        name=${line#LAB-BEGIN } now=$SECONDS
+        [[ $log == "$logs/$name.log" ]] || { log=$logs/$name.log; : >"$log"; } ;;
+      'LAB-PASS')
+        echo "lab: $name: PASS ($((SECONDS - now)) s)"
+        play=("${play[@]:1}") name="" ;;
+      'LAB-FAIL') break ;;
+      'RATIO '* | 'VALUE '*) echo "$line" ;;
+    esac
+    printf '%s\n' "$line" >>"$log"
+  done < <("$@" </dev/null 2>&1)
+  ((${#play[@]})) || return 0
+  # ended early: a scenario failed, or the machine did
+  tail -n 120 "$log"
+  [[ $line == LAB-FAIL ]] || { echo "--- the machine ended without a word; its console:"; tail -n 40 "$console"; }
+  echo "lab: ${play[0]}: FAIL (log: $log, the machine's console: $console)"
+  failed+=("${play[0]}")
+  not_played=("${play[@]:1}")
+}
