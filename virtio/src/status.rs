@@ -89,12 +89,20 @@ impl DeviceStatus {
 
     /// The device may use its queues: the driver is ready and nothing has failed since.
     pub fn is_live(self) -> bool {
-        self.0.contains(Status::DRIVER_OK) && !self.0.intersects(Status::DEVICE_NEEDS_RESET | Status::FAILED)
+        self.0.contains(Status::DRIVER_OK)
+            && !self
+                .0
+                .intersects(Status::DEVICE_NEEDS_RESET | Status::FAILED)
     }
 
     /// A driver writes `value`. `features_acceptable` is whether the device can live with the features that the driver has chosen by now;
     /// it decides a write that sets FEATURES_OK, and nothing else.
-    pub fn write(&mut self, value: u8, interface: Interface, features_acceptable: bool) -> Transition {
+    pub fn write(
+        &mut self,
+        value: u8,
+        interface: Interface,
+        features_acceptable: bool,
+    ) -> Transition {
         if value == 0 {
             self.0 = Status::empty();
             return Transition::Reset;
@@ -124,8 +132,13 @@ impl DeviceStatus {
         if self.0.contains(Status::DEVICE_NEEDS_RESET) {
             return Transition::Illegal;
         }
-        match table.iter().find(|(from, to, _)| *from == now && *to == wanted) {
-            Some((_, _, Transition::FeaturesAccepted)) if !features_acceptable => Transition::FeaturesRefused,
+        match table
+            .iter()
+            .find(|(from, to, _)| *from == now && *to == wanted)
+        {
+            Some((_, _, Transition::FeaturesAccepted)) if !features_acceptable => {
+                Transition::FeaturesRefused
+            }
             Some((_, to, meaning)) => {
                 self.0 = *to;
                 *meaning
@@ -150,7 +163,11 @@ mod tests {
         let mut status = DeviceStatus::default();
         for value in writes {
             let meaning = status.write(*value, interface, true);
-            assert!(!matches!(meaning, Transition::Illegal), "{value:#x} after {:?}", status.get());
+            assert!(
+                !matches!(meaning, Transition::Illegal),
+                "{value:#x} after {:?}",
+                status.get()
+            );
         }
         status
     }
@@ -174,7 +191,10 @@ mod tests {
     #[test]
     fn a_legacy_driver_goes_live_without_confirming_features() {
         assert!(after(Legacy, &[1, 3, 7]).is_live());
-        assert_eq!(DeviceStatus::default().write(7, Legacy, true), Transition::Illegal);
+        assert_eq!(
+            DeviceStatus::default().write(7, Legacy, true),
+            Transition::Illegal
+        );
     }
 
     #[test]
@@ -192,9 +212,15 @@ mod tests {
     #[test]
     fn refused_features_read_back_as_not_agreed_and_others_may_be_tried() {
         let mut status = after(Modern, &[1, 3]);
-        assert_eq!(status.write(0xb, Modern, false), Transition::FeaturesRefused);
+        assert_eq!(
+            status.write(0xb, Modern, false),
+            Transition::FeaturesRefused
+        );
         assert_eq!(status.get().bits(), 3);
-        assert_eq!(status.write(0xb, Modern, true), Transition::FeaturesAccepted);
+        assert_eq!(
+            status.write(0xb, Modern, true),
+            Transition::FeaturesAccepted
+        );
     }
 
     #[test]
@@ -222,7 +248,10 @@ mod tests {
     #[test]
     fn a_device_that_needs_a_reset_leaves_no_other_way() {
         let mut status = after(Modern, &[1, 3, 0xb]);
-        assert!(!status.set_needs_reset(), "nobody listens for configuration changes yet");
+        assert!(
+            !status.set_needs_reset(),
+            "nobody listens for configuration changes yet"
+        );
         assert_eq!(status.write(0x4f, Modern, true), Transition::Illegal);
         let mut live = after(Modern, &[1, 3, 0xb, 0xf]);
         assert!(live.set_needs_reset());
@@ -250,14 +279,25 @@ mod tests {
                     for acceptable in [false, true] {
                         let mut to = from;
                         let meaning = to.write(value, interface, acceptable);
-                        assert!(value == 0 || to.get().contains(from.get()), "{from:?} {value:#x}");
+                        assert!(
+                            value == 0 || to.get().contains(from.get()),
+                            "{from:?} {value:#x}"
+                        );
                         assert_eq!(
                             from == to,
-                            matches!(meaning, Transition::Unchanged | Transition::Illegal | Transition::FeaturesRefused)
-                                || (value == 0 && from == DeviceStatus::default())
+                            matches!(
+                                meaning,
+                                Transition::Unchanged
+                                    | Transition::Illegal
+                                    | Transition::FeaturesRefused
+                            ) || (value == 0 && from == DeviceStatus::default())
                         );
                         let driver_ok = to.get().contains(Status::DRIVER_OK);
-                        assert!(!driver_ok || interface == Legacy || to.get().contains(Status::FEATURES_OK));
+                        assert!(
+                            !driver_ok
+                                || interface == Legacy
+                                || to.get().contains(Status::FEATURES_OK)
+                        );
                         assert!(!driver_ok || to.get().contains(DRIVEN));
                         if !seen.contains(&to) {
                             seen.push(to);
@@ -270,7 +310,11 @@ mod tests {
                     seen.push(broken);
                 }
             }
-            assert_eq!(seen.len(), if interface == Legacy { 16 } else { 20 }, "{seen:?}");
+            assert_eq!(
+                seen.len(),
+                if interface == Legacy { 16 } else { 20 },
+                "{seen:?}"
+            );
         }
     }
 }
