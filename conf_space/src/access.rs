@@ -81,9 +81,10 @@ pub enum AccessError {
 
 /// The configuration space of one function, as its owner can reach it.
 ///
-/// Values are in host byte order with byte `offset` in bits 7:0, and carry nothing above their width. `offset` is a multiple of the width and within
-/// the function's [`ConfigSize`]; an implementation answers anything else with an error. Each call is exactly one access of that width: registers have
-/// side effects.
+/// Values are in host byte order with byte `offset` in bits 7:0, and carry nothing above their
+/// width. `offset` is a multiple of the width and within the function's [`ConfigSize`]; an
+/// implementation answers anything else with an error. Each call is exactly one access of that
+/// width: registers have side effects.
 pub trait ConfigSpace {
     /// Reads `width` bytes at `offset`.
     fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError>;

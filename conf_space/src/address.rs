@@ -8,7 +8,8 @@ use thiserror::Error;
 
 /// The address of one PCI function, physical or virtual. Orders by segment, bus, device, function.
 ///
-/// Written `0000:03:00.0`, in hexadecimal (see [`Bdf::vdev`] for the form in the xenstore node `vdev-N`).
+/// Written `0000:03:00.0`, in hexadecimal (see [`Bdf::vdev`] for the form in the xenstore node
+/// `vdev-N`).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Bdf {
     segment: u16,
@@ -36,7 +37,11 @@ impl Bdf {
 
     /// The address with `devfn` = device << 3 | function.
     pub const fn from_devfn(segment: u16, bus: u8, devfn: u8) -> Self {
-        Self { segment, bus, devfn }
+        Self {
+            segment,
+            bus,
+            devfn,
+        }
     }
 
     /// Segment, which Linux and Xen call domain.
@@ -74,7 +79,8 @@ impl Bdf {
         self.segment == other.segment && self.bus == other.bus && self.device() == other.device()
     }
 
-    /// Formats as the backend's xenstore node `vdev-N` has it: `%04x:%02x:%02x.%02x`, the function with two digits. The PV interface has frozen that.
+    /// Formats as the backend's xenstore node `vdev-N` has it: `%04x:%02x:%02x.%02x`, the function
+    /// with two digits. The PV interface has frozen that.
     pub const fn vdev(self) -> Vdev {
         Vdev(self)
     }
@@ -149,12 +155,16 @@ pub(crate) fn parse_segment(text: &str) -> Result<u16, ParseBdfError> {
 }
 
 pub(crate) fn parse_bus(text: &str) -> Result<u8, ParseBdfError> {
-    hex(text, 2).and_then(|bus| u8::try_from(bus).ok()).ok_or(ParseBdfError::Bus)
+    hex(text, 2)
+        .and_then(|bus| u8::try_from(bus).ok())
+        .ok_or(ParseBdfError::Bus)
 }
 
 pub(crate) fn parse_device(text: &str) -> Result<u8, ParseBdfError> {
     let device = hex(text, 2).and_then(|device| u8::try_from(device).ok());
-    device.filter(|device| *device <= Bdf::MAX_DEVICE).ok_or(ParseBdfError::Device)
+    device
+        .filter(|device| *device <= Bdf::MAX_DEVICE)
+        .ok_or(ParseBdfError::Device)
 }
 
 pub(crate) fn parse_function(text: &str) -> Result<u8, ParseBdfError> {
@@ -164,7 +174,8 @@ pub(crate) fn parse_function(text: &str) -> Result<u8, ParseBdfError> {
         .ok_or(ParseBdfError::Function)
 }
 
-/// Accepts `dddd:bb:ss.f` and `bb:ss.f` (segment 0), each part with or without leading zeros, so also what [`Bdf::vdev`] writes.
+/// Accepts `dddd:bb:ss.f` and `bb:ss.f` (segment 0), each part with or without leading zeros, so
+/// also what [`Bdf::vdev`] writes.
 impl FromStr for Bdf {
     type Err = ParseBdfError;
 
@@ -176,7 +187,13 @@ impl FromStr for Bdf {
             return Err(ParseBdfError::Form);
         }
         let (segment, bus) = (parse_segment(segment)?, parse_bus(bus)?);
-        Self::new(segment, bus, parse_device(device)?, parse_function(function)?).ok_or(ParseBdfError::Form)
+        Self::new(
+            segment,
+            bus,
+            parse_device(device)?,
+            parse_function(function)?,
+        )
+        .ok_or(ParseBdfError::Form)
     }
 }
 
@@ -197,8 +214,9 @@ impl<'de> Deserialize<'de> for Bdf {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Bdf, E> {
-                text.parse()
-                    .map_err(|error| E::custom(format_args!("{text:?} is no device address: {error}")))
+                text.parse().map_err(|error| {
+                    E::custom(format_args!("{text:?} is no device address: {error}"))
+                })
             }
         }
         deserializer.deserialize_str(Text)
@@ -227,10 +245,19 @@ mod tests {
     #[test]
     fn parses_with_and_without_segment_and_leading_zeros() {
         let bdf = Bdf::new(0, 3, 0, 1).unwrap();
-        for text in ["0000:03:00.1", "03:00.1", "3:0.1", "0:3:0.1", "0000:03:00.01"] {
+        for text in [
+            "0000:03:00.1",
+            "03:00.1",
+            "3:0.1",
+            "0:3:0.1",
+            "0000:03:00.01",
+        ] {
             assert_eq!(text.parse(), Ok(bdf), "{text}");
         }
-        assert_eq!("AbCd:fE:1F.7".parse(), Ok(Bdf::new(0xabcd, 0xfe, 0x1f, 7).unwrap()));
+        assert_eq!(
+            "AbCd:fE:1F.7".parse(),
+            Ok(Bdf::new(0xabcd, 0xfe, 0x1f, 7).unwrap())
+        );
     }
 
     #[test]
@@ -258,7 +285,13 @@ mod tests {
     #[test]
     fn orders_by_segment_then_bus_then_device_then_function() {
         let parse = |text: &str| text.parse::<Bdf>().unwrap();
-        let ordered = ["0000:00:00.1", "0000:00:01.0", "0000:01:00.0", "0001:00:00.0"].map(parse);
+        let ordered = [
+            "0000:00:00.1",
+            "0000:00:01.0",
+            "0000:01:00.0",
+            "0001:00:00.0",
+        ]
+        .map(parse);
         assert!(ordered.is_sorted());
     }
 }

@@ -35,9 +35,14 @@ impl BdfPattern {
     }
 
     /// Those of the existing devices that are meant.
-    pub fn expand<I: IntoIterator<Item = Bdf>>(&self, existing: I) -> impl Iterator<Item = Bdf> + use<I> {
+    pub fn expand<I: IntoIterator<Item = Bdf>>(
+        &self,
+        existing: I,
+    ) -> impl Iterator<Item = Bdf> + use<I> {
         let pattern = *self;
-        existing.into_iter().filter(move |bdf| pattern.matches(*bdf))
+        existing
+            .into_iter()
+            .filter(move |bdf| pattern.matches(*bdf))
     }
 }
 
@@ -55,11 +60,16 @@ pub fn parse(list: &str) -> Vec<Result<BdfPattern, EntryError>> {
     list.split([',', ' ', '\n'])
         .filter(|entry| !entry.is_empty())
         .map(|entry| {
-            let bdf: Bdf = entry.parse().map_err(|error: crate::address::ParseBdfError| EntryError {
-                entry: entry.to_owned(),
-                problem: error.to_string(),
-            })?;
-            Ok(BdfPattern { first: bdf, last: bdf })
+            let bdf: Bdf = entry
+                .parse()
+                .map_err(|error: crate::address::ParseBdfError| EntryError {
+                    entry: entry.to_owned(),
+                    problem: error.to_string(),
+                })?;
+            Ok(BdfPattern {
+                first: bdf,
+                last: bdf,
+            })
         })
         .collect()
 }

@@ -1,6 +1,7 @@
 //! The PCI model: addresses, registers, capabilities and what of them a guest sees.
 //!
-//! Pure: no file, no file descriptor, no Xen. Whoever owns a device lends it as a [`ConfigSpace`]; everything here takes values and returns values.
+//! Pure: no file, no file descriptor, no Xen. Whoever owns a device lends it as a [`ConfigSpace`];
+//! everything here takes values and returns values.
 //!
 //! | module | holds |
 //! |---|---|

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use crate::access::{AccessError, ConfigSize, ConfigSpace, Width};
 use crate::registers::Register;
 
-/// A configuration space whose bits behave by mask: writable, cleared by writing one, or read-only, which all are to begin with.
+/// A configuration space whose bits behave by mask: writable, cleared by writing one, or read-only,
+/// which all are to begin with.
 ///
 /// Can be shared between threads; each access is atomic.
 #[derive(Debug)]
@@ -31,9 +32,11 @@ impl MemorySpace {
     /// Sets a value as hardware would, whatever the masks. Outside of the space it does nothing.
     pub fn set(&self, offset: u16, width: Width, value: u32) {
         if let Some((dword, lane)) = self.locate(offset, width) {
-            let _ = dword.value.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
-                Some((old & !lane.mask) | lane.up(value))
-            });
+            let _ = dword
+                .value
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
+                    Some((old & !lane.mask) | lane.up(value))
+                });
         }
     }
 
@@ -51,7 +54,8 @@ impl MemorySpace {
         }
     }
 
-    /// Makes one register of the block that starts at `base` behave as its table says, and gives it its reset value.
+    /// Makes one register of the block that starts at `base` behave as its table says, and gives it
+    /// its reset value.
     pub fn add_register(&mut self, base: u16, register: &Register) {
         let offset = base.wrapping_add(register.offset);
         self.make_writable(offset, register.width, register.rw);
@@ -62,11 +66,17 @@ impl MemorySpace {
     }
 
     fn locate(&self, offset: u16, width: Width) -> Option<(&Dword, Lane)> {
-        Some((self.dwords.get(usize::from(offset >> 2))?, Lane::of(offset, width)?))
+        Some((
+            self.dwords.get(usize::from(offset >> 2))?,
+            Lane::of(offset, width)?,
+        ))
     }
 
     fn locate_mut(&mut self, offset: u16, width: Width) -> Option<(&mut Dword, Lane)> {
-        Some((self.dwords.get_mut(usize::from(offset >> 2))?, Lane::of(offset, width)?))
+        Some((
+            self.dwords.get_mut(usize::from(offset >> 2))?,
+            Lane::of(offset, width)?,
+        ))
     }
 }
 
@@ -99,17 +109,23 @@ const EINVAL: i32 = 22;
 
 impl ConfigSpace for MemorySpace {
     fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError> {
-        let (dword, lane) = self.locate(offset, width).ok_or(AccessError::Failed { errno: EINVAL })?;
+        let (dword, lane) = self
+            .locate(offset, width)
+            .ok_or(AccessError::Failed { errno: EINVAL })?;
         Ok((dword.value.load(Ordering::Relaxed) & lane.mask).wrapping_shr(lane.shift))
     }
 
     fn write(&self, offset: u16, width: Width, value: u32) -> Result<(), AccessError> {
-        let (dword, lane) = self.locate(offset, width).ok_or(AccessError::Failed { errno: EINVAL })?;
+        let (dword, lane) = self
+            .locate(offset, width)
+            .ok_or(AccessError::Failed { errno: EINVAL })?;
         let (value, writable) = (lane.up(value), dword.writable & lane.mask);
         let cleared = value & dword.write_1_to_clear;
-        let _ = dword.value.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
-            Some(((old & !writable) | (value & writable)) & !cleared)
-        });
+        let _ = dword
+            .value
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |old| {
+                Some(((old & !writable) | (value & writable)) & !cleared)
+            });
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 //! Where a guest sees its devices.
 //!
-//! Two ways, each guest its own: [`TopologyKind::Vpci`] puts all devices on one virtual bus 0000:00, [`TopologyKind::Passthrough`] leaves them at their
-//! physical addresses.
+//! Two ways, each guest its own: [`TopologyKind::Vpci`] puts all devices on one virtual bus
+//! 0000:00, [`TopologyKind::Passthrough`] leaves them at their physical addresses.
 
 use std::fmt;
 
@@ -14,7 +14,8 @@ use crate::address::Bdf;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TopologyKind {
-    /// One virtual bus, 0000:00, with 32 slots. A function keeps its number, functions of one physical device share a slot.
+    /// One virtual bus, 0000:00, with 32 slots. A function keeps its number, functions of one
+    /// physical device share a slot.
     #[default]
     Vpci,
     /// Virtual addresses are the physical ones.
@@ -28,8 +29,8 @@ pub struct Placement {
     pub bdf: Bdf,
     /// Whether it is a virtual function of an SR-IOV device.
     pub is_virtual_function: bool,
-    /// The virtual devfn that the operator asked for (`vdevfn-N`). Its slot is taken if it is free; the function stays the physical one. The
-    /// passthrough topology has no choice and ignores it.
+    /// The virtual devfn that the operator asked for (`vdevfn-N`). Its slot is taken if it is free;
+    /// the function stays the physical one. The passthrough topology has no choice and ignores it.
     pub hint: Option<u8>,
 }
 
@@ -37,13 +38,17 @@ pub struct Placement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum PlaceError {
     /// All slots of the virtual bus are taken.
-    #[error("no slot is left for {0} on the guest's virtual bus (32 at most); detach another device first")]
+    #[error(
+        "no slot is left for {0} on the guest's virtual bus (32 at most); detach another device first"
+    )]
     NoSlot(Bdf),
     /// The guest has this device already.
     #[error("{0} is in this guest already")]
     AlreadyPlaced(Bdf),
     /// The virtual address to restore cannot be.
-    #[error("{physical} cannot be at {address} of the guest: the address is taken, or not one of this topology")]
+    #[error(
+        "{physical} cannot be at {address} of the guest: the address is taken, or not one of this topology"
+    )]
     NotPossible {
         /// The device.
         physical: Bdf,
@@ -88,7 +93,10 @@ const VIRTUAL_ROOT: Root = Root { segment: 0, bus: 0 };
 impl Topology {
     /// An empty topology.
     pub const fn new(kind: TopologyKind) -> Self {
-        Self { kind, placed: Vec::new() }
+        Self {
+            kind,
+            placed: Vec::new(),
+        }
     }
 
     /// Its kind.
@@ -102,7 +110,9 @@ impl Topology {
     /// [`PlaceError::NoSlot`], [`PlaceError::AlreadyPlaced`].
     pub fn place(&mut self, device: Placement) -> Result<Bdf, PlaceError> {
         let address = match self.kind {
-            TopologyKind::Vpci => self.free_address(device).ok_or(PlaceError::NoSlot(device.bdf))?,
+            TopologyKind::Vpci => self
+                .free_address(device)
+                .ok_or(PlaceError::NoSlot(device.bdf))?,
             TopologyKind::Passthrough => device.bdf,
         };
         self.insert(device, address)?;
@@ -116,7 +126,9 @@ impl Topology {
     pub fn restore(&mut self, device: Placement, address: Bdf) -> Result<(), PlaceError> {
         let possible = match self.kind {
             TopologyKind::Vpci => {
-                VIRTUAL_ROOT == root_of(address) && address.function() == device.bdf.function() && self.fits(device, address.device())
+                VIRTUAL_ROOT == root_of(address)
+                    && address.function() == device.bdf.function()
+                    && self.fits(device, address.device())
             }
             TopologyKind::Passthrough => address == device.bdf,
         };
@@ -131,14 +143,25 @@ impl Topology {
 
     /// Takes a device away by its physical address and returns the virtual address that it had.
     pub fn remove(&mut self, physical: Bdf) -> Option<Bdf> {
-        let index = self.placed.iter().position(|placed| placed.physical == physical)?;
+        let index = self
+            .placed
+            .iter()
+            .position(|placed| placed.physical == physical)?;
         Some(self.placed.remove(index).address)
     }
 
-    /// The physical address of the device that the guest addresses; the numbers are the guest's, from the shared page.
+    /// The physical address of the device that the guest addresses; the numbers are the guest's,
+    /// from the shared page.
     pub fn find(&self, domain: u32, bus: u32, devfn: u32) -> Option<Bdf> {
-        let address = Bdf::from_devfn(u16::try_from(domain).ok()?, u8::try_from(bus).ok()?, u8::try_from(devfn).ok()?);
-        let index = self.placed.binary_search_by_key(&address, |placed| placed.address).ok()?;
+        let address = Bdf::from_devfn(
+            u16::try_from(domain).ok()?,
+            u8::try_from(bus).ok()?,
+            u8::try_from(devfn).ok()?,
+        );
+        let index = self
+            .placed
+            .binary_search_by_key(&address, |placed| placed.address)
+            .ok()?;
         self.placed.get(index).map(|placed| placed.physical)
     }
 
@@ -152,17 +175,24 @@ impl Topology {
 
     /// All devices: (physical address, virtual address), ordered by the latter.
     pub fn devices(&self) -> impl Iterator<Item = (Bdf, Bdf)> + '_ {
-        self.placed.iter().map(|placed| (placed.physical, placed.address))
+        self.placed
+            .iter()
+            .map(|placed| (placed.physical, placed.address))
     }
 
     /// The root buses to publish, in order, each once. The virtual bus exists even without devices.
     ///
-    /// A device below an exported bridge would need no root of its own; bridges are never exported, so each device's bus is one.
+    /// A device below an exported bridge would need no root of its own; bridges are never exported,
+    /// so each device's bus is one.
     pub fn roots(&self) -> Vec<Root> {
         match self.kind {
             TopologyKind::Vpci => vec![VIRTUAL_ROOT],
             TopologyKind::Passthrough => {
-                let mut roots: Vec<Root> = self.placed.iter().map(|placed| root_of(placed.address)).collect();
+                let mut roots: Vec<Root> = self
+                    .placed
+                    .iter()
+                    .map(|placed| root_of(placed.address))
+                    .collect();
                 roots.dedup();
                 roots
             }
@@ -173,7 +203,10 @@ impl Topology {
         if self.address_of(device.bdf).is_some() {
             return Err(PlaceError::AlreadyPlaced(device.bdf));
         }
-        match self.placed.binary_search_by_key(&address, |placed| placed.address) {
+        match self
+            .placed
+            .binary_search_by_key(&address, |placed| placed.address)
+        {
             Ok(_) => Err(PlaceError::NotPossible {
                 physical: device.bdf,
                 address,
@@ -194,12 +227,24 @@ impl Topology {
 
     fn free_address(&self, device: Placement) -> Option<Bdf> {
         let mut slots = 0..=Bdf::MAX_DEVICE;
-        let hinted = device.hint.map(|devfn| devfn >> 3).filter(|slot| self.fits(device, *slot));
-        let beside_siblings = || slots.clone().find(|slot| !self.is_empty(*slot) && self.fits(device, *slot));
+        let hinted = device
+            .hint
+            .map(|devfn| devfn >> 3)
+            .filter(|slot| self.fits(device, *slot));
+        let beside_siblings = || {
+            slots
+                .clone()
+                .find(|slot| !self.is_empty(*slot) && self.fits(device, *slot))
+        };
         let slot = hinted
             .or_else(beside_siblings)
             .or_else(|| slots.find(|slot| self.is_empty(*slot)))?;
-        Bdf::new(VIRTUAL_ROOT.segment, VIRTUAL_ROOT.bus, slot, device.bdf.function())
+        Bdf::new(
+            VIRTUAL_ROOT.segment,
+            VIRTUAL_ROOT.bus,
+            slot,
+            device.bdf.function(),
+        )
     }
 
     fn is_empty(&self, slot: u8) -> bool {
@@ -207,11 +252,14 @@ impl Topology {
     }
 
     fn in_slot(&self, slot: u8) -> impl Iterator<Item = &Placed> {
-        self.placed.iter().filter(move |placed| placed.address.device() == slot)
+        self.placed
+            .iter()
+            .filter(move |placed| placed.address.device() == slot)
     }
 
-    /// Whether a device may be in a slot with those that are there: functions of one physical device only, and virtual functions with number 0 alone,
-    /// since a guest takes a function 0 without the multi-function bit, which they lack, for the only one.
+    /// Whether a device may be in a slot with those that are there: functions of one physical
+    /// device only, and virtual functions with number 0 alone, since a guest takes a function 0
+    /// without the multi-function bit, which they lack, for the only one.
     fn fits(&self, device: Placement, slot: u8) -> bool {
         self.in_slot(slot).all(|other| {
             !is_lone(device.bdf, device.is_virtual_function)

@@ -1,4 +1,5 @@
-//! Numbers and names of the capabilities (PCI Code and ID Assignment Specification 1.15, sections 2 and 3).
+//! Numbers and names of the capabilities (PCI Code and ID Assignment Specification 1.15, sections 2
+//! and 3).
 
 use std::fmt;
 

@@ -1,7 +1,8 @@
 //! The walk of the standard and of the extended capability list.
 //!
-//! Lists come from hardware, and some hardware is broken: a list may loop, leave the space or point into the header. The walk always ends, keeps what it
-//! found up to the fault, and says what is wrong.
+//! Lists come from hardware, and some hardware is broken: a list may loop, leave the space or point
+//! into the header. The walk always ends, keeps what it found up to the fault, and says what is
+//! wrong.
 
 mod ids;
 
@@ -22,7 +23,8 @@ const POINTER_RESERVED: u16 = 0x3;
 pub struct Capability {
     /// What it is.
     pub id: CapabilityId,
-    /// Where it starts: a multiple of 4, from 0x40 to 0xfc. Its registers may still reach beyond the space.
+    /// Where it starts: a multiple of 4, from 0x40 to 0xfc. Its registers may still reach beyond
+    /// the space.
     pub offset: u16,
 }
 
@@ -33,7 +35,8 @@ pub struct ExtendedCapability {
     pub id: ExtendedCapabilityId,
     /// Version of its layout.
     pub version: u8,
-    /// Where it starts: a multiple of 4, from 0x100 to 0xffc. Its registers may still reach beyond the space.
+    /// Where it starts: a multiple of 4, from 0x100 to 0xffc. Its registers may still reach beyond
+    /// the space.
     pub offset: u16,
 }
 
@@ -41,7 +44,9 @@ pub struct ExtendedCapability {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ListFault {
     /// The pointer's reserved low bits are set; they were ignored.
-    #[error("the capability pointer {pointer:#05x} is not a multiple of 4; its low bits are ignored")]
+    #[error(
+        "the capability pointer {pointer:#05x} is not a multiple of 4; its low bits are ignored"
+    )]
     Unaligned {
         /// The pointer.
         pointer: u16,
@@ -136,8 +141,8 @@ impl Capabilities {
         let mut visited = Visited::default();
         while let Some(offset) = self.follow(pointer, EXTENDED_START, &mut visited) {
             let header = space.read(offset, Width::Four)?;
-            // A function without extended capabilities has an all-zero header in the first place; one behind a bridge that cannot forward extended
-            // accesses answers all ones there.
+            // A function without extended capabilities has an all-zero header in the first place;
+            // one behind a bridge that cannot forward extended accesses answers all ones there.
             if offset == EXTENDED_START && (header == 0 || header == u32::MAX) {
                 break;
             }
@@ -147,13 +152,18 @@ impl Capabilities {
             }
             let id = ExtendedCapabilityId((header & 0xffff) as u16);
             let version = ((header >> 16) & 0xf) as u8;
-            self.extended.push(ExtendedCapability { id, version, offset });
+            self.extended.push(ExtendedCapability {
+                id,
+                version,
+                offset,
+            });
             pointer = ((header >> 20) & 0xfff) as u16;
         }
         Ok(())
     }
 
-    /// The offset that `pointer` leads to; `None` at the end of the list and at a fault that ends it.
+    /// The offset that `pointer` leads to; `None` at the end of the list and at a fault that ends
+    /// it.
     fn follow(&mut self, pointer: u16, start: u16, visited: &mut Visited) -> Option<u16> {
         let offset = pointer & !POINTER_RESERVED;
         if offset == 0 {

@@ -10,7 +10,8 @@ use crate::access::{AccessError, ConfigSize, ConfigSpace, Width};
 use crate::address::Bdf;
 use crate::resource::Resource;
 
-/// What the host knows of a function, and its registers may not say: those of a virtual function least of all.
+/// What the host knows of a function, and its registers may not say: those of a virtual function
+/// least of all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Identity {
     /// Physical address.
@@ -21,9 +22,11 @@ pub struct Identity {
     pub device: u16,
     /// Whether it is a virtual function of an SR-IOV device.
     pub is_virtual_function: bool,
-    /// What the guest reads as interrupt line: the low 8 bits of the GSI that the toolstack maps for it, 0 if there is none.
+    /// What the guest reads as interrupt line: the low 8 bits of the GSI that the toolstack maps
+    /// for it, 0 if there is none.
     pub interrupt_line: u8,
-    /// What BARs 0 to 5 and, last, the expansion ROM decode. The upper half of a 64-bit BAR is [`Resource::ABSENT`].
+    /// What BARs 0 to 5 and, last, the expansion ROM decode. The upper half of a 64-bit BAR is
+    /// [`Resource::ABSENT`].
     pub resources: [Resource; 7],
     /// Size of its configuration space.
     pub config_size: ConfigSize,
@@ -42,7 +45,9 @@ pub struct Policy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BuildError {
     /// It is a bridge.
-    #[error("{bdf} is a bridge (header type {header_type}) and cannot be given to a guest; give the devices behind it")]
+    #[error(
+        "{bdf} is a bridge (header type {header_type}) and cannot be given to a guest; give the devices behind it"
+    )]
     Bridge {
         /// The function.
         bdf: Bdf,
@@ -58,7 +63,9 @@ pub enum BuildError {
         header_type: u8,
     },
     /// It reads as all ones.
-    #[error("{bdf} does not answer (its header reads as all ones); reset its slot or power-cycle the machine")]
+    #[error(
+        "{bdf} does not answer (its header reads as all ones); reset its slot or power-cycle the machine"
+    )]
     NoAnswer {
         /// The function.
         bdf: Bdf,
@@ -116,7 +123,8 @@ impl From<AccessError> for OpError {
     }
 }
 
-/// What a write did, beyond the configuration space, that its session must act on before it answers.
+/// What a write did, beyond the configuration space, that its session must act on before it
+/// answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Effect {
     /// The guest has switched the device on: decode is now on in hardware.
@@ -127,7 +135,8 @@ pub struct Effect {
     pub dropped: Option<u16>,
 }
 
-/// Power state of a function (PCI Power Management 1.2, section 5.4.1). Orders from most to least power.
+/// Power state of a function (PCI Power Management 1.2, section 5.4.1). Orders from most to least
+/// power.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum PowerState {
     /// Fully on.
@@ -147,7 +156,8 @@ pub struct PowerChange {
     pub from: PowerState,
     /// State now.
     pub to: PowerState,
-    /// The device has lost its configuration on the way (D3hot to D0 without No_Soft_Reset): configuration and MSI are to be restored.
+    /// The device has lost its configuration on the way (D3hot to D0 without No_Soft_Reset):
+    /// configuration and MSI are to be restored.
     pub configuration_lost: bool,
 }
 
@@ -163,7 +173,10 @@ impl Overlay {
     ///
     /// # Errors
     /// See [`BuildError`].
-    pub fn new<C: ConfigSpace + ?Sized>(identity: &Identity, _space: &C) -> Result<Self, BuildError> {
+    pub fn new<C: ConfigSpace + ?Sized>(
+        identity: &Identity,
+        _space: &C,
+    ) -> Result<Self, BuildError> {
         Ok(Self {
             identity: identity.clone(),
             state: OverlayState::default(),
@@ -174,7 +187,12 @@ impl Overlay {
     ///
     /// # Errors
     /// See [`OpError`].
-    pub fn read<C: ConfigSpace + ?Sized>(&self, space: &C, offset: i32, size: i32) -> Result<u32, OpError> {
+    pub fn read<C: ConfigSpace + ?Sized>(
+        &self,
+        space: &C,
+        offset: i32,
+        size: i32,
+    ) -> Result<u32, OpError> {
         let (offset, width) = self.check(offset, size)?;
         Ok(space.read(offset, width)?)
     }
@@ -219,9 +237,14 @@ impl Overlay {
     }
 
     fn check(&self, offset: i32, size: i32) -> Result<(u16, Width), OpError> {
-        let width = u32::try_from(size).ok().and_then(Width::from_bytes).ok_or(OpError::InvalidOffset)?;
+        let width = u32::try_from(size)
+            .ok()
+            .and_then(Width::from_bytes)
+            .ok_or(OpError::InvalidOffset)?;
         let offset = u16::try_from(offset).map_err(|_| OpError::InvalidOffset)?;
-        if offset & width.bytes().wrapping_sub(1) != 0 || offset >= self.identity.config_size.bytes() {
+        if offset & width.bytes().wrapping_sub(1) != 0
+            || offset >= self.identity.config_size.bytes()
+        {
             return Err(OpError::InvalidOffset);
         }
         Ok((offset, width))

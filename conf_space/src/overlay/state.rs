@@ -1,6 +1,7 @@
 //! What a guest's writes leave behind in an overlay.
 
-/// All that a guest's writes have left behind in an overlay: small, of fixed size, to be kept where it outlives the daemon.
+/// All that a guest's writes have left behind in an overlay: small, of fixed size, to be kept where
+/// it outlives the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OverlayState {
     /// The command register as the guest wrote it.

@@ -1,4 +1,5 @@
-//! The configuration space header, type 0 (PCI Express Base Specification 6.0, section 7.5.1; PCI Local Bus Specification 3.0, section 6.1).
+//! The configuration space header, type 0 (PCI Express Base Specification 6.0, section 7.5.1; PCI
+//! Local Bus Specification 3.0, section 6.1).
 
 use super::{Block, Register};
 use crate::access::Width::{Four, One, Two};
@@ -13,23 +14,32 @@ pub const COMMAND: Register = Register::new("Command", 0x04, Two, "PCIe 7.5.1.1.
     .raz(0xf880)
     .reset(0);
 /// Status: bits in [`status`].
-pub const STATUS: Register = Register::new("Status", 0x06, Two, "PCIe 7.5.1.1.4").rw1c(0xf900).raz(0x0046);
+pub const STATUS: Register = Register::new("Status", 0x06, Two, "PCIe 7.5.1.1.4")
+    .rw1c(0xf900)
+    .raz(0x0046);
 /// Revision ID.
 pub const REVISION_ID: Register = Register::new("Revision ID", 0x08, One, "PCIe 7.5.1.1.5");
 /// Programming interface, low byte of the class code.
-pub const PROGRAMMING_INTERFACE: Register = Register::new("Programming Interface", 0x09, One, "PCIe 7.5.1.1.6");
+pub const PROGRAMMING_INTERFACE: Register =
+    Register::new("Programming Interface", 0x09, One, "PCIe 7.5.1.1.6");
 /// Sub-class, middle byte of the class code.
 pub const SUB_CLASS: Register = Register::new("Sub-Class Code", 0x0a, One, "PCIe 7.5.1.1.6");
 /// Base class, high byte of the class code.
 pub const BASE_CLASS: Register = Register::new("Base Class Code", 0x0b, One, "PCIe 7.5.1.1.6");
 /// Cache line size in double words.
-pub const CACHE_LINE_SIZE: Register = Register::new("Cache Line Size", 0x0c, One, "PCIe 7.5.1.1.7").rw(0xff).reset(0);
+pub const CACHE_LINE_SIZE: Register = Register::new("Cache Line Size", 0x0c, One, "PCIe 7.5.1.1.7")
+    .rw(0xff)
+    .reset(0);
 /// Latency timer.
-pub const LATENCY_TIMER: Register = Register::new("Latency Timer", 0x0d, One, "PCIe 7.5.1.1.8").rw(0xff).reset(0);
+pub const LATENCY_TIMER: Register = Register::new("Latency Timer", 0x0d, One, "PCIe 7.5.1.1.8")
+    .rw(0xff)
+    .reset(0);
 /// Header type: layout in bits 6:0 ([`header_type`]), bit 7: multi-function device.
 pub const HEADER_TYPE: Register = Register::new("Header Type", 0x0e, One, "PCIe 7.5.1.1.9");
 /// Built-in self test: bits in [`bist`].
-pub const BIST: Register = Register::new("BIST", 0x0f, One, "PCIe 7.5.1.1.10").rw(0x40).raz(0x30);
+pub const BIST: Register = Register::new("BIST", 0x0f, One, "PCIe 7.5.1.1.10")
+    .rw(0x40)
+    .raz(0x30);
 /// Base address registers 0 to 5.
 pub const BARS: [Register; 6] = [
     Register::new("BAR 0", 0x10, Four, "PCIe 7.5.1.2.1").rw(0xffff_fff0),
@@ -40,17 +50,22 @@ pub const BARS: [Register; 6] = [
     Register::new("BAR 5", 0x24, Four, "PCIe 7.5.1.2.1").rw(0xffff_fff0),
 ];
 /// CardBus CIS pointer.
-pub const CARDBUS_CIS: Register = Register::new("CardBus CIS Pointer", 0x28, Four, "PCIe 7.5.1.2.2");
+pub const CARDBUS_CIS: Register =
+    Register::new("CardBus CIS Pointer", 0x28, Four, "PCIe 7.5.1.2.2");
 /// Subsystem vendor ID.
-pub const SUBSYSTEM_VENDOR_ID: Register = Register::new("Subsystem Vendor ID", 0x2c, Two, "PCIe 7.5.1.2.3");
+pub const SUBSYSTEM_VENDOR_ID: Register =
+    Register::new("Subsystem Vendor ID", 0x2c, Two, "PCIe 7.5.1.2.3");
 /// Subsystem ID.
 pub const SUBSYSTEM_ID: Register = Register::new("Subsystem ID", 0x2e, Two, "PCIe 7.5.1.2.3");
 /// Expansion ROM base address.
-pub const EXPANSION_ROM: Register = Register::new("Expansion ROM Base Address", 0x30, Four, "PCIe 7.5.1.2.4").rw(0xffff_f801);
+pub const EXPANSION_ROM: Register =
+    Register::new("Expansion ROM Base Address", 0x30, Four, "PCIe 7.5.1.2.4").rw(0xffff_f801);
 /// Offset of the first capability.
-pub const CAPABILITIES_POINTER: Register = Register::new("Capabilities Pointer", 0x34, One, "PCIe 7.5.1.1.11");
+pub const CAPABILITIES_POINTER: Register =
+    Register::new("Capabilities Pointer", 0x34, One, "PCIe 7.5.1.1.11");
 /// Interrupt line: whatever software wants to remember.
-pub const INTERRUPT_LINE: Register = Register::new("Interrupt Line", 0x3c, One, "PCIe 7.5.1.1.12").rw(0xff);
+pub const INTERRUPT_LINE: Register =
+    Register::new("Interrupt Line", 0x3c, One, "PCIe 7.5.1.1.12").rw(0xff);
 /// Interrupt pin: 0 none, 1 to 4 INTA to INTD.
 pub const INTERRUPT_PIN: Register = Register::new("Interrupt Pin", 0x3d, One, "PCIe 7.5.1.1.13");
 /// Min_Gnt.

@@ -1,15 +1,23 @@
 //! Register blocks as tables of named registers.
 //!
-//! One module per block. A table names every register, its place in the block, its width, what hardware lets software do with each bit, and where that
-//! is specified. What a *guest* may do with it is another matter, which [`crate::overlay`] decides.
+//! One module per block. A table names every register, its place in the block, its width, what
+//! hardware lets software do with each bit, and where that is specified. What a *guest* may do with
+//! it is another matter, which [`crate::overlay`] decides.
 
 use crate::access::Width;
 
+pub mod capability;
+pub mod express;
 pub mod header;
+pub mod msi;
+pub mod msix;
+pub mod power_management;
+pub mod vpd;
 
 /// One register of a block.
 ///
-/// Every bit is exactly one of: writable (`rw`), cleared by writing one (`rw1c`), reserved and read as zero (`raz`), or else read-only.
+/// Every bit is exactly one of: writable (`rw`), cleared by writing one (`rw1c`), reserved and read
+/// as zero (`raz`), or else read-only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Register {
     /// Name, as the specification has it.
@@ -68,6 +76,15 @@ impl Register {
         }
     }
 
+    /// The same register, counted from the start of the configuration space, in a block that starts
+    /// at `base`.
+    pub const fn at(self, base: u16) -> Self {
+        Self {
+            offset: base.saturating_add(self.offset),
+            ..self
+        }
+    }
+
     /// Bits that software can only read.
     pub const fn ro(&self) -> u32 {
         self.width.mask() & !(self.rw | self.rw1c | self.raz)
@@ -86,4 +103,77 @@ pub struct Block {
     pub name: &'static str,
     /// Its registers.
     pub registers: &'static [&'static Register],
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BLOCKS: [&Block; 12] = [
+        &header::TYPE_0,
+        &capability::STANDARD,
+        &capability::EXTENDED,
+        &power_management::BLOCK,
+        &vpd::BLOCK,
+        msi::block(0),
+        msi::block(msi::control::ADDRESS_64),
+        msi::block(msi::control::MASKABLE),
+        msi::block(msi::control::ADDRESS_64 | msi::control::MASKABLE),
+        &msix::BLOCK,
+        express::block(1),
+        express::block(2),
+    ];
+
+    #[test]
+    fn every_bit_of_a_register_behaves_in_exactly_one_way() {
+        for register in BLOCKS.iter().flat_map(|block| block.registers) {
+            let masks = [register.rw, register.rw1c, register.raz, register.ro()];
+            assert_eq!(
+                masks.iter().fold(0, |all, mask| all | mask),
+                register.width.mask(),
+                "{}",
+                register.name
+            );
+            assert_eq!(
+                masks.iter().map(|mask| mask.count_ones()).sum::<u32>(),
+                register.width.mask().count_ones(),
+                "{}",
+                register.name
+            );
+        }
+    }
+
+    #[test]
+    fn registers_are_aligned_and_in_order_without_overlap() {
+        for block in BLOCKS {
+            for register in block.registers {
+                assert_eq!(
+                    register.offset % register.width.bytes(),
+                    0,
+                    "{}",
+                    register.name
+                );
+            }
+            for pair in block.registers.windows(2) {
+                assert!(
+                    pair[0].end() <= pair[1].offset,
+                    "{} and {}",
+                    pair[0].name,
+                    pair[1].name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn reserved_bits_and_resets_agree() {
+        for register in BLOCKS.iter().flat_map(|block| block.registers) {
+            assert_eq!(
+                register.reset.unwrap_or(0) & register.raz,
+                0,
+                "{}",
+                register.name
+            );
+        }
+    }
 }
