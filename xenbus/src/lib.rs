@@ -4,8 +4,13 @@
 //! and [`sim::Machine`], Xen embedded in the process.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
+mod device;
+pub mod event_channel;
+pub mod grant;
+pub mod host;
 pub mod pciif;
 pub mod platform;
+mod privcmd;
 pub mod state;
 pub mod types;
 pub mod xenstore;

@@ -1,6 +1,6 @@
 //! What the daemon asks of Xen, whichever Xen it is.
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -17,6 +17,19 @@ pub enum XenError {
         /// The operation in Xen's terms, with its subject: `PHYSDEVOP_map_pirq for domain 3, 0000:00:05.0`.
         operation: String,
         /// Xen's errno.
+        #[source]
+        source: io::Error,
+    },
+    /// One of Linux's devices for Xen cannot be opened.
+    #[error(
+        "cannot open {path}: is this dom0, are we root, and is the kernel module {module} loaded? (modprobe {module})"
+    )]
+    Device {
+        /// The device.
+        path: &'static str,
+        /// The module that provides it.
+        module: &'static str,
+        /// Linux's errno.
         #[source]
         source: io::Error,
     },
@@ -42,7 +55,7 @@ impl XenError {
     /// The errno behind it, where there is one.
     pub fn errno(&self) -> Option<i32> {
         match self {
-            Self::Failed { source, .. } => source.raw_os_error(),
+            Self::Failed { source, .. } | Self::Device { source, .. } => source.raw_os_error(),
             Self::UnknownDomctlVersion { .. } => None,
         }
     }
@@ -65,6 +78,16 @@ pub enum MsiRequest {
         /// Start address of the BAR that holds the table (not of the table itself).
         table_base: u64,
     },
+}
+
+impl fmt::Display for MsiRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Msi => f.write_str("MSI"),
+            Self::MultiMsi { count } => write!(f, "{count} MSI vectors"),
+            Self::MsiX { entry, .. } => write!(f, "MSI-X entry {entry}"),
+        }
+    }
 }
 
 /// What is known of a domain.
@@ -121,7 +144,11 @@ pub trait Xen: Send + Sync + Debug {
     ///
     /// # Errors
     /// When the reference is not one that `domain` granted us for writing.
-    fn map_page(&self, domain: DomId, reference: GrantRef) -> Result<Box<dyn PageMapping>, XenError>;
+    fn map_page(
+        &self,
+        domain: DomId,
+        reference: GrantRef,
+    ) -> Result<Box<dyn PageMapping>, XenError>;
 
     /// Binds to a port that `domain` left unbound for us. Binding again after our end was closed works, and sets the port pending once.
     ///
@@ -140,7 +167,12 @@ pub trait Xen: Send + Sync + Debug {
     /// # Errors
     /// Xen's: the device is not assigned to `domain` (ENODEV), memory decode is off or the table was not recorded (ENXIO, ENODATA),
     /// no vector or PIRQ left (ENOSPC), and others.
-    fn map_msi(&self, domain: DomId, device: PciDevice, request: MsiRequest) -> Result<Pirq, XenError>;
+    fn map_msi(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        request: MsiRequest,
+    ) -> Result<Pirq, XenError>;
 
     /// Takes a PIRQ back from a domain. For the first of a MULTI_MSI block, all of the block.
     ///
