@@ -33,6 +33,11 @@ impl Width {
         }
     }
 
+    /// Whether `offset` is a multiple of the width.
+    pub const fn is_aligned(self, offset: u16) -> bool {
+        offset & self.bytes().wrapping_sub(1) == 0
+    }
+
     /// A mask of all bits of a value of this width.
     pub const fn mask(self) -> u32 {
         match self {

@@ -89,7 +89,7 @@ struct Lane {
 
 impl Lane {
     fn of(offset: u16, width: Width) -> Option<Self> {
-        if offset & (width.bytes().wrapping_sub(1)) != 0 {
+        if !width.is_aligned(offset) {
             return None;
         }
         let shift = u32::from(offset & 3).wrapping_mul(8);

@@ -1,13 +1,53 @@
 //! What a guest sees and may change of one function's configuration space.
+//!
+//! Some registers are *claimed*: a [`Rule`](claim::Rule) says what a guest reads there and what
+//! becomes of what it writes. All others read as the device has them, and writes to them are
+//! dropped unless the guest's [`Policy`] is permissive. [`Overlay::fields`] lists it all for one
+//! function.
+//!
+//! | module | decides on |
+//! |---|---|
+//! | `claim` | which registers are claimed, and the simple rules |
+//! | `command` | the command register |
+//! | `bar` | base address registers and the expansion ROM |
+//! | `power` | power management |
+//! | `interrupts` | the MSI and MSI-X control words |
+//! | `fields` | the listing |
+//!
+//! The rules are those of Linux's xen-pciback where guests depend on them. It differs on purpose:
+//!
+//! - Offsets below zero or beyond the space are refused; there they alias other registers.
+//! - Nothing a guest wrote reaches the next one ([`Overlay::release`]).
+//! - Guests can clear PME_Status, which is cleared by writing one.
+//! - A permissive policy does not open the MSI and MSI-X control words. They belong to the daemon:
+//!   a guest that turns MSI on behind its back gets interrupts that nobody has mapped, one that
+//!   turns it off leaves mappings behind that no longer match the device.
+//! - Which capabilities a device has is read once. Where two overlap, or one reaches beyond the
+//!   space, as on a broken device, the register found first keeps its rule and the other gets none.
+//!
+//! A later kind of rule, such as an operator's own field, is one more variant of `Rule`; a later kind
+//! of permission, such as ranges, is one more question to [`Policy::lets_through`].
 
+mod bar;
+mod claim;
+mod command;
+mod error;
+mod fields;
+mod interrupts;
+mod power;
 mod state;
 
-use thiserror::Error;
-
+pub use error::{BuildError, OpError};
+pub use fields::{Field, Treatment};
+pub use power::{PowerChange, PowerState};
 pub use state::OverlayState;
 
-use crate::access::{AccessError, ConfigSize, ConfigSpace, Width};
+use claim::{Claim, Claims};
+
+use crate::access::{ConfigSize, ConfigSpace, Width};
 use crate::address::Bdf;
+use crate::capabilities::Capabilities;
+use crate::registers::header;
 use crate::resource::Resource;
 
 /// What the host knows of a function, and its registers may not say: those of a virtual function
@@ -35,155 +75,77 @@ pub struct Identity {
 /// What the operator lets a guest do beyond the ordinary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Policy {
-    /// Writes that the overlay would drop reach the device.
+    /// Writes to registers without a rule reach the device, and more bits of the command register.
     pub permissive: bool,
     /// The guest may set the MSI, MSI-X and INTx enable bits itself; for stub domains.
     pub allow_interrupt_control: bool,
 }
 
-/// A function that cannot be given to a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum BuildError {
-    /// It is a bridge.
-    #[error(
-        "{bdf} is a bridge (header type {header_type}) and cannot be given to a guest; give the devices behind it"
-    )]
-    Bridge {
-        /// The function.
-        bdf: Bdf,
-        /// Layout of its header: 1 PCI-to-PCI, 2 CardBus.
-        header_type: u8,
-    },
-    /// Its header has a layout that nobody knows.
-    #[error("{bdf} has the unknown header type {header_type:#04x}; the device is broken")]
-    UnknownHeader {
-        /// The function.
-        bdf: Bdf,
-        /// The layout.
-        header_type: u8,
-    },
-    /// It reads as all ones.
-    #[error(
-        "{bdf} does not answer (its header reads as all ones); reset its slot or power-cycle the machine"
-    )]
-    NoAnswer {
-        /// The function.
-        bdf: Bdf,
-    },
-    /// Its configuration space cannot be reached.
-    #[error("cannot read the configuration space of {bdf}")]
-    Access {
-        /// The function.
-        bdf: Bdf,
-        /// Why.
-        #[source]
-        source: AccessError,
-    },
-}
-
-/// Why a guest's operation fails. [`OpError::code`] is what the guest gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
-pub enum OpError {
-    /// The device is gone.
-    #[error("the device is gone")]
-    DeviceNotFound,
-    /// Offset or size are not those of an access to this function.
-    #[error("no aligned access of 1, 2 or 4 bytes within the configuration space")]
-    InvalidOffset,
-    /// The guest may not do this.
-    #[error("the guest may not write this value")]
-    AccessDenied,
-    /// The hardware access failed.
-    #[error("the hardware access failed with errno {errno}")]
-    Failed {
-        /// The positive errno.
-        errno: i32,
-    },
-}
-
-impl OpError {
-    /// The number in `op.err` of the shared page (Xen `io/pciif.h`, `XEN_PCI_ERR_*`).
-    pub const fn code(self) -> i32 {
-        match self {
-            Self::DeviceNotFound => -1,
-            Self::InvalidOffset => -2,
-            Self::AccessDenied => -3,
-            Self::Failed { .. } => -5,
-        }
+impl Policy {
+    /// Whether a write that no rule covers reaches the device.
+    const fn lets_through(&self, _offset: u16, _width: Width) -> bool {
+        self.permissive
     }
 }
 
-impl From<AccessError> for OpError {
-    fn from(error: AccessError) -> Self {
-        match error {
-            AccessError::Gone => Self::DeviceNotFound,
-            AccessError::Denied => Self::AccessDenied,
-            AccessError::Failed { errno } => Self::Failed { errno },
-        }
-    }
-}
-
-/// What a write did, beyond the configuration space, that its session must act on before it
-/// answers.
+/// What a write did, beyond the configuration space, that its session must act on before it stores
+/// the overlay's state and answers the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Effect {
-    /// The guest has switched the device on: decode is now on in hardware.
+    /// The guest has switched the device on. Decode is on in hardware.
     pub decode_enabled: bool,
     /// The device has changed its power state.
     pub power: Option<PowerChange>,
-    /// The lowest offset of bytes that the guest wrote and the overlay dropped.
+    /// Offset of a write that was dropped since no rule covers it and the policy is not permissive.
     pub dropped: Option<u16>,
-}
-
-/// Power state of a function (PCI Power Management 1.2, section 5.4.1). Orders from most to least
-/// power.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum PowerState {
-    /// Fully on.
-    D0,
-    /// Light sleep.
-    D1,
-    /// Deeper sleep.
-    D2,
-    /// Off but for its configuration space.
-    D3Hot,
-}
-
-/// A change of power state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PowerChange {
-    /// State before.
-    pub from: PowerState,
-    /// State now.
-    pub to: PowerState,
-    /// The device has lost its configuration on the way (D3hot to D0 without No_Soft_Reset):
-    /// configuration and MSI are to be restored.
-    pub configuration_lost: bool,
 }
 
 /// What a guest sees and may change of one function.
 #[derive(Debug)]
 pub struct Overlay {
     identity: Identity,
+    capabilities: Capabilities,
+    claims: Claims,
+    /// Decode bits of the command register that the function has use for.
+    decode: u16,
+    initial: OverlayState,
     state: OverlayState,
 }
 
 impl Overlay {
-    /// Builds the overlay of a function.
+    /// Builds the overlay of a function, which must be in D0, and keeps it from signalling PME#.
     ///
     /// # Errors
-    /// See [`BuildError`].
+    /// It is a bridge, does not answer, or cannot be accessed: see [`BuildError`].
     pub fn new<C: ConfigSpace + ?Sized>(
         identity: &Identity,
-        _space: &C,
+        space: &C,
     ) -> Result<Self, BuildError> {
+        let bdf = identity.bdf;
+        let access = |source| BuildError::Access { bdf, source };
+        refuse_bridges(bdf, space)?;
+        let capabilities = Capabilities::walk(space, identity.config_size).map_err(access)?;
+        let claims = Claims::new(identity, &capabilities, space).map_err(access)?;
+        claims.disable_pme(space).map_err(access)?;
+        let command = space
+            .read(header::COMMAND.offset, Width::Two)
+            .map_err(access)?;
+        // INTx off is the daemon's doing, if a guest had MSI on when the daemon was restarted.
+        let command = (command & 0xffff) as u16 & !header::command::INTX_DISABLE;
+        let initial = OverlayState::untouched(command);
+        let decode = command::decode_bits(identity);
+        let identity = identity.clone();
         Ok(Self {
-            identity: identity.clone(),
-            state: OverlayState::default(),
+            identity,
+            capabilities,
+            claims,
+            decode,
+            initial,
+            state: initial,
         })
     }
 
-    /// What the guest reads. `offset` and `size` are the guest's.
+    /// What the guest reads. `offset` and `size` are the guest's, unchecked.
     ///
     /// # Errors
     /// See [`OpError`].
@@ -193,27 +155,65 @@ impl Overlay {
         offset: i32,
         size: i32,
     ) -> Result<u32, OpError> {
-        let (offset, width) = self.check(offset, size)?;
-        Ok(space.read(offset, width)?)
+        let access = Access::new(offset, size, self.identity.config_size)?;
+        let mut from_device = access.lane;
+        let mut value = 0;
+        for claim in self.claims.touched_by(access) {
+            let view = claim.view(&self.state);
+            let (shift, lane) = (claim.shift(), claim.lane());
+            from_device &= !lane | view.from_device.wrapping_shl(shift);
+            value |= view.value.wrapping_shl(shift);
+        }
+        if from_device != 0 {
+            let device = space.read(access.offset, access.width)?;
+            value |= device.wrapping_shl(access.shift) & from_device;
+        }
+        Ok((value & access.lane).wrapping_shr(access.shift))
     }
 
-    /// Writes what the guest may write. `offset`, `size` and `value` are the guest's.
+    /// Writes what the guest may write. `offset`, `size` and `value` are the guest's, unchecked.
+    ///
+    /// Repeating a write that was carried out, but not answered when the daemon died, does no harm.
     ///
     /// # Errors
     /// See [`OpError`].
     pub fn write<C: ConfigSpace + ?Sized>(
         &mut self,
-        _space: &C,
+        space: &C,
         offset: i32,
         size: i32,
-        _value: u32,
-        _policy: &Policy,
+        value: u32,
+        policy: &Policy,
     ) -> Result<Effect, OpError> {
-        let (offset, _) = self.check(offset, size)?;
-        Ok(Effect {
-            dropped: Some(offset),
-            ..Effect::default()
-        })
+        let access = Access::new(offset, size, self.identity.config_size)?;
+        let guest = value.wrapping_shl(access.shift) & access.lane;
+        let mut handled = false;
+        let mut operation = Operation {
+            space,
+            policy,
+            claims: &self.claims,
+            decode: self.decode,
+            is_virtual_function: self.identity.is_virtual_function,
+            state: &mut self.state,
+            effect: Effect::default(),
+        };
+        for claim in self.claims.touched_by(access) {
+            // Bytes beside the claimed ones are dropped, even with a permissive policy.
+            handled = true;
+            let shift = claim.shift();
+            let written = (access.lane & claim.lane()).wrapping_shr(shift);
+            let value = guest.wrapping_shr(shift) & written;
+            let merged = operation.merge(claim, value, written)?;
+            claim.write(&mut operation, merged)?;
+        }
+        if !handled {
+            if policy.lets_through(access.offset, access.width) {
+                space.write(access.offset, access.width, value & access.width.mask())?;
+            } else {
+                operation.effect.dropped = Some(access.offset);
+            }
+        }
+        Ok(operation.effect)
     }
 
     /// All that this guest's writes have left behind in the overlay.
@@ -226,9 +226,18 @@ impl Overlay {
         self.state = state;
     }
 
-    /// Forgets what the guest wrote; the next guest finds the overlay as new.
-    pub fn release(&mut self) {
-        self.state = OverlayState::default();
+    /// Forgets what the guest wrote: the next one finds the overlay as it was when built.
+    pub const fn release(&mut self) {
+        self.state = self.initial;
+    }
+
+    /// The command register that the hardware is to have after its configuration was restored
+    /// under a living guest: `saved`, with decode on, and those bits that follow the guest as the
+    /// guest wants them.
+    pub const fn command_to_restore(&self, saved: u16) -> u16 {
+        (saved & !command::FOLLOWS_GUEST)
+            | (self.state.command & command::FOLLOWS_GUEST)
+            | self.decode
     }
 
     /// The function it belongs to.
@@ -236,17 +245,102 @@ impl Overlay {
         &self.identity
     }
 
-    fn check(&self, offset: i32, size: i32) -> Result<(u16, Width), OpError> {
-        let width = u32::try_from(size)
-            .ok()
-            .and_then(Width::from_bytes)
-            .ok_or(OpError::InvalidOffset)?;
+    /// The function's capabilities, and what is wrong with their lists.
+    pub const fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// The whole configuration space as the guest sees it: every register by name, everything
+    /// between them as gaps, in the order of offsets, without overlap.
+    pub fn fields(&self) -> impl Iterator<Item = Field> + use<> {
+        fields::list(&self.claims, self.identity.config_size).into_iter()
+    }
+}
+
+fn refuse_bridges<C: ConfigSpace + ?Sized>(bdf: Bdf, space: &C) -> Result<(), BuildError> {
+    let register = space.read(header::HEADER_TYPE.offset, header::HEADER_TYPE.width);
+    let register = register.map_err(|source| BuildError::Access { bdf, source })?;
+    if register == header::HEADER_TYPE.width.mask() {
+        return Err(BuildError::NoAnswer { bdf });
+    }
+    match (register & u32::from(header::header_type::LAYOUT)) as u8 {
+        header::header_type::ENDPOINT => Ok(()),
+        header_type @ (header::header_type::BRIDGE | header::header_type::CARDBUS) => {
+            Err(BuildError::Bridge { bdf, header_type })
+        }
+        header_type => Err(BuildError::UnknownHeader { bdf, header_type }),
+    }
+}
+
+/// A checked access: aligned and within the space, and so within one double word.
+#[derive(Debug, Clone, Copy)]
+struct Access {
+    offset: u16,
+    width: Width,
+    /// Bits below it in its double word.
+    shift: u32,
+    /// Its bits in the double word.
+    lane: u32,
+}
+
+impl Access {
+    fn new(offset: i32, size: i32, space: ConfigSize) -> Result<Self, OpError> {
+        let width = u32::try_from(size).ok().and_then(Width::from_bytes);
+        let width = width.ok_or(OpError::InvalidOffset)?;
         let offset = u16::try_from(offset).map_err(|_| OpError::InvalidOffset)?;
-        if offset & width.bytes().wrapping_sub(1) != 0
-            || offset >= self.identity.config_size.bytes()
-        {
+        if !width.is_aligned(offset) || offset >= space.bytes() {
             return Err(OpError::InvalidOffset);
         }
-        Ok((offset, width))
+        let shift = shift_of(offset);
+        Ok(Self {
+            offset,
+            width,
+            shift,
+            lane: width.mask().wrapping_shl(shift),
+        })
+    }
+}
+
+/// Bits below `offset` in its double word.
+fn shift_of(offset: u16) -> u32 {
+    u32::from(offset & 3).wrapping_mul(8)
+}
+
+/// A guest's write that is being carried out.
+struct Operation<'a, C: ?Sized> {
+    space: &'a C,
+    policy: &'a Policy,
+    claims: &'a Claims,
+    decode: u16,
+    is_virtual_function: bool,
+    state: &'a mut OverlayState,
+    effect: Effect,
+}
+
+impl<C: ConfigSpace + ?Sized> Operation<'_, C> {
+    /// What a claimed register would hold if it took the bits of `value` that are in `written`.
+    ///
+    /// Bytes that the guest did not write keep what it reads there, except for bits that are
+    /// cleared by writing one: those it did not touch.
+    fn merge(&self, claim: &Claim, value: u32, written: u32) -> Result<u32, OpError> {
+        let register = &claim.register;
+        let kept = register.width.mask() & !written & !register.rw1c;
+        if kept == 0 {
+            return Ok(value);
+        }
+        let view = claim.view(self.state);
+        let mut current = view.value;
+        if view.from_device & kept != 0 {
+            current |= self.space.read(register.offset, register.width)? & view.from_device;
+        }
+        Ok((current & kept) | value)
+    }
+
+    fn read_word(&self, offset: u16) -> Result<u16, OpError> {
+        Ok((self.space.read(offset, Width::Two)? & 0xffff) as u16)
+    }
+
+    fn write_word(&self, offset: u16, value: u16) -> Result<(), OpError> {
+        Ok(self.space.write(offset, Width::Two, u32::from(value))?)
     }
 }
