@@ -11,6 +11,7 @@ pub mod host;
 pub mod pciif;
 pub mod platform;
 mod privcmd;
+pub mod sim;
 pub mod state;
 pub mod types;
 pub mod xenstore;

@@ -1,0 +1,143 @@
+//! The machine's PCI devices, as Xen touches them.
+
+use std::fmt::Debug;
+
+use crate::types::PciDevice;
+
+/// One message-signalled interrupt, as it is programmed into a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MsiTarget {
+    /// The MSI-X table entry; `None` for the MSI capability.
+    pub entry: Option<u16>,
+    /// Message address.
+    pub address: u64,
+    /// Message data. A device with several MSI vectors puts the vector's number into the lowest bits, which are 0 here.
+    pub data: u32,
+}
+
+/// The machine's PCI bus. Xen embedded in the process reads and programs it as Xen does the real one.
+///
+/// The methods are called with the machine's lock held. Of the machine they may call [`super::Machine::deliver_msi`] and
+/// [`super::Machine::raise_gsi`], and nothing else.
+pub trait Hardware: Send + Sync + Debug {
+    /// Reads `width` (1, 2 or 4) bytes of configuration space. All ones where there is no device.
+    fn config_read(&self, device: PciDevice, offset: u16, width: u8) -> u32;
+
+    /// Writes `width` (1, 2 or 4) bytes of configuration space. Xen itself writes the control words of MSI and MSI-X only.
+    fn config_write(&self, device: PciDevice, offset: u16, width: u8, value: u32);
+
+    /// Programs address and data of an interrupt: into the MSI capability, or into the MSI-X table (unmasking the entry). Does not enable
+    /// MSI or MSI-X.
+    fn program_msi(&self, device: PciDevice, target: MsiTarget);
+
+    /// Masks an MSI-X entry, or (`None`) forgets the MSI capability's address and data.
+    fn clear_msi(&self, device: PciDevice, entry: Option<u16>);
+
+    /// The physical function of a virtual one; `None` for any other device. Its memory decode is the one that counts.
+    fn physical_function(&self, _device: PciDevice) -> Option<PciDevice> {
+        None
+    }
+
+    /// Resets the device, as libxl does through sysfs before it gives a device to a guest and when it takes it back.
+    fn reset(&self, _device: PciDevice) {}
+}
+
+/// A machine without devices.
+#[derive(Debug)]
+pub(super) struct NoHardware;
+
+impl Hardware for NoHardware {
+    fn config_read(&self, _device: PciDevice, _offset: u16, _width: u8) -> u32 {
+        u32::MAX
+    }
+
+    fn config_write(&self, _device: PciDevice, _offset: u16, _width: u8, _value: u32) {}
+
+    fn program_msi(&self, _device: PciDevice, _target: MsiTarget) {}
+
+    fn clear_msi(&self, _device: PciDevice, _entry: Option<u16>) {}
+}
+
+/// Offset of the vendor id (PCI 3.0, 6.2.1).
+const VENDOR_ID: u16 = 0x00;
+/// Offset of the command register, and its memory decode bit.
+const COMMAND: u16 = 0x04;
+const COMMAND_MEMORY: u32 = 1 << 1;
+/// Offset of the status register, and its bit that says that there are capabilities.
+const STATUS: u16 = 0x06;
+const STATUS_CAPABILITIES: u32 = 1 << 4;
+/// Offset of the pointer to the first capability.
+const CAPABILITIES: u16 = 0x34;
+/// Offsets of the interrupt line and pin.
+const INTERRUPT_LINE: u16 = 0x3c;
+const INTERRUPT_PIN: u16 = 0x3d;
+
+/// Capability ids of MSI and MSI-X (PCI 3.0, appendix H).
+pub(super) const CAPABILITY_MSI: u8 = 0x05;
+pub(super) const CAPABILITY_MSIX: u8 = 0x11;
+
+/// More capabilities than fit into configuration space are a loop.
+const MOST_CAPABILITIES: usize = 48;
+
+/// What Xen asks of a device, in terms of configuration reads.
+pub(super) struct Registers<'a> {
+    pub hardware: &'a dyn Hardware,
+    pub device: PciDevice,
+}
+
+impl Registers<'_> {
+    fn read(&self, offset: u16, width: u8) -> u32 {
+        self.hardware.config_read(self.device, offset, width)
+    }
+
+    /// Whether there is such a device.
+    pub fn present(&self) -> bool {
+        self.read(VENDOR_ID, 2) & 0xffff != 0xffff
+    }
+
+    /// Whether the device answers memory accesses.
+    pub fn memory_decoded(&self) -> bool {
+        let decoder = self
+            .hardware
+            .physical_function(self.device)
+            .unwrap_or(self.device);
+        self.hardware.config_read(decoder, COMMAND, 2) & COMMAND_MEMORY != 0
+    }
+
+    /// Offset of a capability.
+    pub fn capability(&self, id: u8) -> Option<u16> {
+        if self.read(STATUS, 2) & STATUS_CAPABILITIES == 0 {
+            return None;
+        }
+        let mut next = self.read(CAPABILITIES, 1);
+        for _ in 0..MOST_CAPABILITIES {
+            let offset = u16::try_from(next & 0xfc)
+                .ok()
+                .filter(|offset| *offset >= 0x40)?;
+            match self.read(offset, 1) {
+                0xff => return None,
+                found if found == u32::from(id) => return Some(offset),
+                _ => next = self.read(offset.saturating_add(1), 1),
+            }
+        }
+        None
+    }
+
+    /// The control word of a capability at `offset`.
+    pub fn control(&self, offset: u16) -> u32 {
+        self.read(offset.saturating_add(2), 2)
+    }
+
+    /// Writes the control word of a capability at `offset`.
+    pub fn set_control(&self, offset: u16, value: u32) {
+        self.hardware
+            .config_write(self.device, offset.saturating_add(2), 2, value & 0xffff);
+    }
+
+    /// The line that the firmware wired the device's interrupt pin to, if it has a pin.
+    pub fn interrupt_line(&self) -> Option<u32> {
+        let pin = self.read(INTERRUPT_PIN, 1) & 0xff;
+        let line = self.read(INTERRUPT_LINE, 1) & 0xff;
+        (pin != 0 && pin != 0xff && line != 0 && line != 0xff).then_some(line)
+    }
+}

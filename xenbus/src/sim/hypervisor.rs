@@ -1,0 +1,170 @@
+//! Domains, and what hypercalls do with them, by Xen's rules.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use nix::errno::Errno;
+
+use super::evtchn::{GuestEnd, Ports};
+use super::grants::GrantTable;
+use super::hardware::{Hardware, NoHardware};
+use super::interrupts::Interrupts;
+use super::lock;
+use super::msi::Mapped;
+use super::passthrough::Device;
+use super::{DomainKind, MachineOptions};
+use crate::platform::DomainInfo;
+use crate::types::{DomId, PciDevice, Pirq, Port};
+
+/// A domain as Xen knows it.
+#[derive(Debug)]
+pub(super) struct Domain {
+    pub kind: DomainKind,
+    /// It has been unpaused for the first time: the toolstack is done with building it.
+    pub started: bool,
+    pub shut_down: bool,
+    /// It was destroyed, and is still here only because somebody maps its pages.
+    pub dying: bool,
+    pub grants: GrantTable,
+    pub ports: Ports,
+    pub pirqs: BTreeMap<Pirq, Mapped>,
+}
+
+/// Everything that Xen knows.
+#[derive(Debug)]
+pub(super) struct Hypervisor {
+    pub domains: BTreeMap<DomId, Domain>,
+    pub devices: BTreeMap<PciDevice, Device>,
+    pub hardware: Arc<dyn Hardware>,
+    pub options: MachineOptions,
+    pub interrupts: Arc<Mutex<Interrupts>>,
+    last: u16,
+}
+
+impl Hypervisor {
+    pub fn new(options: MachineOptions, interrupts: Arc<Mutex<Interrupts>>) -> Self {
+        let hardware = Arc::new(NoHardware);
+        Self {
+            domains: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            hardware,
+            options,
+            interrupts,
+            last: 0,
+        }
+    }
+
+    /// Makes a domain, not yet started.
+    ///
+    /// # Errors
+    /// ENOSPC when all numbers were used: none is given twice.
+    pub fn create(&mut self, kind: DomainKind) -> Result<DomId, Errno> {
+        let id = DomId(self.last.saturating_add(1));
+        if id >= DomId::FIRST_RESERVED {
+            return Err(Errno::ENOSPC);
+        }
+        self.last = id.0;
+        let domain = Domain {
+            kind,
+            started: false,
+            shut_down: false,
+            dying: false,
+            grants: GrantTable::default(),
+            ports: Ports::default(),
+            pirqs: BTreeMap::new(),
+        };
+        self.domains.insert(id, domain);
+        Ok(id)
+    }
+
+    /// A domain that can still do something.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn alive(&mut self, id: DomId) -> Result<&mut Domain, Errno> {
+        self.domains
+            .get_mut(&id)
+            .filter(|domain| !domain.dying)
+            .ok_or(Errno::ESRCH)
+    }
+
+    pub fn info(&self, id: DomId) -> Option<DomainInfo> {
+        if id == DomId::DOM0 {
+            return Some(DomainInfo {
+                hvm: false,
+                gone: false,
+            });
+        }
+        let domain = self.domains.get(&id)?;
+        Some(DomainInfo {
+            hvm: domain.kind == DomainKind::Hvm,
+            gone: domain.shut_down || domain.dying,
+        })
+    }
+
+    /// Destroys a domain: its devices go to quarantine, its interrupts, ports and grants are gone. It stays known as long as its pages are
+    /// mapped.
+    ///
+    /// # Errors
+    /// ESRCH.
+    pub fn destroy(&mut self, id: DomId) -> Result<(), Errno> {
+        let pirqs: Vec<_> = self.alive(id)?.pirqs.keys().copied().collect();
+        for pirq in pirqs {
+            // Fails for all but the first of a block, which goes with it.
+            let _ = self.unmap_pirq(id, pirq);
+        }
+        for device in self
+            .devices
+            .values_mut()
+            .filter(|device| device.owner == id)
+        {
+            device.owner = DomId::IO;
+        }
+        let domain = self.alive(id)?;
+        domain.dying = true;
+        domain.ports = Ports::default();
+        domain.grants.clear();
+        self.bury(id);
+        Ok(())
+    }
+
+    /// Forgets a dead domain that nothing holds any more.
+    pub fn bury(&mut self, id: DomId) {
+        if self
+            .domains
+            .get(&id)
+            .is_some_and(|domain| domain.dying && domain.grants.mappings() == 0)
+        {
+            self.domains.remove(&id);
+        }
+    }
+
+    /// `EVTCHNOP_bind_pirq`, as `id`.
+    ///
+    /// # Errors
+    /// EINVAL when the PIRQ is not mapped, EEXIST when it has a port, ENOSPC when there is no port left.
+    pub fn bind_pirq(&mut self, id: DomId, pirq: Pirq) -> Result<GuestEnd, Errno> {
+        let interrupts = Arc::clone(&self.interrupts);
+        let domain = self.alive(id)?;
+        if !domain.pirqs.contains_key(&pirq) {
+            return Err(Errno::EINVAL);
+        }
+        let mut interrupts = lock(&interrupts);
+        let end = domain.ports.bind_pirq(pirq, interrupts.bind(id, pirq)?);
+        if end.is_err() {
+            interrupts.unbind(id, pirq);
+        }
+        end
+    }
+
+    /// `EVTCHNOP_close`, as `id`.
+    ///
+    /// # Errors
+    /// EINVAL when there is no such port.
+    pub fn close_port(&mut self, id: DomId, port: Port) -> Result<(), Errno> {
+        if let Some(pirq) = self.alive(id)?.ports.close(port)? {
+            lock(&self.interrupts).unbind(id, pirq);
+        }
+        Ok(())
+    }
+}

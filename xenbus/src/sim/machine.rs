@@ -1,0 +1,435 @@
+//! The machine: a handle to everything that is embedded.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::evtchn::GuestEnd;
+use super::grants::{MappedPage, new_page};
+use super::hardware::Hardware;
+use super::hypervisor::Hypervisor;
+use super::interrupts::Interrupts;
+use super::lock;
+use super::xenstored::Xenstored;
+use crate::platform::{DomainInfo, EventPort, MsiRequest, PageMapping, Xen, XenError};
+use crate::types::{DomId, GrantRef, Gsi, PciDevice, Pirq, Port};
+use crate::xenstore;
+
+/// What a machine is like.
+#[derive(Debug, Clone)]
+pub struct MachineOptions {
+    /// There is an IOMMU. Without one no device can be assigned, and so no message-signalled interrupt mapped.
+    pub iommu: bool,
+    /// Interrupt lines. A domain's PIRQs below this number are for lines.
+    pub gsis: u32,
+    /// PIRQs that each domain has for message-signalled interrupts (Xen's `extra_guest_irqs`).
+    pub extra_pirqs: u32,
+    /// How long the toolstack waits for a backend. libxl: 10 s.
+    pub toolstack_timeout: Duration,
+}
+
+impl Default for MachineOptions {
+    fn default() -> Self {
+        Self {
+            iommu: true,
+            gsis: 24,
+            extra_pirqs: 32,
+            toolstack_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What kind of guest a domain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainKind {
+    /// Paravirtualised: it uses devices through a PCI frontend.
+    Pv,
+    /// Hardware-virtualised.
+    Hvm,
+}
+
+/// The machine cannot be built.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// Another one is alive there.
+    #[error("an embedded Xen is running in {0} already: stop it, or choose another run directory")]
+    InUse(PathBuf),
+    /// The system refused something.
+    #[error("cannot start an embedded Xen in {run_dir}: {what}")]
+    Io {
+        /// The run directory.
+        run_dir: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Xen embedded in this process. A cheap handle: clones are the same machine, which ends with the last of them (and of the mappings, ports
+/// and guests that came from it).
+#[derive(Debug, Clone)]
+pub struct Machine {
+    pub(super) inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+pub(super) struct Inner {
+    run_dir: PathBuf,
+    pub(super) toolstack_timeout: Duration,
+    pub(super) hypervisor: Mutex<Hypervisor>,
+    interrupts: Arc<Mutex<Interrupts>>,
+    pub(super) xenstored: Xenstored,
+}
+
+impl Machine {
+    /// Builds a machine that listens on `xenstored.sock` (xenstore's wire protocol; whoever connects is dom0) and `machine.sock` (guests)
+    /// in `run_dir`, which is made if it is missing. Only this user can connect.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn new(run_dir: impl AsRef<Path>) -> Result<Self, MachineError> {
+        Self::with_options(run_dir, MachineOptions::default())
+    }
+
+    /// As [`Machine::new`], for a machine that is out of the ordinary.
+    ///
+    /// # Errors
+    /// [`MachineError`].
+    pub fn with_options(
+        run_dir: impl AsRef<Path>,
+        options: MachineOptions,
+    ) -> Result<Self, MachineError> {
+        let run_dir = run_dir.as_ref().to_owned();
+        let failed = |what| {
+            let run_dir = run_dir.clone();
+            move |source| MachineError::Io {
+                run_dir,
+                what,
+                source,
+            }
+        };
+        std::fs::create_dir_all(&run_dir).map_err(failed("making the directory"))?;
+        let socket = run_dir.join("xenstored.sock");
+        if UnixStream::connect(&socket).is_ok() {
+            return Err(MachineError::InUse(run_dir));
+        }
+        let listener = listen(&socket).map_err(failed("listening on xenstored.sock"))?;
+        let xenstored =
+            Xenstored::start(listener, &socket).map_err(failed("starting xenstored"))?;
+        let interrupts = Arc::new(Mutex::new(Interrupts::new()));
+        let toolstack_timeout = options.toolstack_timeout;
+        let hypervisor = Mutex::new(Hypervisor::new(options, Arc::clone(&interrupts)));
+        Ok(Self {
+            inner: Arc::new(Inner {
+                run_dir,
+                toolstack_timeout,
+                hypervisor,
+                interrupts,
+                xenstored,
+            }),
+        })
+    }
+
+    /// Where the sockets are.
+    pub fn run_dir(&self) -> &Path {
+        &self.inner.run_dir
+    }
+
+    /// Plugs the machine's PCI devices in.
+    pub fn set_hardware(&self, hardware: Arc<dyn Hardware>) {
+        lock(&self.inner.hypervisor).hardware = hardware;
+    }
+
+    pub(super) fn hardware(&self) -> Arc<dyn Hardware> {
+        Arc::clone(&lock(&self.inner.hypervisor).hardware)
+    }
+
+    /// Connects to xenstore as a domain does: with its permissions, its quotas, and paths relative to its own directory.
+    ///
+    /// # Errors
+    /// When the system has no file descriptor left.
+    pub fn connect_as(&self, domain: DomId) -> Result<xenstore::Client, xenstore::Error> {
+        xenstore::Client::from_stream(self.stream_as(domain)?)
+    }
+
+    pub(super) fn stream_as(&self, domain: DomId) -> Result<UnixStream, xenstore::Error> {
+        let tried = || format!("the embedded xenstored, as domain {domain}");
+        self.inner
+            .xenstored
+            .connect_as(domain)
+            .map_err(|source| xenstore::Error::Unreachable {
+                tried: tried(),
+                source,
+            })
+    }
+
+    /// Everything in xenstore: each path with its value.
+    pub fn xenstore_nodes(&self) -> BTreeMap<String, Vec<u8>> {
+        self.inner.xenstored.values()
+    }
+
+    /// A device has sent a message. True when it interrupted a guest; otherwise nobody has mapped that message or bound its PIRQ, and it
+    /// is lost, as on Xen.
+    pub fn deliver_msi(&self, address: u64, data: u32) -> bool {
+        lock(&self.inner.interrupts).deliver(address, data)
+    }
+
+    /// A device has raised its line. Gives the number of guests that it interrupted.
+    pub fn raise_gsi(&self, gsi: Gsi) -> usize {
+        lock(&self.inner.interrupts).raise(gsi)
+    }
+
+    /// Whose a device is: a guest's, [`DomId::IO`] in quarantine, otherwise [`DomId::DOM0`]. `None` when there is no such device.
+    pub fn device_owner(&self, device: PciDevice) -> Option<DomId> {
+        lock(&self.inner.hypervisor)
+            .device(device)
+            .ok()
+            .map(|record| record.owner)
+    }
+
+    /// How many mappings of a domain's pages exist. A backend that has let go of a domain leaves none.
+    pub fn mapped_grants(&self, domain: DomId) -> usize {
+        lock(&self.inner.hypervisor)
+            .domains
+            .get(&domain)
+            .map_or(0, |domain| domain.grants.mappings())
+    }
+
+    /// The PIRQs that a domain has.
+    pub fn mapped_pirqs(&self, domain: DomId) -> Vec<Pirq> {
+        lock(&self.inner.hypervisor)
+            .domains
+            .get(&domain)
+            .map(|domain| domain.pirqs.keys().copied().collect())
+            .unwrap_or_default()
+    }
+}
+
+/// What guests ask of Xen. [`super::guest`] makes it presentable.
+impl Machine {
+    pub(super) fn grant_page(
+        &self,
+        domain: DomId,
+        to: DomId,
+    ) -> Result<(GrantRef, OwnedFd), XenError> {
+        let failed = |errno: Errno| {
+            XenError::from_errno(
+                format!("granting a page of domain {domain} to domain {to}"),
+                errno as i32,
+            )
+        };
+        let page = new_page().map_err(|_| failed(Errno::ENOMEM))?;
+        let copy = page
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|_| failed(Errno::ENOMEM))?;
+        let mut hypervisor = lock(&self.inner.hypervisor);
+        let reference = hypervisor
+            .alive(domain)
+            .and_then(|domain| domain.grants.grant(copy, to))
+            .map_err(failed)?;
+        Ok((reference, page))
+    }
+
+    pub(super) fn end_grant(&self, domain: DomId, reference: GrantRef) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor)
+            .alive(domain)
+            .and_then(|domain| domain.grants.end(reference));
+        result.map_err(|errno| {
+            XenError::from_errno(
+                format!("ending grant {reference} of domain {domain}"),
+                errno as i32,
+            )
+        })
+    }
+
+    pub(super) fn alloc_unbound(&self, domain: DomId, remote: DomId) -> Result<GuestEnd, XenError> {
+        let result = lock(&self.inner.hypervisor)
+            .alive(domain)
+            .and_then(|domain| domain.ports.alloc_unbound(remote));
+        result.map_err(|errno| {
+            XenError::from_errno(
+                format!("EVTCHNOP_alloc_unbound in domain {domain}"),
+                errno as i32,
+            )
+        })
+    }
+
+    pub(super) fn bind_pirq(&self, domain: DomId, pirq: Pirq) -> Result<GuestEnd, XenError> {
+        let result = lock(&self.inner.hypervisor).bind_pirq(domain, pirq);
+        result.map_err(|errno| {
+            XenError::from_errno(
+                format!("EVTCHNOP_bind_pirq of PIRQ {pirq} in domain {domain}"),
+                errno as i32,
+            )
+        })
+    }
+
+    pub(super) fn close_port(&self, domain: DomId, port: Port) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).close_port(domain, port);
+        result.map_err(|errno| {
+            XenError::from_errno(
+                format!("EVTCHNOP_close of port {port} in domain {domain}"),
+                errno as i32,
+            )
+        })
+    }
+}
+
+/// Listens on a socket that only this user can connect to. One that nobody listens on any more is replaced.
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    match std::fs::remove_file(socket) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(socket)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// A granted page in dom0.
+#[derive(Debug)]
+struct GrantMapping {
+    page: Option<MappedPage>,
+    machine: Machine,
+    domain: DomId,
+    reference: GrantRef,
+    base: NonNull<u8>,
+}
+
+// SAFETY: `base` is the address of `page`, which stays mapped until the drop; a mapped page may be used from any thread.
+unsafe impl Send for GrantMapping {}
+
+// SAFETY: a `MappedPage` is 4096 bytes, mapped readable and writable at a page boundary until it is dropped, and cannot be shrunk.
+unsafe impl PageMapping for GrantMapping {
+    fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+}
+
+impl Drop for GrantMapping {
+    fn drop(&mut self) {
+        self.page = None;
+        let mut hypervisor = lock(&self.machine.inner.hypervisor);
+        if let Some(domain) = hypervisor.domains.get_mut(&self.domain) {
+            domain.grants.unmapped(self.reference);
+        }
+        hypervisor.bury(self.domain);
+    }
+}
+
+/// Gives an errno its operation.
+fn about<T>(operation: String, result: Result<T, Errno>) -> Result<T, XenError> {
+    result.map_err(|errno| XenError::from_errno(operation, errno as i32))
+}
+
+impl Xen for Machine {
+    fn connect_xenstore(&self) -> Result<xenstore::Client, xenstore::Error> {
+        xenstore::Client::connect_to(self.inner.run_dir.join("xenstored.sock"))
+    }
+
+    fn map_page(
+        &self,
+        domain: DomId,
+        reference: GrantRef,
+    ) -> Result<Box<dyn PageMapping>, XenError> {
+        let mut hypervisor = lock(&self.inner.hypervisor);
+        let result = hypervisor
+            .alive(domain)
+            .map_err(|_| Errno::EINVAL)
+            .and_then(|domain| domain.grants.map(reference, DomId::DOM0));
+        drop(hypervisor);
+        let page = about(
+            format!("mapping grant {reference} of domain {domain}"),
+            result,
+        )?;
+        Ok(Box::new(GrantMapping {
+            base: page.base(),
+            page: Some(page),
+            machine: self.clone(),
+            domain,
+            reference,
+        }))
+    }
+
+    fn bind_interdomain(&self, domain: DomId, port: Port) -> Result<Box<dyn EventPort>, XenError> {
+        let mut hypervisor = lock(&self.inner.hypervisor);
+        let result = hypervisor
+            .alive(domain)
+            .and_then(|domain| domain.ports.bind_interdomain(port, DomId::DOM0));
+        let bound = about(
+            format!("EVTCHNOP_bind_interdomain of port {port} of domain {domain}"),
+            result,
+        )?;
+        Ok(Box::new(bound))
+    }
+
+    fn domain_info(&self, domain: DomId) -> Result<Option<DomainInfo>, XenError> {
+        Ok(lock(&self.inner.hypervisor).info(domain))
+    }
+
+    fn map_msi(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        request: MsiRequest,
+    ) -> Result<Pirq, XenError> {
+        let result = lock(&self.inner.hypervisor).map_msi(domain, device, request);
+        about(
+            format!("PHYSDEVOP_map_pirq for domain {domain}, {device}"),
+            result,
+        )
+    }
+
+    fn unmap_pirq(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).unmap_pirq(domain, pirq);
+        about(
+            format!("PHYSDEVOP_unmap_pirq of PIRQ {pirq} of domain {domain}"),
+            result,
+        )
+    }
+
+    fn prepare_msix(&self, device: PciDevice) -> Result<(), XenError> {
+        let result = match lock(&self.inner.hypervisor).prepare_msix(device) {
+            Err(Errno::EBUSY) => Ok(()),
+            other => other,
+        };
+        about(format!("PHYSDEVOP_prepare_msix for {device}"), result)
+    }
+
+    fn release_msix(&self, device: PciDevice) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).release_msix(device);
+        about(format!("PHYSDEVOP_release_msix for {device}"), result)
+    }
+
+    fn restore_msi(&self, device: PciDevice) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).restore_msi(device);
+        about(format!("PHYSDEVOP_restore_msi_ext for {device}"), result)
+    }
+
+    fn assign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).assign(domain, device);
+        about(
+            format!("XEN_DOMCTL_assign_device of {device} to domain {domain}"),
+            result,
+        )
+    }
+
+    fn deassign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).deassign(domain, device);
+        about(
+            format!("XEN_DOMCTL_deassign_device of {device} from domain {domain}"),
+            result,
+        )
+    }
+}

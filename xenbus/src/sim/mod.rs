@@ -1,0 +1,48 @@
+//! Xen embedded in the process: xenstored, grants, event channels, hypercalls and a toolstack, and frontends to drive a backend with.
+//!
+//! For demonstrations, for tests, and for trying out policies on any Linux machine: the backend runs on a [`Machine`] as it does on Xen,
+//! over the same wire formats. What a guest process needs to know is in `docs/embedded-platform.md`.
+//!
+//! ```no_run
+//! use xenbus::Xen;
+//! use xenbus::sim::{DomainKind, Machine};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let machine = Machine::new("/run/my-machine")?;
+//! let mut store = machine.connect_xenstore()?; // as dom0
+//! let guest = machine.create_domain("guest", DomainKind::Pv)?;
+//! let mut guests_store = machine.connect_as(guest)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Where Xen's behaviour was looked up, it is that of Xen 4.17.
+
+mod evtchn;
+mod grants;
+mod guest;
+mod hardware;
+mod hypervisor;
+mod interrupts;
+mod machine;
+mod msi;
+mod passthrough;
+mod toolstack;
+mod xenstored;
+
+#[cfg(test)]
+mod test_bus;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use grants::{MappedPage, PAGE_SIZE};
+pub use guest::{GrantedPage, GuestPlatform, GuestPort, LocalGuest};
+pub use hardware::{Hardware, MsiTarget};
+pub use machine::{DomainKind, Machine, MachineError, MachineOptions};
+pub use toolstack::{PciOptions, ToolstackError};
+
+/// Locks, also after a panic elsewhere: what is under these locks is consistent after every single step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

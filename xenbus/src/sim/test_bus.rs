@@ -1,0 +1,125 @@
+//! PCI devices for the tests of this crate: configuration space as plain bytes, and a memory of what Xen programmed.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use super::hardware::{Hardware, MsiTarget};
+use super::lock;
+use crate::types::PciDevice;
+
+/// Offsets of the capabilities that the devices here have.
+pub(super) const MSI: usize = 0x50;
+pub(super) const MSIX: usize = 0x70;
+
+#[derive(Debug, Clone)]
+pub(super) struct TestDevice {
+    pub config: [u8; 256],
+    /// Address and data for each MSI-X entry, and for MSI (`None`).
+    pub messages: BTreeMap<Option<u16>, (u64, u32)>,
+    pub resets: usize,
+    pub physical_function: Option<PciDevice>,
+}
+
+/// A bus of such devices.
+#[derive(Debug, Default)]
+pub(super) struct TestBus {
+    devices: Mutex<BTreeMap<PciDevice, TestDevice>>,
+}
+
+/// Bus 3's device of that number.
+pub(super) fn address(number: u8) -> PciDevice {
+    PciDevice {
+        segment: 0,
+        bus: 3,
+        devfn: number << 3,
+    }
+}
+
+impl TestBus {
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// Adds a network card with memory decode on, MSI with 4 vectors, an MSI-X table of 8 entries, and INTA on line 17.
+    pub fn add(&self, device: PciDevice) {
+        let mut config = [0; 256];
+        config[0x00..0x04].copy_from_slice(&[0x86, 0x80, 0xd3, 0x10]);
+        config[0x04] = 0x02;
+        config[0x06] = 0x10;
+        config[0x0b] = 0x02;
+        config[0x10..0x14].copy_from_slice(&0xfe00_0000u32.to_le_bytes());
+        config[0x34] = 0x50;
+        config[0x3c] = 17;
+        config[0x3d] = 1;
+        config[MSI..MSI + 4].copy_from_slice(&[0x05, 0x70, 0x84, 0x00]);
+        config[MSIX..MSIX + 4].copy_from_slice(&[0x11, 0x00, 0x07, 0x00]);
+        config[MSIX + 4..MSIX + 8].copy_from_slice(&0x0000_3000u32.to_le_bytes());
+        let new = TestDevice {
+            config,
+            messages: BTreeMap::new(),
+            resets: 0,
+            physical_function: None,
+        };
+        lock(&self.devices).insert(device, new);
+    }
+
+    pub fn remove(&self, device: PciDevice) {
+        lock(&self.devices).remove(&device);
+    }
+
+    /// Looks at or changes a device.
+    pub fn with<T>(&self, device: PciDevice, body: impl FnOnce(&mut TestDevice) -> T) -> T {
+        body(
+            lock(&self.devices)
+                .get_mut(&device)
+                .expect("the test has added it"),
+        )
+    }
+}
+
+impl Hardware for TestBus {
+    fn config_read(&self, device: PciDevice, offset: u16, width: u8) -> u32 {
+        let devices = lock(&self.devices);
+        let Some(found) = devices.get(&device) else {
+            return u32::MAX >> (32 - 8 * u32::from(width));
+        };
+        let mut bytes = [0; 4];
+        let (offset, width) = (usize::from(offset), usize::from(width));
+        bytes[..width].copy_from_slice(&found.config[offset..offset + width]);
+        u32::from_le_bytes(bytes)
+    }
+
+    fn config_write(&self, device: PciDevice, offset: u16, width: u8, value: u32) {
+        let (offset, width) = (usize::from(offset), usize::from(width));
+        self.with(device, |found| {
+            found.config[offset..offset + width].copy_from_slice(&value.to_le_bytes()[..width])
+        });
+    }
+
+    fn program_msi(&self, device: PciDevice, target: MsiTarget) {
+        self.with(device, |found| {
+            found
+                .messages
+                .insert(target.entry, (target.address, target.data))
+        });
+    }
+
+    fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {
+        if let Some(found) = lock(&self.devices).get_mut(&device) {
+            found.messages.remove(&entry);
+        }
+    }
+
+    fn physical_function(&self, device: PciDevice) -> Option<PciDevice> {
+        lock(&self.devices)
+            .get(&device)
+            .and_then(|found| found.physical_function)
+    }
+
+    fn reset(&self, device: PciDevice) {
+        self.with(device, |found| {
+            found.resets += 1;
+            found.messages.clear();
+        });
+    }
+}
