@@ -12,7 +12,7 @@ use crate::registers::{
 };
 
 /// Offset of the first byte behind the space of standard capabilities.
-const STANDARD_END: u16 = 0x100;
+pub(super) const STANDARD_END: u16 = 0x100;
 
 /// What a guest reads from a claimed register, and what becomes of its writes.
 #[derive(Debug, Clone, Copy)]

@@ -1,6 +1,6 @@
 //! The configuration space, register by register, as a person would want to see it.
 
-use super::claim::{Claim, Claims, Rule};
+use super::claim::{Claim, Claims, Rule, STANDARD_END};
 use crate::access::ConfigSize;
 use crate::registers::Register;
 
@@ -63,6 +63,9 @@ pub(super) fn list(claims: &Claims, size: ConfigSize) -> Vec<Field> {
     for placed in &claims.blocks {
         for register in placed.block.registers {
             let register = register.at(placed.base);
+            if placed.base < STANDARD_END && register.end() > STANDARD_END {
+                continue;
+            }
             let claim = claims
                 .at(register.offset)
                 .filter(|claim| claim.register == register);

@@ -14,19 +14,31 @@
 //! | `interrupts` | the MSI and MSI-X control words |
 //! | `fields` | the listing |
 //!
-//! The rules are those of Linux's xen-pciback where guests depend on them. It differs on purpose:
+//! The rules are those of Linux's xen-pciback where guests depend on them; their numbers are also
+//! in the names of the tests:
 //!
-//! - Offsets below zero or beyond the space are refused; there they alias other registers.
-//! - Nothing a guest wrote reaches the next one ([`Overlay::release`]).
-//! - Guests can clear PME_Status, which is cleared by writing one.
-//! - A permissive policy does not open the MSI and MSI-X control words. They belong to the daemon:
-//!   a guest that turns MSI on behind its back gets interrupts that nobody has mapped, one that
-//!   turns it off leaves mappings behind that no longer match the device.
-//! - Which capabilities a device has is read once. Where two overlap, or one reaches beyond the
-//!   space, as on a broken device, the register found first keeps its rule and the other gets none.
+//! - C-1: an access has 1, 2 or 4 bytes and is aligned.
+//! - C-2: it lies within the space. Negative offsets are refused; the kernel lets them alias others.
+//! - C-3: a read takes each bit from the device or from the claim on it; a partial one too.
+//! - C-4: a write to part of a claimed register keeps its other bytes. Bytes of the same write that
+//!   no claim covers are dropped, even if the policy is permissive.
+//! - C-5: a write that touches no claim is dropped, and succeeds; if the policy is permissive, it
+//!   reaches the device.
+//! - C-6: where two capabilities overlap or one reaches beyond the space, as on a broken device, the
+//!   register found first keeps its rule and the other gets none.
+//! - C-7: failures have the numbers of the shared page, and no others: see [`OpError`].
+//! - C-8: a guest can clear PME_Status, which is cleared by writing one. The kernel drops that.
+//! - C-9: a guest controls the power state; it cannot make the device signal PME#.
+//! - C-10: IDs, BARs and the memory decode bit of a virtual function are emulated.
 //!
-//! A later kind of rule, such as an operator's own field, is one more variant of `Rule`; a later kind
-//! of permission, such as ranges, is one more question to [`Policy::lets_through`].
+//! Two more differences from the kernel are on purpose. Nothing that a guest wrote reaches the next
+//! one ([`Overlay::release`]). And a permissive policy does not open the MSI and MSI-X control
+//! words, which belong to the daemon: a guest that turned MSI on behind its back would get
+//! interrupts that nobody has mapped, and one that turned it off would leave mappings behind that
+//! no longer match the device.
+//!
+//! A later kind of rule, such as an operator's own field, is one more variant of `Rule`; a later
+//! kind of permission, such as ranges, is one more question to [`Policy::lets_through`].
 
 mod bar;
 mod claim;
