@@ -1,5 +1,7 @@
 //! A network card in memory, much like an 82574, for tests and benchmarks.
 
+#![allow(clippy::unwrap_used)]
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
