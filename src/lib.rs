@@ -1,1 +1,22 @@
-//! pcibackd: the daemon as a library.
+//! pcibackd as a library: the daemon, and what the command line shares with it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`daemon`] | start-up, and the loop that starts a session for each guest |
+//! | [`session`] | one guest: states, exported devices, operations |
+//! | [`host`] | the host's devices and how they change hands |
+//! | [`facade`] | `/sys/bus/pci/drivers/pciback` for unmodified toolstacks |
+//! | [`control`] | the control socket |
+//! | [`config`] | the configuration file |
+//! | [`logging`], [`text`], [`rate_limit`] | messages |
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
+
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod facade;
+pub mod host;
+pub mod logging;
+pub mod rate_limit;
+pub mod session;
+pub mod text;

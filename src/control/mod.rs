@@ -1,0 +1,8 @@
+//! The control socket, `RUN_DIR/control.sock`: what `pciback` asks of the daemon.
+
+pub mod client;
+pub mod protocol;
+pub mod server;
+
+/// The socket's name in the run directory.
+pub const SOCKET: &str = "control.sock";

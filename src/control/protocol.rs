@@ -1,0 +1,156 @@
+//! What goes over the control socket: one JSON object per line, a [`Request`] for each [`Response`].
+//!
+//! The socket is a unix stream socket that root alone may use. With [`Request::Serve`] an open `/dev/fuse` travels along (`SCM_RIGHTS`).
+
+use conf_space::address::Bdf;
+use serde::{Deserialize, Serialize};
+
+/// What is asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// Hide devices from dom0.
+    Hide {
+        /// Lists of devices, each as an operator writes them.
+        devices: Vec<String>,
+        /// Also what dom0 lives on.
+        force: bool,
+    },
+    /// Give hidden devices back to dom0.
+    Unhide {
+        /// As above.
+        devices: Vec<String>,
+    },
+    /// All devices of the host.
+    List,
+    /// One hidden device's configuration space as a guest sees it.
+    Show {
+        /// The device.
+        device: String,
+    },
+    /// The daemon and its guests.
+    Status,
+    /// Serve a facade that the caller mounted in its own mount namespace.
+    Serve,
+}
+
+/// What is answered.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "response", rename_all = "kebab-case")]
+pub enum Response {
+    /// To [`Request::Hide`] and [`Request::Unhide`]: one for each entry and each device that an entry stands for.
+    Entries {
+        /// In the order of the request.
+        entries: Vec<Entry>,
+    },
+    /// To [`Request::List`].
+    Devices {
+        /// In order of their addresses.
+        devices: Vec<DeviceLine>,
+    },
+    /// To [`Request::Show`].
+    Device(Box<Shown>),
+    /// To [`Request::Status`].
+    Status(DaemonStatus),
+    /// To [`Request::Serve`].
+    Served,
+    /// The request as a whole failed.
+    Failed {
+        /// Why, and what to do.
+        message: String,
+    },
+}
+
+/// What became of one entry of a list.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The entry as written, or the device that it stood for.
+    pub entry: String,
+    /// Whether it is done.
+    pub ok: bool,
+    /// What was done, or why not and what to do.
+    pub message: String,
+}
+
+/// One device of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceLine {
+    /// Its address.
+    pub device: Bdf,
+    /// Vendor ID.
+    pub vendor: u16,
+    /// Device ID.
+    pub id: u16,
+    /// Class code, 24 bits.
+    pub class: u32,
+    /// `dom0`, or what a hidden device is at: `hidden`, `assigned`, `releasing`, ...
+    pub state: String,
+    /// dom0's driver, or the one it will get back.
+    pub driver: Option<String>,
+    /// The guest that has it.
+    pub domain: Option<u16>,
+    /// Its address in the guest.
+    pub seen_as: Option<Bdf>,
+    /// The guest may write every register.
+    pub permissive: bool,
+}
+
+/// A device's configuration space as a guest sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shown {
+    /// The device.
+    pub device: DeviceLine,
+    /// Register by register, in order of their offsets.
+    pub fields: Vec<Field>,
+}
+
+/// One register, or the bytes between two.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Field {
+    /// Name, as the specification has it.
+    pub name: String,
+    /// Offset.
+    pub offset: u16,
+    /// Length in bytes.
+    pub length: u16,
+    /// What the guest reads, for a register of up to four bytes; what the hardware holds when that differs.
+    pub value: Option<u32>,
+    /// What the hardware holds.
+    pub hardware: Option<u32>,
+    /// How the guest's accesses are treated, in a word.
+    pub treatment: String,
+    /// Where it is specified.
+    pub spec: String,
+}
+
+/// The daemon and its guests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStatus {
+    /// The daemon's version.
+    pub version: String,
+    /// `xen` or `sim`.
+    pub platform: String,
+    /// Who sees the facade: `global`, `private` or `off`; with a reason when it is not as configured.
+    pub facade: String,
+    /// Its guests.
+    pub guests: Vec<GuestLine>,
+}
+
+/// One guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestLine {
+    /// Its number.
+    pub domain: u16,
+    /// Its name.
+    pub name: String,
+    /// The backend's state.
+    pub backend: String,
+    /// The frontend's state.
+    pub frontend: String,
+    /// Its devices: host address, guest address.
+    pub devices: Vec<(Bdf, Bdf)>,
+    /// What it could not be given: device, reason.
+    pub failed: Vec<(String, String)>,
+    /// Operations since it was connected.
+    pub operations: u64,
+}

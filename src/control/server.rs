@@ -1,0 +1,149 @@
+//! The daemon's end of the control socket. Each connection has a thread of its own, since hiding a device may take a minute.
+
+use std::fs;
+use std::io::{self, IoSliceMut, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+
+use super::SOCKET;
+use super::protocol::{Request, Response};
+
+/// Who answers.
+pub trait Service: Send + Sync + 'static {
+    /// Answers one request. `fd` is what came with it.
+    fn answer(&self, request: Request, fd: Option<OwnedFd>) -> Response;
+}
+
+/// Connections at a time. More are refused: a script gone wild shall not exhaust the daemon.
+const MAX_CONNECTIONS: usize = 32;
+/// The longest request. Lists of devices are long, but not that long.
+const MAX_REQUEST: usize = 256 * 1024;
+/// A connection that sends nothing is closed after this time.
+const IDLE: Duration = Duration::from_secs(10);
+const STACK: usize = 256 * 1024;
+
+/// Opens the socket and answers on threads of its own until the process ends.
+///
+/// # Errors
+/// When the socket cannot be made.
+pub fn start(run_dir: &Path, service: Arc<dyn Service>) -> io::Result<()> {
+    let path = run_dir.join(SOCKET);
+    // One daemon at a time holds the run directory, so what is there is of one that has died.
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    thread::Builder::new()
+        .name("control".into())
+        .stack_size(STACK)
+        .spawn(move || listen(&listener, &service))?;
+    Ok(())
+}
+
+fn listen(listener: &UnixListener, service: &Arc<dyn Service>) {
+    let count = Arc::new(AtomicUsize::new(0));
+    for stream in listener.incoming() {
+        let stream = match stream {
+            Ok(stream) => stream,
+            Err(error) => {
+                log::warn!("control socket: {error}");
+                // Out of descriptors, most likely: waiting is all that helps.
+                thread::sleep(Duration::from_millis(100));
+                continue;
+            }
+        };
+        if count.fetch_add(1, Ordering::AcqRel) >= MAX_CONNECTIONS {
+            count.fetch_sub(1, Ordering::AcqRel);
+            log::warn!(
+                "control socket: more than {MAX_CONNECTIONS} commands at a time; refusing one"
+            );
+            continue;
+        }
+        let (service, counted) = (Arc::clone(service), Arc::clone(&count));
+        let work = move || {
+            if let Err(error) = converse(stream, &*service) {
+                log::debug!("control socket: {error}");
+            }
+            counted.fetch_sub(1, Ordering::AcqRel);
+        };
+        if let Err(error) = thread::Builder::new()
+            .name("command".into())
+            .stack_size(STACK)
+            .spawn(work)
+        {
+            count.fetch_sub(1, Ordering::AcqRel);
+            log::warn!("control socket: {error}");
+        }
+    }
+}
+
+fn converse(mut stream: UnixStream, service: &dyn Service) -> io::Result<()> {
+    stream.set_read_timeout(Some(IDLE))?;
+    loop {
+        let (line, fd) = receive(&stream)?;
+        if line.is_empty() {
+            return Ok(());
+        }
+        let response = match serde_json::from_slice(&line) {
+            Ok(request) => service.answer(request, fd),
+            Err(error) => Response::Failed {
+                message: format!(
+                    "pcibackd {} does not understand the request ({error}); use the pciback of the same version",
+                    env!("CARGO_PKG_VERSION")
+                ),
+            },
+        };
+        let mut line = serde_json::to_vec(&response)?;
+        line.push(b'\n');
+        stream.write_all(&line)?;
+    }
+}
+
+/// One line without its end, and what came with it; an empty line at the end of the connection.
+fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
+    let mut line = Vec::new();
+    let mut fd = None;
+    loop {
+        let mut buffer = [0; 4096];
+        let mut space = nix::cmsg_space!(std::os::fd::RawFd);
+        let received = {
+            let mut slices = [IoSliceMut::new(&mut buffer)];
+            let message = recvmsg::<()>(
+                stream.as_raw_fd(),
+                &mut slices,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            )?;
+            for control in message.cmsgs()? {
+                if let ControlMessageOwned::ScmRights(fds) = control {
+                    for raw in fds {
+                        // SAFETY: the kernel has just made this descriptor for us; nobody else knows of it.
+                        fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+                    }
+                }
+            }
+            message.bytes
+        };
+        let Some(part) = buffer.get(..received).filter(|part| !part.is_empty()) else {
+            return Ok((line, fd));
+        };
+        line.extend_from_slice(part);
+        if line.last() == Some(&b'\n') {
+            line.pop();
+            return Ok((line, fd));
+        }
+        if line.len() > MAX_REQUEST {
+            return Err(io::Error::other("a request that does not end"));
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The daemon: start-up, and the loop that starts a session for each guest.
+
+mod driver;
+mod guests;
+mod platform;
+mod service;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use conf_space::bdf_list;
+use log::{error, info, warn};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+pub use self::platform::Kind as PlatformKind;
+
+use self::driver::SlotDriver;
+use self::guests::Guests;
+use self::platform::Platform;
+use self::service::DaemonService;
+use crate::config::{self, Config};
+use crate::control::server;
+use crate::facade::{Facade, FacadeError};
+use crate::host::devices::{Devices, Quarantine};
+use crate::host::record::RecordError;
+use crate::text::chain;
+
+/// Where the daemon keeps its sockets and records unless told otherwise.
+pub const DEFAULT_RUN_DIR: &str = "/run/pcibackd";
+
+/// The daemon cannot start, or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The kernel's own backend would serve the same guests.
+    #[error(
+        "the kernel's xen-pciback is loaded and would answer the same guests. Stop the guests that use it, then: modprobe -r xen-pciback. \
+         To keep it away: echo 'blacklist xen-pciback' > /etc/modprobe.d/pcibackd.conf (built into the kernel: boot with \
+         initcall_blacklist=xen_pcibk_init)"
+    )]
+    KernelBackend,
+    /// Another daemon is running.
+    #[error(
+        "another pcibackd is running with {path}: stop it first (systemctl stop pcibackd), or give this one another --run-dir"
+    )]
+    Running {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The run directory cannot be used.
+    #[error(
+        "cannot use the run directory {path}; pcibackd runs as root, and the directory must be on a local file system"
+    )]
+    RunDir {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Xen cannot be reached.
+    #[error("cannot reach Xen: pcibackd runs in dom0 (for a try without Xen: pciback demo)")]
+    Xen(#[source] xenbus::XenError),
+    /// xenstore cannot be reached, or has gone.
+    #[error(transparent)]
+    Store(#[from] xenbus::xenstore::Error),
+    /// The records of hidden devices cannot be used.
+    #[error(transparent)]
+    Records(#[from] RecordError),
+    /// The PCI drivers' directory cannot be opened.
+    #[error(transparent)]
+    Facade(#[from] FacadeError),
+    /// The embedded platform cannot be set up.
+    #[error("cannot set up the embedded platform")]
+    Sim(#[source] xenbus::sim::MachineError),
+    /// A system call failed that does not fail in a healthy system.
+    #[error("cannot {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// What the command line says.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration.
+    pub config: Config,
+    /// Real Xen or the embedded one.
+    pub platform: PlatformKind,
+    /// Sockets, lock and records.
+    pub run_dir: PathBuf,
+}
+
+const STORE: Token = Token(0);
+const SIGNALS: Token = Token(1);
+const SESSIONS: Token = Token(2);
+const KEEPER: Token = Token(3);
+
+/// Runs the daemon until it is told to stop. Guests keep their devices then: the next daemon goes on.
+///
+/// # Errors
+/// [`DaemonError`].
+pub fn run(options: Options) -> Result<(), DaemonError> {
+    let Options {
+        config,
+        platform: kind,
+        run_dir,
+    } = options;
+    let config = Arc::new(config);
+    let _lock = lock(&run_dir)?;
+    // Before any thread, so that all of them leave the signals to us.
+    let signals = signals().map_err(|source| DaemonError::System {
+        action: "wait for signals",
+        source,
+    })?;
+    let system = |action| move |source| DaemonError::System { action, source };
+    let platform = Platform::start(kind, &run_dir)?;
+    let devices = Devices::open(
+        Arc::clone(&platform.bus),
+        Arc::clone(&platform.xen),
+        run_dir.join("devices"),
+    )?;
+
+    let mut poll = Poll::new().map_err(system("wait for events"))?;
+    let waker =
+        Arc::new(Waker::new(poll.registry(), SESSIONS).map_err(system("wait for sessions"))?);
+    let guests = Guests::new(
+        Arc::clone(&platform.xen),
+        Arc::clone(&devices),
+        Arc::clone(&config),
+        waker,
+    );
+    // Guests wait for us: they come first.
+    let mut watcher = guests.watch()?;
+    guests.release_orphans();
+
+    let driver = Arc::new(SlotDriver::new(Arc::clone(&devices)));
+    let mut facade = lay_facade(&config, &platform, &driver);
+    let state = match (&facade, config.facade) {
+        (Some(_), _) => "global",
+        (None, config::Facade::Private) => "private",
+        (None, _) => "off",
+    };
+    let service = DaemonService::new(
+        kind,
+        state,
+        Arc::clone(&devices),
+        Arc::clone(&guests),
+        driver,
+        platform.drivers.clone(),
+    );
+    server::start(&run_dir, Arc::new(service)).map_err(|source| DaemonError::RunDir {
+        path: run_dir.clone(),
+        source,
+    })?;
+
+    let registry = poll.registry();
+    let register =
+        |fd: i32, token| registry.register(&mut SourceFd(&fd), token, Interest::READABLE);
+    register(watcher.as_fd().as_raw_fd(), STORE).map_err(system("wait for xenstore"))?;
+    register(signals.as_fd().as_raw_fd(), SIGNALS).map_err(system("wait for signals"))?;
+    if let Some(facade) = &facade {
+        register(facade.keeper().as_raw_fd(), KEEPER).map_err(system("wait for the keeper"))?;
+    }
+
+    hide_at_start(&config, &devices);
+    info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+
+    let mut events = Events::with_capacity(8);
+    loop {
+        guests.follow(&mut watcher)?;
+        match poll.poll(&mut events, None) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            other => other.map_err(system("wait for events"))?,
+        }
+        for event in &events {
+            match event.token() {
+                SIGNALS => {
+                    if let Ok(Some(signal)) = signals.read_signal() {
+                        info!(
+                            "stopping on signal {}; guests keep their devices and are served again when pcibackd starts",
+                            signal.ssi_signo
+                        );
+                        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+                        return Ok(());
+                    }
+                }
+                SESSIONS => guests.sweep(),
+                KEEPER => revive_keeper(&mut facade, &poll),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// One daemon at a time: the lock goes with the process.
+fn lock(run_dir: &Path) -> Result<Flock<File>, DaemonError> {
+    let error = |source| DaemonError::RunDir {
+        path: run_dir.to_owned(),
+        source,
+    };
+    fs::create_dir_all(run_dir).map_err(error)?;
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(run_dir.join("lock"))
+        .map_err(error)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
+        nix::errno::Errno::EWOULDBLOCK => DaemonError::Running {
+            path: run_dir.to_owned(),
+        },
+        errno => error(errno.into()),
+    })
+}
+
+fn signals() -> io::Result<SignalFd> {
+    let mask: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    mask.thread_block()?;
+    Ok(SignalFd::with_flags(
+        &mask,
+        SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
+    )?)
+}
+
+/// A daemon without a facade still serves its guests: say so and go on.
+fn lay_facade(config: &Config, platform: &Platform, driver: &Arc<SlotDriver>) -> Option<Facade> {
+    let real = platform.drivers.clone()?;
+    if config.facade != config::Facade::Global {
+        return None;
+    }
+    match Facade::lay(real, Arc::clone(driver) as Arc<dyn crate::facade::Driver>) {
+        Ok(facade) => Some(facade),
+        Err(error) => {
+            error!("xl will not find hidden devices, since {}", chain(&error));
+            None
+        }
+    }
+}
+
+fn revive_keeper(facade: &mut Option<Facade>, poll: &Poll) {
+    let Some(live) = facade else { return };
+    if live.is_gone() {
+        warn!(
+            "the facade was unmounted by somebody else; xl finds no hidden devices until pcibackd is restarted"
+        );
+        *facade = None;
+        return;
+    }
+    if let Err(error) = poll
+        .registry()
+        .deregister(&mut SourceFd(&live.keeper().as_raw_fd()))
+    {
+        warn!("{error}");
+    }
+    match live.revive_keeper() {
+        Ok(()) => {
+            warn!("the keeper of the facade had died; another one was started");
+            if let Err(error) = poll.registry().register(
+                &mut SourceFd(&live.keeper().as_raw_fd()),
+                KEEPER,
+                Interest::READABLE,
+            ) {
+                error!("{error}");
+            }
+        }
+        Err(error) => error!("{}", chain(&error)),
+    }
+}
+
+/// Each device on its own: one that fails, or an entry that makes no sense, is logged and the others are hidden.
+fn hide_at_start(config: &Config, devices: &Devices) {
+    for list in &config.hide {
+        for entry in bdf_list::parse(list) {
+            let pattern = match entry {
+                Ok(pattern) => pattern,
+                Err(error) => {
+                    error!("configuration, hide: {}", chain(&error));
+                    continue;
+                }
+            };
+            let existing = devices.bus().list().unwrap_or_default();
+            let mut any = false;
+            for bdf in pattern.expand(existing) {
+                any = true;
+                match devices.hide(bdf, false, Quarantine::Ours) {
+                    Ok(_) => info!("{bdf} is hidden"),
+                    Err(error) => error!("configuration, hide: {}", chain(&error)),
+                }
+            }
+            if !any {
+                error!(
+                    "configuration, hide: no device matches {pattern}; 'pciback list' shows those that are there"
+                );
+            }
+        }
+    }
+}
+
+/// Locks a mutex whose holder cannot have left it inconsistent.
+fn lock_of<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

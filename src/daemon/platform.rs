@@ -1,0 +1,65 @@
+//! What the daemon stands on: real Xen and the machine's own devices, or the embedded Xen and simulated ones.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use xenbus::Xen;
+
+use super::DaemonError;
+use crate::facade::RealDrivers;
+use crate::host::Bus;
+use crate::host::sysfs::Sysfs;
+
+/// Which of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// The Xen that this dom0 runs on.
+    Xen,
+}
+
+impl Kind {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xen => "xen",
+        }
+    }
+}
+
+/// A platform.
+#[derive(Debug)]
+pub struct Platform {
+    /// Xen.
+    pub xen: Arc<dyn Xen>,
+    /// The host's devices.
+    pub bus: Arc<dyn Bus>,
+    /// Linux's PCI drivers; `None` where there are none.
+    pub drivers: Option<RealDrivers>,
+}
+
+/// There while the kernel's own backend is registered with xenbus.
+const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/xen-pciback";
+
+impl Platform {
+    /// Opens the real platform, or starts the embedded one with its sockets in `run_dir`.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn start(kind: Kind, _run_dir: &Path) -> Result<Self, DaemonError> {
+        match kind {
+            Kind::Xen => {
+                if Path::new(KERNEL_BACKEND).exists() {
+                    return Err(DaemonError::KernelBackend);
+                }
+                let xen = Arc::new(xenbus::host::Host::new().map_err(DaemonError::Xen)?);
+                let drivers = RealDrivers::open()?;
+                let bus = Arc::new(Sysfs::new("/sys", drivers.clone()));
+                Ok(Self {
+                    xen,
+                    bus,
+                    drivers: Some(drivers),
+                })
+            }
+        }
+    }
+}

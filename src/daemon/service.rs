@@ -1,0 +1,317 @@
+//! What the daemon answers on the control socket.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use conf_space::address::Bdf;
+use conf_space::bdf_list;
+use conf_space::overlay::{Overlay, OverlayState, Treatment};
+use conf_space::{ConfigSpace, Width};
+
+use super::driver::SlotDriver;
+use super::guests::Guests;
+use super::platform::Kind;
+use crate::control::protocol::{
+    DaemonStatus, DeviceLine, Entry, Field, GuestLine, Request, Response, Shown,
+};
+use crate::control::server::Service;
+use crate::facade::{self, RealDrivers};
+use crate::host::HostError;
+use crate::host::devices::{DeviceError, Devices, Quarantine, Rebind};
+use crate::host::record::Phase;
+use crate::text::chain;
+
+/// The daemon's answers.
+#[derive(Debug)]
+pub struct DaemonService {
+    platform: Kind,
+    facade: &'static str,
+    devices: Arc<Devices>,
+    guests: Arc<Guests>,
+    driver: Arc<SlotDriver>,
+    drivers: Option<RealDrivers>,
+}
+
+impl DaemonService {
+    /// Of a daemon with these parts.
+    pub fn new(
+        platform: Kind,
+        facade: &'static str,
+        devices: Arc<Devices>,
+        guests: Arc<Guests>,
+        driver: Arc<SlotDriver>,
+        drivers: Option<RealDrivers>,
+    ) -> Self {
+        Self {
+            platform,
+            facade,
+            devices,
+            guests,
+            driver,
+            drivers,
+        }
+    }
+
+    /// Does something with every device that the lists name: each on its own, and told of on its own.
+    fn for_each(
+        &self,
+        lists: &[String],
+        act: impl Fn(Bdf) -> Result<String, DeviceError>,
+    ) -> Response {
+        let existing = match self.devices.bus().list() {
+            Ok(existing) => existing,
+            Err(error) => {
+                return Response::Failed {
+                    message: chain(&error),
+                };
+            }
+        };
+        let mut entries = Vec::new();
+        let failed = |entry: String, message: String| Entry {
+            entry,
+            ok: false,
+            message,
+        };
+        for pattern in lists.iter().flat_map(|list| bdf_list::parse(list)) {
+            let pattern = match pattern {
+                Ok(pattern) => pattern,
+                Err(error) => {
+                    let why = error.problem.to_string();
+                    entries.push(failed(error.entry, why));
+                    continue;
+                }
+            };
+            let mut named: Vec<Bdf> = pattern.expand(existing.iter().copied()).collect();
+            // A device that is named is tried, so that the reason is told; a range that is empty is itself the failure.
+            named.extend(pattern.exact().filter(|bdf| !existing.contains(bdf)));
+            if named.is_empty() {
+                entries.push(failed(
+                    pattern.to_string(),
+                    "no device matches; 'pciback list' shows those that are there".into(),
+                ));
+            }
+            entries.extend(named.into_iter().map(|bdf| match act(bdf) {
+                Ok(message) => Entry {
+                    entry: bdf.to_string(),
+                    ok: true,
+                    message,
+                },
+                Err(error) => failed(bdf.to_string(), chain(&error)),
+            }));
+        }
+        Response::Entries { entries }
+    }
+
+    fn hide(&self, lists: &[String], force: bool) -> Response {
+        self.for_each(lists, |bdf| {
+            let new = self.devices.hide(bdf, force, Quarantine::Ours)?;
+            Ok(if new { "hidden" } else { "hidden already" }.to_owned())
+        })
+    }
+
+    fn unhide(&self, lists: &[String]) -> Response {
+        self.for_each(lists, |bdf| {
+            self.devices.unhide(bdf, Rebind::Driver)?;
+            let driver = self
+                .devices
+                .bus()
+                .describe(bdf)
+                .ok()
+                .and_then(|description| description.driver);
+            Ok(driver.map_or_else(
+                || "given back to dom0, where no driver is bound to it".to_owned(),
+                |driver| format!("given back to dom0's {driver}"),
+            ))
+        })
+    }
+
+    fn line(&self, bdf: Bdf) -> Result<DeviceLine, HostError> {
+        let description = self.devices.bus().describe(bdf)?;
+        let hidden = self.devices.get(bdf);
+        let phase = hidden.as_ref().and_then(|device| device.record.phase());
+        let owner = hidden
+            .as_ref()
+            .filter(|_| phase == Some(Phase::Assigned))
+            .and_then(|device| device.record.owner());
+        Ok(DeviceLine {
+            device: bdf,
+            vendor: description.identity.vendor,
+            id: description.identity.device,
+            class: description.class,
+            state: phase.map_or("dom0", Phase::name).to_owned(),
+            driver: description
+                .driver
+                .or_else(|| hidden.as_ref().and_then(|device| device.record.driver())),
+            domain: owner.map(|owner| owner.domain.0),
+            seen_as: owner.map(|owner| owner.seen_as),
+            permissive: hidden.is_some_and(|device| {
+                device
+                    .record
+                    .flags()
+                    .contains(crate::host::record::Flags::PERMISSIVE)
+            }),
+        })
+    }
+
+    fn list(&self) -> Response {
+        match self.devices.bus().list() {
+            // One that vanishes meanwhile is left out.
+            Ok(found) => Response::Devices {
+                devices: found
+                    .into_iter()
+                    .filter_map(|bdf| self.line(bdf).ok())
+                    .collect(),
+            },
+            Err(error) => Response::Failed {
+                message: chain(&error),
+            },
+        }
+    }
+
+    fn show(&self, device: &str) -> Response {
+        let failed = |message: String| Response::Failed { message };
+        let bdf: Bdf = match device.parse() {
+            Ok(bdf) => bdf,
+            Err(error) => return failed(format!("{device}: {error}")),
+        };
+        let line = match self.line(bdf) {
+            Ok(line) => line,
+            Err(error) => return failed(chain(&error)),
+        };
+        let description = match self.devices.bus().describe(bdf) {
+            Ok(description) => description,
+            Err(error) => return failed(chain(&error)),
+        };
+        let config = match self.devices.bus().open(bdf) {
+            Ok(config) => config,
+            Err(error) => return failed(chain(&error)),
+        };
+        // Looking must not touch a device that is dom0's.
+        let reading = ReadOnly(&*config);
+        let mut overlay = match Overlay::new(&description.identity, &reading) {
+            Ok(overlay) => overlay,
+            Err(error) => return failed(chain(&error)),
+        };
+        if let Some(hidden) = self
+            .devices
+            .get(bdf)
+            .filter(|hidden| hidden.record.phase() == Some(Phase::Assigned))
+        {
+            overlay.set_state(OverlayState::from_bits(hidden.record.overlay()));
+        }
+        let fields = overlay.fields().map(|field| {
+            let width = Width::from_bytes(field.length.into());
+            let value = width.and_then(|_| {
+                overlay
+                    .read(&reading, field.offset.into(), field.length.into())
+                    .ok()
+            });
+            let hardware = width.and_then(|width| reading.read(field.offset, width).ok());
+            Field {
+                name: if field.block.is_empty() {
+                    String::new()
+                } else {
+                    format!("{}: {}", field.block, field.name)
+                },
+                offset: field.offset,
+                length: field.length,
+                value,
+                hardware,
+                treatment: treatment(field.treatment).to_owned(),
+                spec: field.spec.to_owned(),
+            }
+        });
+        Response::Device(Box::new(Shown {
+            device: line,
+            fields: fields.collect(),
+        }))
+    }
+
+    fn status(&self) -> Response {
+        let guest = |(domain, status): (xenbus::DomId, crate::session::Status)| {
+            let state = |state: Option<xenbus::XenbusState>| {
+                state.map_or_else(|| "unknown".to_owned(), |state| state.to_string())
+            };
+            GuestLine {
+                domain: domain.0,
+                name: status.name,
+                backend: state(status.states.map(|(backend, _)| backend)),
+                frontend: state(status.states.map(|(_, frontend)| frontend)),
+                devices: status.devices,
+                failed: status.failed,
+                operations: status.operations,
+            }
+        };
+        Response::Status(DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            platform: self.platform.name().to_owned(),
+            facade: self.facade.to_owned(),
+            guests: self.guests.status().into_iter().map(guest).collect(),
+        })
+    }
+
+    fn serve(&self, fuse: Option<OwnedFd>) -> Response {
+        let failed = |message: &str| Response::Failed {
+            message: message.to_owned(),
+        };
+        let Some(fuse) = fuse else {
+            return failed("the request came without an open /dev/fuse");
+        };
+        let Some(drivers) = self.drivers.clone() else {
+            return failed("the embedded platform has no PCI drivers to lay a facade over");
+        };
+        match facade::serve(
+            fuse,
+            Arc::clone(&self.driver) as Arc<dyn facade::Driver>,
+            drivers,
+        ) {
+            // It ends by itself when the caller's mount namespace does.
+            Ok(_) => Response::Served,
+            Err(error) => Response::Failed {
+                message: chain(&error),
+            },
+        }
+    }
+}
+
+impl Service for DaemonService {
+    fn answer(&self, request: Request, fd: Option<OwnedFd>) -> Response {
+        match request {
+            Request::Hide { devices, force } => self.hide(&devices, force),
+            Request::Unhide { devices } => self.unhide(&devices),
+            Request::List => self.list(),
+            Request::Show { device } => self.show(&device),
+            Request::Status => self.status(),
+            Request::Serve => self.serve(fd),
+        }
+    }
+}
+
+fn treatment(treatment: Treatment) -> &'static str {
+    match treatment {
+        Treatment::Emulated => "emulated",
+        Treatment::Passed => "passed",
+        Treatment::Filtered => "filtered",
+        Treatment::ReadOnly => "read-only",
+        Treatment::Dropped => "writes dropped",
+        Treatment::Hidden => "hidden",
+    }
+}
+
+/// A configuration space that is looked at and not touched.
+struct ReadOnly<'a>(&'a dyn ConfigSpace);
+
+impl ConfigSpace for ReadOnly<'_> {
+    fn read(&self, offset: u16, width: Width) -> Result<u32, conf_space::AccessError> {
+        self.0.read(offset, width)
+    }
+
+    fn write(
+        &self,
+        _offset: u16,
+        _width: Width,
+        _value: u32,
+    ) -> Result<(), conf_space::AccessError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,631 @@
+//! The FUSE file system: each question of the kernel's goes to [`Driver`] or to the real directory.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BsdFileFlags, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, TimeOrNow,
+    WriteFlags,
+};
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use super::attribute::Attribute;
+use super::driver::Driver;
+use super::pool::Pool;
+use super::real::{RealDrivers, errno};
+use super::stat::{Made, kind_in_directory, made, real};
+use super::tree::{Node, PCIBACK, Tree, in_pciback};
+
+/// Nothing is cached by the kernel: drivers and devices come and go.
+const TTL: Duration = Duration::ZERO;
+/// Bytes in one read or write. A sysfs file holds no more than a page.
+const PAGE: u32 = 4096;
+/// How many requests that may take long run side by side, and how long their threads stay when there is nothing to do.
+const SLOW_REQUESTS: usize = 16;
+const REST: Duration = Duration::from_secs(2);
+
+pub(super) struct Filesystem {
+    driver: Arc<dyn Driver>,
+    real: RealDrivers,
+    pool: Pool,
+    tree: Mutex<Tree>,
+    open: Mutex<HashMap<u64, Arc<Open>>>,
+    next_handle: AtomicU64,
+    mounted: SystemTime,
+}
+
+/// What an open file or directory refers to.
+enum Open {
+    /// Its names, as they were when reading it began.
+    Directory(Mutex<Vec<Listed>>),
+    /// Its text, as it was when reading it began.
+    Attribute(Attribute, Mutex<Vec<u8>>),
+    Real(File),
+}
+
+struct Listed {
+    name: OsString,
+    kind: FileType,
+    number: u64,
+}
+
+impl Filesystem {
+    pub fn new(driver: Arc<dyn Driver>, real: RealDrivers) -> Self {
+        Self {
+            driver,
+            real,
+            pool: Pool::new(SLOW_REQUESTS, REST),
+            tree: Mutex::new(Tree::new()),
+            open: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            mounted: SystemTime::now(),
+        }
+    }
+
+    fn node(&self, number: INodeNo) -> Result<Node, Errno> {
+        lock(&self.tree).node(number.0).ok_or(Errno::ESTALE)
+    }
+
+    fn attributes(&self, number: INodeNo, node: &Node) -> Result<FileAttr, Errno> {
+        match node {
+            Node::Root => real(number, &self.real.stat(Path::new(""))?),
+            Node::Real(path) => real(number, &self.real.stat(path)?),
+            Node::Pciback => Ok(made(number, Made::Directory, self.mounted)),
+            Node::Attribute(attribute) => {
+                Ok(made(number, Made::File(attribute.mode()), self.mounted))
+            }
+            Node::Device(device) if self.driver.seized().contains(device) => {
+                Ok(made(number, Made::Link, self.mounted))
+            }
+            Node::Device(_) => Err(Errno::ENOENT),
+        }
+    }
+
+    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
+        let path = match self.node(parent)? {
+            Node::Root if name == PCIBACK => return self.made_child(Node::Pciback),
+            Node::Root => PathBuf::from(name),
+            Node::Pciback => return self.made_child(in_pciback(name).ok_or(Errno::ENOENT)?),
+            Node::Real(path) => path.join(name),
+            Node::Attribute(_) | Node::Device(_) => return Err(Errno::ENOTDIR),
+        };
+        let stat = self.real.stat(&path)?;
+        real(INodeNo(lock(&self.tree).look_up(&path)), &stat)
+    }
+
+    fn made_child(&self, node: Node) -> Result<FileAttr, Errno> {
+        let number = Tree::number(&node).ok_or(Errno::ENOENT)?;
+        self.attributes(INodeNo(number), &node)
+    }
+
+    fn link(&self, number: INodeNo) -> Result<OsString, Errno> {
+        match self.node(number)? {
+            Node::Real(path) => self.real.read_link(&path),
+            // one level deeper than the link under /sys/bus/pci/devices
+            Node::Device(device) => Ok(Path::new("..")
+                .join(self.real.device_link(device)?)
+                .into_os_string()),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn list(&self, number: INodeNo) -> Result<Vec<Listed>, Errno> {
+        let listed = |name: &str, kind, number| Listed {
+            name: name.into(),
+            kind,
+            number,
+        };
+        let made = |node: &Node, name: &str, kind| Some(listed(name, kind, Tree::number(node)?));
+        let mut list = vec![
+            listed(".", FileType::Directory, number.0),
+            listed("..", FileType::Directory, INodeNo::ROOT.0),
+        ];
+        let path = match self.node(number)? {
+            Node::Pciback => {
+                let files = Attribute::ALL.iter();
+                list.extend(files.filter_map(|file| {
+                    made(&Node::Attribute(*file), file.name(), FileType::RegularFile)
+                }));
+                let devices = self.driver.seized().into_iter();
+                list.extend(devices.filter_map(|device| {
+                    made(
+                        &Node::Device(device),
+                        &device.to_string(),
+                        FileType::Symlink,
+                    )
+                }));
+                return Ok(list);
+            }
+            Node::Root => {
+                list.extend(made(&Node::Pciback, PCIBACK, FileType::Directory));
+                Path::new("").into()
+            }
+            Node::Real(path) => path,
+            Node::Attribute(_) | Node::Device(_) => return Err(Errno::ENOTDIR),
+        };
+        let shadowed = |name: &OsStr| path.as_os_str().is_empty() && name == PCIBACK;
+        for entry in self
+            .real
+            .list(&path)?
+            .into_iter()
+            .filter(|entry| !shadowed(&entry.name))
+        {
+            list.push(Listed {
+                name: entry.name,
+                kind: kind_in_directory(entry.kind),
+                number: entry.inode,
+            });
+        }
+        Ok(list)
+    }
+
+    fn open_node(&self, number: INodeNo, mode: OpenAccMode) -> Result<Open, Errno> {
+        match self.node(number)? {
+            Node::Real(path) => {
+                let flags = match mode {
+                    OpenAccMode::O_RDONLY => OFlag::O_RDONLY,
+                    OpenAccMode::O_WRONLY => OFlag::O_WRONLY,
+                    OpenAccMode::O_RDWR => OFlag::O_RDWR,
+                };
+                Ok(Open::Real(self.real.open_file(&path, flags)?))
+            }
+            Node::Attribute(attribute) => {
+                // in sysfs not even root opens a file for what it cannot do
+                let (reads, writes) =
+                    (mode != OpenAccMode::O_WRONLY, mode != OpenAccMode::O_RDONLY);
+                if reads && !attribute.is_readable() || writes && !attribute.is_writable() {
+                    return Err(Errno::EACCES);
+                }
+                Ok(Open::Attribute(attribute, Mutex::default()))
+            }
+            Node::Root | Node::Pciback => Err(Errno::EISDIR),
+            Node::Device(_) => Err(Errno::ELOOP),
+        }
+    }
+
+    fn keep(&self, open: Open) -> FileHandle {
+        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        lock(&self.open).insert(handle, Arc::new(open));
+        FileHandle(handle)
+    }
+
+    fn opened(&self, handle: FileHandle) -> Result<Arc<Open>, Errno> {
+        lock(&self.open).get(&handle.0).cloned().ok_or(Errno::EBADF)
+    }
+
+    fn read_attribute(
+        &self,
+        attribute: Attribute,
+        text: &Mutex<Vec<u8>>,
+        offset: u64,
+        size: u32,
+        reply: ReplyData,
+    ) {
+        let mut text = lock(text);
+        if offset == 0 {
+            match attribute.read(&*self.driver) {
+                Ok(now) => *text = now.into_bytes(),
+                Err(error) => return reply.error(fuse(error)),
+            }
+        }
+        let rest = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| text.get(offset..))
+            .unwrap_or_default();
+        let part = usize::try_from(size)
+            .ok()
+            .and_then(|size| rest.get(..size))
+            .unwrap_or(rest);
+        reply.data(part);
+    }
+
+    fn write_attribute(&self, attribute: Attribute, data: &[u8], reply: ReplyWrite) {
+        let (data, driver, real) = (data.to_vec(), self.driver.clone(), self.real.clone());
+        self.pool.run(
+            move || match attribute.write(&*driver, &data, || real.all_devices()) {
+                Ok(()) => reply.written(length(&data)),
+                Err(error) => reply.error(fuse(error)),
+            },
+        );
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fuse(error: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(error as i32)
+}
+
+fn length(data: &[u8]) -> u32 {
+    u32::try_from(data.len()).unwrap_or(u32::MAX)
+}
+
+impl fuser::Filesystem for Filesystem {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        // a request then fits into two pages of the session's buffer, whose 16 MiB are never touched
+        let _ = config.set_max_write(PAGE);
+        let _ = config.set_max_readahead(PAGE);
+        // older kernels do without
+        let _ = config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS);
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.find(parent, name) {
+            Ok(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
+            Err(error) => reply.error(fuse(error)),
+        }
+    }
+
+    fn forget(&self, _req: &Request, number: INodeNo, lookups: u64) {
+        lock(&self.tree).forget(number.0, lookups);
+    }
+
+    fn getattr(
+        &self,
+        _req: &Request,
+        number: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        match self
+            .node(number)
+            .and_then(|node| self.attributes(number, &node))
+        {
+            Ok(attributes) => reply.attr(&TTL, &attributes),
+            Err(error) => reply.error(fuse(error)),
+        }
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        number: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        // a shell's `>` truncates, which means nothing in sysfs
+        if size.is_none() || mode.is_some() || uid.is_some() || gid.is_some() {
+            return reply.error(fuser::Errno::EPERM);
+        }
+        match self
+            .node(number)
+            .and_then(|node| self.attributes(number, &node))
+        {
+            Ok(attributes) => reply.attr(&TTL, &attributes),
+            Err(error) => reply.error(fuse(error)),
+        }
+    }
+
+    fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
+        match self.link(number) {
+            Ok(target) => reply.data(target.as_encoded_bytes()),
+            Err(error) => reply.error(fuse(error)),
+        }
+    }
+
+    fn opendir(&self, _req: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(
+            self.keep(Open::Directory(Mutex::default())),
+            FopenFlags::empty(),
+        );
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let open = match self.opened(handle) {
+            Ok(open) => open,
+            Err(error) => return reply.error(fuse(error)),
+        };
+        let Open::Directory(names) = &*open else {
+            return reply.error(fuser::Errno::ENOTDIR);
+        };
+        let mut names = lock(names);
+        if offset == 0 {
+            match self.list(number) {
+                Ok(now) => *names = now,
+                Err(error) => return reply.error(fuse(error)),
+            }
+        }
+        // an entry's offset is that of the next one
+        for (next, listed) in (1u64..)
+            .zip(names.iter())
+            .skip(usize::try_from(offset).unwrap_or(usize::MAX))
+        {
+            if reply.add(INodeNo(listed.number), next, listed.kind, &listed.name) {
+                break;
+            }
+        }
+        reply.ok();
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        lock(&self.open).remove(&handle.0);
+        reply.ok();
+    }
+
+    fn open(&self, _req: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        // every read and write is to arrive here, at once and with its own errno
+        let direct = FopenFlags::FOPEN_DIRECT_IO
+            | FopenFlags::FOPEN_NOFLUSH
+            | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
+        match self.open_node(number, flags.acc_mode()) {
+            Ok(open) => reply.opened(self.keep(open), direct),
+            Err(error) => reply.error(fuse(error)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let open = match self.opened(handle) {
+            Ok(open) => open,
+            Err(error) => return reply.error(fuse(error)),
+        };
+        match &*open {
+            Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
+            Open::Attribute(attribute, text) => {
+                self.read_attribute(*attribute, text, offset, size, reply)
+            }
+            Open::Real(_) => self.pool.run(move || {
+                let Open::Real(file) = &*open else { return };
+                let mut buffer = vec![0; usize::try_from(size.min(PAGE)).unwrap_or_default()];
+                match file.read_at(&mut buffer, offset) {
+                    Ok(count) => reply.data(buffer.get(..count).unwrap_or_default()),
+                    Err(error) => reply.error(fuse(errno(&error))),
+                }
+            }),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let open = match self.opened(handle) {
+            Ok(open) => open,
+            Err(error) => return reply.error(fuse(error)),
+        };
+        match &*open {
+            Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
+            Open::Attribute(attribute, _) => self.write_attribute(*attribute, data, reply),
+            Open::Real(_) => {
+                let data = data.to_vec();
+                self.pool.run(move || {
+                    let Open::Real(file) = &*open else { return };
+                    match file.write_at(&data, offset) {
+                        Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
+                        Err(error) => reply.error(fuse(errno(&error))),
+                    }
+                });
+            }
+        }
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        lock(&self.open).remove(&handle.0);
+        reply.ok();
+    }
+
+    // What sysfs refuses, with sysfs's errno. (ENOSYS in some: not asked again, and the kernel does what it does without.)
+
+    fn create(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _flags: i32,
+        reply: ReplyCreate,
+    ) {
+        reply.error(fuser::Errno::EACCES);
+    }
+
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn mkdir(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn symlink(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _target: &Path,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn link(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        _parent: INodeNo,
+        _name: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::EPERM);
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        _handle: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn fsync(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        _handle: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn getxattr(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        _name: &OsStr,
+        _size: u32,
+        reply: ReplyXattr,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn listxattr(&self, _req: &Request, _number: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        _name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn ioctl(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        _handle: FileHandle,
+        _flags: IoctlFlags,
+        _command: u32,
+        _data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
+    fn poll(
+        &self,
+        _req: &Request,
+        _number: INodeNo,
+        _handle: FileHandle,
+        _notifier: PollNotifier,
+        _events: PollEvents,
+        _flags: PollFlags,
+        reply: ReplyPoll,
+    ) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+}

@@ -1,0 +1,181 @@
+//! The host's PCI devices.
+//!
+//! | module | holds |
+//! |---|---|
+//! | this one | the bus they are on, as an interface ([`Bus`]) |
+//! | [`sysfs`] | the machine's own bus |
+//! | [`sim`] | a simulated one, for the embedded platform |
+//! | [`devices`] | hidden devices and how they change hands: dom0, hidden, a guest's |
+//! | [`record`] | what is remembered of a hidden device beyond the daemon's life |
+//! | [`config_state`] | saving and restoring configuration space |
+//! | [`interrupts`] | a hidden device's MSI and MSI-X |
+
+pub mod config_state;
+pub mod devices;
+pub mod interrupts;
+pub mod record;
+
+pub mod sysfs;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use conf_space::address::Bdf;
+use conf_space::overlay::Identity;
+use conf_space::{AccessError, ConfigSpace};
+
+/// Something that a host device or its kernel driver refused.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The bus cannot be listed.
+    #[error("cannot list {path}: is sysfs mounted?")]
+    NoBus {
+        /// Where it should be.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no such device.
+    #[error("there is no PCI device {bdf}: 'lspci -D' lists those that are there")]
+    NoDevice {
+        /// The device asked for.
+        bdf: Bdf,
+    },
+    /// The kernel refused an operation on a device.
+    #[error("{bdf}: cannot {action}: {remedy}")]
+    Refused {
+        /// The device.
+        bdf: Bdf,
+        /// What was tried, as a verb phrase: "unbind its driver e1000e".
+        action: String,
+        /// What the operator can do.
+        remedy: &'static str,
+        /// The kernel's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Its configuration space cannot be read.
+    #[error("{bdf}: its configuration space cannot be read")]
+    Unreadable {
+        /// The device.
+        bdf: Bdf,
+        /// Why.
+        #[source]
+        source: AccessError,
+    },
+    /// What the kernel says of a device cannot be understood.
+    #[error("{bdf}: {what}")]
+    Malformed {
+        /// The device.
+        bdf: Bdf,
+        /// What is wrong.
+        what: String,
+    },
+}
+
+/// Configuration space that may be used from any thread.
+pub type Config = Arc<dyn DeviceConfig>;
+
+/// A configuration space that several threads may use.
+pub trait DeviceConfig: ConfigSpace + Send + Sync + fmt::Debug {}
+
+impl<T: ConfigSpace + Send + Sync + fmt::Debug> DeviceConfig for T {}
+
+/// How a device came to be: what decides which rules hold for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FunctionKind {
+    /// An ordinary device.
+    Plain,
+    /// An SR-IOV physical function with this many virtual functions enabled.
+    Physical {
+        /// Virtual functions enabled now.
+        virtual_functions: u16,
+    },
+    /// An SR-IOV virtual function.
+    Virtual {
+        /// The physical function it belongs to.
+        physical: Bdf,
+    },
+}
+
+/// What the bus knows of a device.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// Identity and resources as the kernel knows them; right for virtual functions too, whose registers read as absent.
+    pub identity: Identity,
+    /// Class code, 24 bits: base class, subclass, programming interface.
+    pub class: u32,
+    /// Plain, physical or virtual.
+    pub kind: FunctionKind,
+    /// The legacy interrupt as dom0 numbers it, which for a PV dom0 is the GSI; 0: none.
+    pub irq: u32,
+    /// The driver bound in dom0.
+    pub driver: Option<String>,
+    /// Reset methods the kernel offers, best first; empty: none. Names as in sysfs `reset_method`.
+    pub reset_methods: Vec<String>,
+}
+
+/// The bus that host devices are on. Every method may block for as long as the kernel takes; [`Bus::reset`] up to a minute.
+pub trait Bus: Send + Sync + fmt::Debug {
+    /// All devices that are there now.
+    ///
+    /// # Errors
+    /// When the bus itself cannot be listed.
+    fn list(&self) -> Result<Vec<Bdf>, HostError>;
+
+    /// What is known of one device.
+    ///
+    /// # Errors
+    /// [`HostError::NoDevice`], and when the kernel's description cannot be read.
+    fn describe(&self, bdf: Bdf) -> Result<Description, HostError>;
+
+    /// Opens a device's configuration space for reading and writing.
+    ///
+    /// # Errors
+    /// When it cannot be opened, kernel lockdown among the reasons.
+    fn open(&self, bdf: Bdf) -> Result<Config, HostError>;
+
+    /// Unbinds the driver, if one is bound.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn unbind(&self, bdf: Bdf) -> Result<(), HostError>;
+
+    /// Reserves the device for a driver of this name, or for whichever matches.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn set_driver_override(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError>;
+
+    /// The name that the device is reserved for.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn driver_override(&self, bdf: Bdf) -> Result<Option<String>, HostError>;
+
+    /// Binds a driver: the one named, or whichever matches.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn bind(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError>;
+
+    /// Switches the device on (power state D0, memory and I/O decode, interrupt routing), or takes that back. Counted by the kernel.
+    ///
+    /// # Errors
+    /// The kernel's; a bound driver makes it refuse.
+    fn enable(&self, bdf: Bdf, on: bool) -> Result<(), HostError>;
+
+    /// Resets the function by the best method there is. The kernel saves and restores the standard configuration around it.
+    ///
+    /// # Errors
+    /// The kernel's; a device without a reset method is [`HostError::Refused`].
+    fn reset(&self, bdf: Bdf) -> Result<(), HostError>;
+
+    /// Why dom0 cannot do without the device, in words an operator understands; `None`: it can.
+    ///
+    /// # Errors
+    /// When that cannot be found out.
+    fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError>;
+}

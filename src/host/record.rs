@@ -1,0 +1,428 @@
+//! What is remembered of a hidden device beyond the daemon's life: one small file per device in `RUN_DIR/devices`, mapped into memory.
+//!
+//! A store into the mapping survives `kill -9` of the daemon at any moment and costs no system call, so what an operation of a guest
+//! changes can be written down before its effect becomes visible. The directory is on tmpfs: after a reboot of the host there are no
+//! hidden devices and no records either.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use conf_space::address::Bdf;
+use msi::ledger;
+use xenbus::DomId;
+
+/// A record that cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The file cannot be used.
+    #[error("cannot use {path}; is its directory writable and on a local file system?")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file is not a record of this version.
+    #[error(
+        "{path} is not a device record of this version of pcibackd; unhide the device with the version that hid it, or remove the file"
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// Where a device is on its way between dom0 and a guest. Written before the step it names is begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Phase {
+    /// Being taken from dom0.
+    Hiding = 1,
+    /// Nobody's: can be given to a guest.
+    Hidden = 2,
+    /// A guest's.
+    Assigned = 3,
+    /// A guest's no more, being reset.
+    Releasing = 4,
+    /// Being given back to dom0.
+    Returning = 5,
+    /// Did not come back from a reset. Given to nobody until unhidden.
+    Dead = 6,
+}
+
+impl Phase {
+    fn from_number(number: u32) -> Option<Self> {
+        [
+            Self::Hiding,
+            Self::Hidden,
+            Self::Assigned,
+            Self::Releasing,
+            Self::Returning,
+            Self::Dead,
+        ]
+        .into_iter()
+        .find(|phase| *phase as u32 == number)
+    }
+
+    /// The phase in an operator's words.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Hiding => "hiding",
+            Self::Hidden => "hidden",
+            Self::Assigned => "assigned",
+            Self::Releasing => "releasing",
+            Self::Returning => "returning",
+            Self::Dead => "dead",
+        }
+    }
+}
+
+/// Who holds a device: a guest, and where the guest sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The guest.
+    pub domain: DomId,
+    /// The device's address in the guest.
+    pub seen_as: Bdf,
+}
+
+bitflags::bitflags! {
+    /// What was done to a device when it was hidden, and what it was granted.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub struct Flags: u32 {
+        /// Its enable count in the kernel was raised.
+        const ENABLED = 1;
+        /// Xen recorded its MSI-X table.
+        const MSIX_PREPARED = 1 << 1;
+        /// It was assigned to `DOMID_IO` by us.
+        const QUARANTINED = 1 << 2;
+        /// Its saved configuration is complete.
+        const SAVED = 1 << 3;
+        /// The guest may write every register. Until release.
+        const PERMISSIVE = 1 << 4;
+        /// The guest may set the interrupt enable bits itself. Until release.
+        const INTERRUPT_CONTROL = 1 << 5;
+    }
+}
+
+const DRIVER_MAX: usize = 64;
+const CONFIG_MAX: usize = 4096;
+const MAGIC: u64 = u64::from_le_bytes(*b"pciback\x01");
+
+/// The file's layout, native byte order. A file of zeros is a record with nothing in it.
+#[repr(C)]
+struct Layout {
+    magic: AtomicU64,
+    overlay: AtomicU64,
+    phase: AtomicU32,
+    flags: AtomicU32,
+    owner: AtomicU32,
+    seen_as: AtomicU64,
+    msi: [AtomicU32; ledger::WORDS],
+    driver: [AtomicU8; DRIVER_MAX],
+    config_len: AtomicU32,
+    config: [AtomicU8; CONFIG_MAX],
+}
+
+/// A device's record. Dropping it unmaps the file and leaves it where it is.
+#[derive(Debug)]
+pub struct Record {
+    path: PathBuf,
+    layout: NonNull<Layout>,
+}
+
+// SAFETY: the mapping belongs to this value alone and holds nothing but atomics.
+unsafe impl Send for Record {}
+// SAFETY: as above.
+unsafe impl Sync for Record {}
+
+impl Record {
+    /// Opens the record of a device, or makes an empty one.
+    ///
+    /// # Errors
+    /// [`RecordError`].
+    pub fn open(directory: &Path, bdf: Bdf) -> Result<Self, RecordError> {
+        let path = directory.join(bdf.to_string());
+        let error = |source| RecordError::Io {
+            path: path.clone(),
+            source,
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(error)?;
+        let size = size_of::<Layout>() as u64;
+        let found = file.metadata().map_err(error)?.len();
+        if found == 0 {
+            file.set_len(size).map_err(error)?;
+        } else if found != size {
+            return Err(RecordError::Foreign { path });
+        }
+        let layout = map(&file).map_err(error)?;
+        let record = Self { path, layout };
+        match record.layout().magic.load(Ordering::Relaxed) {
+            0 => record.layout().magic.store(MAGIC, Ordering::Relaxed),
+            MAGIC => {}
+            _ => {
+                return Err(RecordError::Foreign {
+                    path: record.path.clone(),
+                });
+            }
+        }
+        Ok(record)
+    }
+
+    /// The devices that have a record.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn list(directory: &Path) -> io::Result<Vec<Bdf>> {
+        let mut found: Vec<Bdf> = fs::read_dir(directory)?
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    /// Removes the record: the device is dom0's again.
+    ///
+    /// # Errors
+    /// [`RecordError::Io`].
+    pub fn remove(&self) -> Result<(), RecordError> {
+        fs::remove_file(&self.path).map_err(|source| RecordError::Io {
+            path: self.path.clone(),
+            source,
+        })
+    }
+
+    fn layout(&self) -> &Layout {
+        // SAFETY: `layout` points to a mapping of the whole structure that lives as long as `self`, and every field is an atomic.
+        unsafe { self.layout.as_ref() }
+    }
+
+    /// Where the device is; `None` in a record that nothing was written to.
+    pub fn phase(&self) -> Option<Phase> {
+        Phase::from_number(self.layout().phase.load(Ordering::Acquire))
+    }
+
+    /// Moves on to `phase`.
+    pub fn set_phase(&self, phase: Phase) {
+        self.layout().phase.store(phase as u32, Ordering::Release);
+    }
+
+    /// Moves from `from` to `to`, unless somebody else moved first.
+    pub fn advance(&self, from: Phase, to: Phase) -> bool {
+        self.layout()
+            .phase
+            .compare_exchange(from as u32, to as u32, Ordering::AcqRel, Ordering::Acquire)
+            .is_ok()
+    }
+
+    /// Who holds the device. Meaningful while it is assigned or being released.
+    pub fn owner(&self) -> Option<Owner> {
+        let layout = self.layout();
+        let domain = u16::try_from(layout.owner.load(Ordering::Acquire)).ok()?;
+        let packed = layout.seen_as.load(Ordering::Acquire);
+        let [_, _, _, _, segment_high, segment_low, bus, devfn] = packed.to_be_bytes();
+        Some(Owner {
+            domain: DomId(domain),
+            seen_as: Bdf::from_devfn(u16::from_be_bytes([segment_high, segment_low]), bus, devfn),
+        })
+    }
+
+    /// Writes down who holds the device from now on.
+    pub fn set_owner(&self, owner: Owner) {
+        let layout = self.layout();
+        let seen_as = owner.seen_as;
+        let packed = u64::from(seen_as.segment()) << 16
+            | u64::from(seen_as.bus()) << 8
+            | u64::from(seen_as.devfn());
+        layout.seen_as.store(packed, Ordering::Release);
+        layout
+            .owner
+            .store(u32::from(owner.domain.0), Ordering::Release);
+    }
+
+    /// What was done to the device and what it was granted.
+    pub fn flags(&self) -> Flags {
+        Flags::from_bits_retain(self.layout().flags.load(Ordering::Acquire))
+    }
+
+    /// Adds flags.
+    pub fn insert(&self, flags: Flags) {
+        self.layout().flags.fetch_or(flags.bits(), Ordering::AcqRel);
+    }
+
+    /// Takes flags away.
+    pub fn clear(&self, flags: Flags) {
+        self.layout()
+            .flags
+            .fetch_and(!flags.bits(), Ordering::AcqRel);
+    }
+
+    /// The driver that dom0 had bound to the device.
+    pub fn driver(&self) -> Option<String> {
+        let bytes: Vec<u8> = self
+            .layout()
+            .driver
+            .iter()
+            .map(|byte| byte.load(Ordering::Acquire))
+            .take_while(|byte| *byte != 0)
+            .collect();
+        String::from_utf8(bytes)
+            .ok()
+            .filter(|name| !name.is_empty())
+    }
+
+    /// Writes down the driver that dom0 had bound. A name longer than the kernel's own (56 bytes) is not kept.
+    pub fn set_driver(&self, name: Option<&str>) {
+        let name = name
+            .filter(|name| name.len() < DRIVER_MAX)
+            .unwrap_or_default();
+        let bytes = name.bytes().chain(std::iter::repeat(0));
+        for (slot, byte) in self.layout().driver.iter().zip(bytes) {
+            slot.store(byte, Ordering::Release);
+        }
+    }
+
+    /// The configuration space from before any guest; empty when none was saved.
+    pub fn config(&self) -> Vec<u8> {
+        let layout = self.layout();
+        if !self.flags().contains(Flags::SAVED) {
+            return Vec::new();
+        }
+        let len = layout.config_len.load(Ordering::Acquire) as usize;
+        layout
+            .config
+            .iter()
+            .take(len)
+            .map(|byte| byte.load(Ordering::Relaxed))
+            .collect()
+    }
+
+    /// Saves the configuration space: at most 4096 bytes.
+    pub fn set_config(&self, bytes: &[u8]) {
+        let layout = self.layout();
+        self.clear(Flags::SAVED);
+        for (slot, byte) in layout.config.iter().zip(bytes) {
+            slot.store(*byte, Ordering::Relaxed);
+        }
+        layout.config_len.store(
+            u32::try_from(bytes.len().min(CONFIG_MAX)).unwrap_or(0),
+            Ordering::Release,
+        );
+        self.insert(Flags::SAVED);
+    }
+
+    /// The overlay's state as a number.
+    pub fn overlay(&self) -> u64 {
+        self.layout().overlay.load(Ordering::Acquire)
+    }
+
+    /// Keeps the overlay's state.
+    pub fn set_overlay(&self, bits: u64) {
+        self.layout().overlay.store(bits, Ordering::Release);
+    }
+
+    /// The words of the interrupts' ledger.
+    pub fn msi(&self) -> &[AtomicU32; ledger::WORDS] {
+        &self.layout().msi
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map` with this length, and nothing refers to it any more.
+        let unmapped = unsafe { nix::sys::mman::munmap(self.layout.cast(), size_of::<Layout>()) };
+        if let Err(error) = unmapped {
+            log::error!("{}: cannot unmap: {error}", self.path.display());
+        }
+    }
+}
+
+fn map(file: &File) -> io::Result<NonNull<Layout>> {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap};
+    let length =
+        std::num::NonZeroUsize::new(size_of::<Layout>()).ok_or(io::ErrorKind::InvalidInput)?;
+    // SAFETY: a fresh shared mapping at an address of the kernel's choice; the file was given the full length before.
+    let base = unsafe {
+        mmap(
+            None,
+            length,
+            ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+            MapFlags::MAP_SHARED,
+            file,
+            0,
+        )
+    }?;
+    Ok(base.cast())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bdf() -> Bdf {
+        "0000:03:00.1".parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_there_when_the_record_is_opened_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = Owner {
+            domain: DomId(7),
+            seen_as: "0001:02:1f.3".parse().unwrap(),
+        };
+        {
+            let record = Record::open(dir.path(), bdf()).unwrap();
+            assert_eq!(record.phase(), None);
+            record.set_driver(Some("e1000e"));
+            record.set_config(&[1, 2, 3]);
+            record.set_owner(owner);
+            record.set_overlay(u64::MAX - 5);
+            record.insert(Flags::ENABLED | Flags::PERMISSIVE);
+            record.clear(Flags::PERMISSIVE);
+            record.set_phase(Phase::Assigned);
+        }
+        let record = Record::open(dir.path(), bdf()).unwrap();
+        assert_eq!(record.phase(), Some(Phase::Assigned));
+        assert_eq!(record.driver().as_deref(), Some("e1000e"));
+        assert_eq!(record.config(), [1, 2, 3]);
+        assert_eq!(record.owner(), Some(owner));
+        assert_eq!(record.overlay(), u64::MAX - 5);
+        assert_eq!(record.flags(), Flags::ENABLED | Flags::SAVED);
+        assert_eq!(Record::list(dir.path()).unwrap(), [bdf()]);
+        record.remove().unwrap();
+        assert!(Record::list(dir.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn only_one_of_two_claimants_wins() {
+        let dir = tempfile::tempdir().unwrap();
+        let record = Record::open(dir.path(), bdf()).unwrap();
+        record.set_phase(Phase::Hidden);
+        assert!(record.advance(Phase::Hidden, Phase::Assigned));
+        assert!(!record.advance(Phase::Hidden, Phase::Assigned));
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(bdf().to_string());
+        for content in [vec![1; 10], vec![0xff; size_of::<Layout>()]] {
+            fs::write(&path, &content).unwrap();
+            assert!(matches!(
+                Record::open(dir.path(), bdf()),
+                Err(RecordError::Foreign { .. })
+            ));
+            assert_eq!(fs::read(&path).unwrap(), content);
+        }
+    }
+}

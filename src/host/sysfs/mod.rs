@@ -1,0 +1,265 @@
+//! The machine's own PCI bus, through Linux's sysfs.
+//!
+//! A hidden device has no driver: `driver_override` reserves it for a driver that does not exist, so that no other takes it, and the
+//! kernel lets user space switch it on (`enable` refuses while a driver is bound).
+
+mod config;
+mod dom0_needs;
+mod resource;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use conf_space::ConfigSize;
+use conf_space::address::Bdf;
+use conf_space::overlay::Identity;
+
+use super::{Bus, Config, Description, FunctionKind, HostError};
+use crate::facade::RealDrivers;
+
+/// sysfs under a root of one's choice: `/sys`, or a tree that a test made.
+#[derive(Debug)]
+pub struct Sysfs {
+    root: PathBuf,
+    drivers: RealDrivers,
+}
+
+impl Sysfs {
+    /// The bus below `root`. Drivers are reached through `drivers` only: a path through `bus/pci/drivers` would lead into our own facade.
+    pub fn new(root: impl Into<PathBuf>, drivers: RealDrivers) -> Self {
+        Self {
+            root: root.into(),
+            drivers,
+        }
+    }
+
+    fn device(&self, bdf: Bdf) -> PathBuf {
+        self.root.join("bus/pci/devices").join(bdf.to_string())
+    }
+
+    fn attribute(&self, bdf: Bdf, name: &str) -> Result<String, HostError> {
+        let path = self.device(bdf).join(name);
+        fs::read_to_string(&path)
+            .map(|text| text.trim_end().to_owned())
+            .map_err(|source| {
+                if source.kind() == io::ErrorKind::NotFound && !self.device(bdf).exists() {
+                    return HostError::NoDevice { bdf };
+                }
+                HostError::Refused {
+                    bdf,
+                    action: format!("read {}", path.display()),
+                    remedy: "see the kernel's log (dmesg)",
+                    source,
+                }
+            })
+    }
+
+    fn number<T: TryFrom<u64>>(&self, bdf: Bdf, name: &str) -> Result<T, HostError> {
+        let text = self.attribute(bdf, name)?;
+        let parsed = match text.strip_prefix("0x") {
+            Some(digits) => u64::from_str_radix(digits, 16),
+            None => u64::from_str(&text),
+        };
+        parsed
+            .ok()
+            .and_then(|value| T::try_from(value).ok())
+            .ok_or_else(|| HostError::Malformed {
+                bdf,
+                what: format!("the kernel's {name} is '{text}', which is no number that fits"),
+            })
+    }
+
+    fn set(
+        &self,
+        bdf: Bdf,
+        name: &str,
+        value: &str,
+        action: &str,
+        remedy: &'static str,
+    ) -> Result<(), HostError> {
+        write_attribute(&self.device(bdf).join(name), value.as_bytes()).map_err(|source| {
+            HostError::Refused {
+                bdf,
+                action: action.to_owned(),
+                remedy,
+                source,
+            }
+        })
+    }
+
+    fn kind(&self, bdf: Bdf) -> Result<FunctionKind, HostError> {
+        let found =
+            sriov::Function::read(&self.device(bdf)).map_err(|error| HostError::Malformed {
+                bdf,
+                what: error.to_string(),
+            })?;
+        Ok(match found {
+            sriov::Function::Plain => FunctionKind::Plain,
+            sriov::Function::Physical { enabled, .. } => FunctionKind::Physical {
+                virtual_functions: enabled,
+            },
+            sriov::Function::Virtual { physical, .. } => FunctionKind::Virtual { physical },
+        })
+    }
+}
+
+/// One `write` of the whole value, as sysfs wants it.
+fn write_attribute(path: &Path, value: &[u8]) -> io::Result<()> {
+    use std::io::Write;
+    fs::OpenOptions::new()
+        .write(true)
+        .open(path)?
+        .write_all(value)
+}
+
+fn link_name(path: &Path) -> Option<String> {
+    fs::read_link(path)
+        .ok()?
+        .file_name()?
+        .to_str()
+        .map(str::to_owned)
+}
+
+const NO_OTHER: &str = "see the kernel's log (dmesg)";
+
+impl Bus for Sysfs {
+    fn list(&self) -> Result<Vec<Bdf>, HostError> {
+        let path = self.root.join("bus/pci/devices");
+        let entries = fs::read_dir(&path).map_err(|source| HostError::NoBus { path, source })?;
+        let mut found: Vec<Bdf> = entries
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .collect();
+        found.sort();
+        Ok(found)
+    }
+
+    fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {
+        let kind = self.kind(bdf)?;
+        let irq: u32 = self.number(bdf, "irq")?;
+        let config_size = fs::metadata(self.device(bdf).join("config"))
+            .map_err(|source| HostError::Refused {
+                bdf,
+                action: "look at its configuration space".into(),
+                remedy: NO_OTHER,
+                source,
+            })?
+            .len();
+        let identity = Identity {
+            bdf,
+            vendor: self.number(bdf, "vendor")?,
+            device: self.number(bdf, "device")?,
+            is_virtual_function: matches!(kind, FunctionKind::Virtual { .. }),
+            // The register is one byte, and so is what every frontend reads.
+            interrupt_line: irq.to_le_bytes()[0],
+            resources: resource::parse(&self.attribute(bdf, "resource")?)
+                .map_err(|what| HostError::Malformed { bdf, what })?,
+            config_size: if config_size >= 4096 {
+                ConfigSize::Extended
+            } else {
+                ConfigSize::Conventional
+            },
+        };
+        let reset_methods = match self.attribute(bdf, "reset_method") {
+            Ok(text) => text.split_whitespace().map(str::to_owned).collect(),
+            Err(_) => Vec::new(),
+        };
+        Ok(Description {
+            identity,
+            class: self.number(bdf, "class")?,
+            kind,
+            irq,
+            driver: link_name(&self.device(bdf).join("driver")),
+            reset_methods,
+        })
+    }
+
+    fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
+        let path = self.device(bdf).join("config");
+        let file = fs::OpenOptions::new().read(true).write(true).open(path).map_err(|source| HostError::Refused {
+            bdf,
+            action: "open its configuration space".into(),
+            remedy: "this must run as root in dom0, and the kernel must not be locked down (Secure Boot: /sys/kernel/security/lockdown)",
+            source,
+        })?;
+        Ok(Arc::new(config::ConfigFile::new(file)))
+    }
+
+    fn unbind(&self, bdf: Bdf) -> Result<(), HostError> {
+        let Some(driver) = link_name(&self.device(bdf).join("driver")) else {
+            return Ok(());
+        };
+        self.drivers
+            .write_attribute(&driver, "unbind", bdf.to_string().as_bytes())
+            .map_err(|source| HostError::Refused {
+                bdf,
+                action: format!("unbind its driver {driver}"),
+                remedy: NO_OTHER,
+                source: source.into(),
+            })
+    }
+
+    fn set_driver_override(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError> {
+        // A line feed alone clears it; an empty write never reaches the kernel.
+        self.set(
+            bdf,
+            "driver_override",
+            driver.unwrap_or("\n"),
+            "reserve it for pciback",
+            NO_OTHER,
+        )
+    }
+
+    fn driver_override(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
+        Ok(Some(self.attribute(bdf, "driver_override")?)
+            .filter(|name| !name.is_empty() && name != "(null)"))
+    }
+
+    fn bind(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError> {
+        let refused = |action: String| {
+            move |source| HostError::Refused {
+                bdf,
+                action,
+                remedy: "the device is dom0's again, without a driver; bind one by hand",
+                source,
+            }
+        };
+        match driver {
+            Some(driver) => self
+                .drivers
+                .write_attribute(driver, "bind", bdf.to_string().as_bytes())
+                .map_err(io::Error::from)
+                .map_err(refused(format!("bind its former driver {driver}"))),
+            None => write_attribute(
+                &self.root.join("bus/pci/drivers_probe"),
+                bdf.to_string().as_bytes(),
+            )
+            .map_err(refused("look for a driver for it".into())),
+        }
+    }
+
+    fn enable(&self, bdf: Bdf, on: bool) -> Result<(), HostError> {
+        let action = if on { "switch it on" } else { "switch it off" };
+        self.set(
+            bdf,
+            "enable",
+            if on { "1" } else { "0" },
+            action,
+            "a driver may still be bound to it; see the kernel's log (dmesg)",
+        )
+    }
+
+    fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
+        self.set(bdf, "reset", "1", "reset it", "the kernel offers no working way to reset this device: see its 'reset_method' in sysfs")
+    }
+
+    fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
+        Ok(dom0_needs::reason(
+            &self.root,
+            Path::new("/"),
+            &self.device(bdf),
+        ))
+    }
+}

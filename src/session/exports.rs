@@ -1,0 +1,212 @@
+//! The devices that a guest has, and where it sees them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use conf_space::address::Bdf;
+use conf_space::overlay::{BuildError, Overlay, OverlayState, Policy};
+use conf_space::topology::{PlaceError, Placement, Topology, TopologyKind};
+use xenbus::{DomId, Xen};
+
+use crate::host::config_state;
+use crate::host::devices::{Claim, Device, DeviceError, Devices};
+use crate::host::interrupts::Interrupts;
+use crate::host::record::{Flags, Owner};
+
+/// A device that a guest cannot have.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// It is not to be had, for now or at all.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// It is nothing for a guest.
+    #[error(transparent)]
+    Unfit(#[from] BuildError),
+    /// There is no place for it in the guest.
+    #[error("{bdf} cannot be placed on the guest's PCI bus")]
+    Place {
+        /// The device.
+        bdf: Bdf,
+        /// Why.
+        #[source]
+        source: PlaceError,
+    },
+}
+
+impl ExportError {
+    /// Whether waiting helps: the device is on its way to be free.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::Device(DeviceError::Busy { .. }))
+    }
+}
+
+/// A device as one guest has it.
+#[derive(Debug)]
+pub struct Export {
+    /// The device.
+    pub device: Arc<Device>,
+    /// Its address in the guest.
+    pub seen_as: Bdf,
+    /// What the guest sees and may change of it.
+    pub overlay: Overlay,
+    /// Its message-signalled interrupts.
+    pub interrupts: Interrupts,
+    /// A write was dropped, and that was logged.
+    pub told_of_dropped_write: bool,
+}
+
+impl Export {
+    /// What the operator allows the guest with this device now.
+    pub fn policy(&self) -> Policy {
+        let flags = self.device.record.flags();
+        Policy {
+            permissive: flags.contains(Flags::PERMISSIVE),
+            allow_interrupt_control: flags.contains(Flags::INTERRUPT_CONTROL),
+        }
+    }
+
+    /// Puts back the configuration and the interrupts that the device lost when it woke up. It cannot be touched before `settled`.
+    pub fn restore(&self, settled: Duration) {
+        std::thread::sleep(settled);
+        config_state::restore(&*self.device.config, &self.device.record.config());
+        self.interrupts.restore();
+    }
+}
+
+/// A guest's devices.
+#[derive(Debug)]
+pub struct Exports {
+    domain: DomId,
+    topology: Topology,
+    list: Vec<Export>,
+    devices: Arc<Devices>,
+    xen: Arc<dyn Xen>,
+}
+
+impl Exports {
+    /// None yet.
+    pub fn new(
+        domain: DomId,
+        kind: TopologyKind,
+        devices: Arc<Devices>,
+        xen: Arc<dyn Xen>,
+    ) -> Self {
+        Self {
+            domain,
+            topology: Topology::new(kind),
+            list: Vec::new(),
+            devices,
+            xen,
+        }
+    }
+
+    /// The guest.
+    pub fn domain(&self) -> DomId {
+        self.domain
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Export> {
+        self.list.iter()
+    }
+
+    /// The topology they are in.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// The device that the guest addresses. The numbers are the guest's: none that is out of range finds anything.
+    pub fn find(&mut self, domain: u32, bus: u32, devfn: u32) -> Option<&mut Export> {
+        self.list.iter_mut().find(|export| {
+            let at = export.seen_as;
+            (
+                u32::from(at.segment()),
+                u32::from(at.bus()),
+                u32::from(at.devfn()),
+            ) == (domain, bus, devfn)
+        })
+    }
+
+    /// Gives a device to the guest and returns where the guest sees it. `seen_as` is where it was before the daemon restarted.
+    ///
+    /// # Errors
+    /// [`ExportError`]; nothing has changed then.
+    pub fn add(
+        &mut self,
+        bdf: Bdf,
+        seen_as: Option<Bdf>,
+        wished: Option<u8>,
+    ) -> Result<Bdf, ExportError> {
+        if let Some(address) = self.topology.address_of(bdf) {
+            return Ok(address);
+        }
+        let device = self.devices.find(bdf)?;
+        let identity = &device.description.identity;
+        let placement = Placement {
+            bdf,
+            is_virtual_function: identity.is_virtual_function,
+            hint: wished,
+        };
+        let place = |source| ExportError::Place { bdf, source };
+        let mut overlay = Overlay::new(identity, &*device.config)?;
+        let address = match seen_as {
+            Some(address) => self
+                .topology
+                .restore(placement, address)
+                .map(|()| address)
+                .map_err(place)?,
+            None => self.topology.place(placement).map_err(place)?,
+        };
+        match self.devices.claim(
+            &device,
+            Owner {
+                domain: self.domain,
+                seen_as: address,
+            },
+        ) {
+            Ok(Claim::Taken) => device.record.set_overlay(overlay.state().to_bits()),
+            Ok(Claim::Resumed) => {
+                overlay.set_state(OverlayState::from_bits(device.record.overlay()))
+            }
+            Err(error) => {
+                self.topology.remove(bdf);
+                return Err(error.into());
+            }
+        }
+        let interrupts = Interrupts::new(Arc::clone(&device), self.domain, Arc::clone(&self.xen));
+        self.list.push(Export {
+            device,
+            seen_as: address,
+            overlay,
+            interrupts,
+            told_of_dropped_write: false,
+        });
+        Ok(address)
+    }
+
+    /// Takes the device at a virtual address from the guest. `false`: there is none.
+    pub fn remove(&mut self, seen_as: Bdf) -> bool {
+        let Some(index) = self
+            .list
+            .iter()
+            .position(|export| export.seen_as == seen_as)
+        else {
+            return false;
+        };
+        let export = self.list.swap_remove(index);
+        self.let_go(&export);
+        true
+    }
+
+    /// Takes everything from the guest.
+    pub fn clear(&mut self) {
+        for export in std::mem::take(&mut self.list) {
+            self.let_go(&export);
+        }
+    }
+
+    fn let_go(&mut self, export: &Export) {
+        self.topology.remove(export.device.bdf);
+        self.devices.release(&export.device);
+    }
+}

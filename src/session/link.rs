@@ -1,0 +1,121 @@
+//! The live connection to a frontend: its page and its event channel.
+
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use msi::Vectors;
+use xenbus::pciif::SharedInfo;
+use xenbus::{EventPort, PageMapping};
+
+use super::exports::Exports;
+use super::operation;
+use super::spin::Spin;
+use crate::rate_limit::RateLimit;
+
+/// After this long a frontend has given its operation up (Linux `xen-pcifront.c`: 2 s) and may have put another one into the page.
+const FRONTEND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A frontend that keeps us busy is left for a moment after so many operations, to look at xenstore.
+const OPERATIONS_IN_A_ROW: u32 = 256;
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Served {
+    /// Nothing more to do until the next event.
+    Idle,
+    /// More is waiting: come back after a look at everything else.
+    More,
+    /// The event channel stays masked until this time, as the guest sends events without reason.
+    Throttled(Instant),
+}
+
+/// A page and an event channel. Dropping it unmaps and closes them.
+#[derive(Debug)]
+pub struct Link {
+    page: SharedInfo,
+    port: Box<dyn EventPort>,
+    spin: Spin,
+    /// Events for which there was nothing to do.
+    spurious: RateLimit,
+    /// An event was taken and the channel not unmasked yet.
+    masked: bool,
+    operations: u64,
+}
+
+impl Link {
+    /// Takes up a connection. The first look at the page is to be made at once: an operation may be waiting.
+    pub fn new(page: Box<dyn PageMapping>, port: Box<dyn EventPort>) -> Self {
+        Self {
+            page: SharedInfo::new(page),
+            port,
+            spin: Spin::default(),
+            spurious: RateLimit::new(20, Duration::from_millis(50)),
+            masked: false,
+            operations: 0,
+        }
+    }
+
+    /// Readable when the frontend has sent an event.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.port.fd()
+    }
+
+    /// Operations carried out so far.
+    pub fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    /// Looks for an event and carries out what waits in the page, and what follows shortly after.
+    ///
+    /// # Errors
+    /// Only when the event channel is beyond use.
+    pub fn serve(
+        &mut self,
+        exports: &mut Exports,
+        log_limit: &mut RateLimit,
+    ) -> std::io::Result<Served> {
+        self.masked |= self.port.take()?;
+        let mut served = 0;
+        while self.page.active() || (served > 0 && self.spin.wait_for(|| self.page.active())) {
+            if served == OPERATIONS_IN_A_ROW {
+                return Ok(Served::More);
+            }
+            self.serve_one(exports, log_limit)?;
+            served = served.saturating_add(1);
+        }
+        if !self.masked {
+            return Ok(Served::Idle);
+        }
+        if served == 0 && !self.spurious.allow() {
+            return Ok(Served::Throttled(self.spurious.next(Instant::now())));
+        }
+        self.masked = false;
+        self.port.unmask()?;
+        // Between the last look at the page and the unmasking an operation would have set the channel pending, which unmasking delivers.
+        Ok(Served::Idle)
+    }
+
+    fn serve_one(
+        &mut self,
+        exports: &mut Exports,
+        log_limit: &mut RateLimit,
+    ) -> std::io::Result<()> {
+        let fetched = Instant::now();
+        let op = self.page.fetch();
+        let reply = operation::serve(exports, &op, log_limit);
+        self.operations = self.operations.saturating_add(1);
+        // A late reply would answer another request than it was made for.
+        if fetched.elapsed() >= FRONTEND_TIMEOUT
+            || !self.page.active()
+            || !self.page.header_matches(&op)
+        {
+            return Ok(());
+        }
+        self.page.publish(
+            reply.error,
+            reply.value,
+            reply.vectors.as_ref().map(Vectors::as_slice),
+        );
+        self.port.notify()
+    }
+}

@@ -1,0 +1,637 @@
+//! One guest's session: a thread of its own that walks the xenbus states, exports the guest's devices and serves its operations.
+//!
+//! A session owns its connection to xenstore, its page, its port and its devices. It shares no lock with another on the path of an
+//! operation, and whatever its guest does costs this thread's time only.
+
+pub mod exports;
+pub mod link;
+pub mod nodes;
+pub mod operation;
+mod spin;
+pub mod states;
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use conf_space::address::Bdf;
+use log::{debug, error, info, warn};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use xenbus::pciif::MAGIC;
+use xenbus::xenstore::{Client, Error as StoreError, Store};
+use xenbus::{DomId, GrantRef, Port, Xen, XenError, XenbusState};
+
+use self::exports::Exports;
+use self::link::{Link, Served};
+use self::nodes::{DeviceNode, Paths, optional};
+use self::states::{Peer, Step, View};
+use crate::config::Config;
+use crate::host::devices::Devices;
+use crate::rate_limit::RateLimit;
+use crate::text::{chain, printable};
+
+const STORE: Token = Token(0);
+const PORT: Token = Token(1);
+const WAKE: Token = Token(2);
+
+/// A session's stack. Its deepest path copies a few kilobytes.
+const STACK: usize = 256 * 1024;
+
+/// Changes of state in a row that are followed at once. The machine comes to rest in fewer; a guest that writes its state without end is
+/// looked at again when its next event is due.
+const STEPS_IN_A_ROW: u32 = 16;
+
+/// What a session needs.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The platform.
+    pub xen: Arc<dyn Xen>,
+    /// The host's devices.
+    pub devices: Arc<Devices>,
+    /// The guest.
+    pub domain: DomId,
+    /// The toolstack's number of the backend device; libxl's is 0.
+    pub device: u32,
+    /// The configuration.
+    pub config: Arc<Config>,
+}
+
+/// A failure that ends what a session was about to do.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// What the frontend offers cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum FrontendError {
+    #[error("its node {node}")]
+    Node {
+        node: &'static str,
+        #[source]
+        source: StoreError,
+    },
+    #[error("it speaks version '{found}' of the interface, not '{MAGIC}'")]
+    Magic { found: String },
+    #[error("its page cannot be mapped")]
+    Page(#[source] XenError),
+    #[error("its event channel cannot be bound")]
+    Port(#[source] XenError),
+}
+
+/// What is known of a session from outside.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// The guest's name, as the toolstack wrote it.
+    pub name: String,
+    /// The states of backend and frontend.
+    pub states: Option<(XenbusState, XenbusState)>,
+    /// The devices: address on the host and in the guest.
+    pub devices: Vec<(Bdf, Bdf)>,
+    /// Devices that could not be given to the guest, and why.
+    pub failed: Vec<(String, String)>,
+    /// Operations carried out since the frontend was last connected.
+    pub operations: u64,
+}
+
+/// What a session and its owner share.
+#[derive(Debug, Default)]
+struct Shared {
+    stop: AtomicBool,
+    ended: AtomicBool,
+    status: Mutex<Status>,
+}
+
+/// A running session.
+#[derive(Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Starts a session. `ended` is called at its end, on its thread.
+    ///
+    /// # Errors
+    /// When there is no memory or file descriptor for it.
+    pub fn start(setup: Setup, ended: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let shared = Arc::new(Shared::default());
+        let domain = setup.domain;
+        setup.devices.set_waker(domain, {
+            let waker = Arc::clone(&waker);
+            Box::new(move || wake(&waker))
+        });
+        let thread = thread::Builder::new()
+            .name(format!("domain {domain}"))
+            .stack_size(STACK)
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    let devices = Arc::clone(&setup.devices);
+                    match Session::new(setup, poll, Arc::clone(&shared)).map(Session::run) {
+                        Ok(Ok(())) => debug!("domain {domain}: session ended"),
+                        Ok(Err(error)) | Err(error) => error!(
+                            "domain {domain}: its PCI devices are no longer served: {}",
+                            chain(&error)
+                        ),
+                    }
+                    devices.forget_waker(domain);
+                    shared.ended.store(true, Ordering::Release);
+                    ended();
+                }
+            })?;
+        Ok(Self {
+            shared,
+            waker,
+            thread: Some(thread),
+        })
+    }
+
+    /// Whether it has come to its end.
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        self.shared
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Drop for Handle {
+    /// Ends the session's thread. The guest keeps its devices: the next daemon goes on.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        wake(&self.waker);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("a session's thread has panicked; please report this");
+        }
+    }
+}
+
+fn wake(waker: &Waker) {
+    if let Err(error) = waker.wake() {
+        error!("cannot wake a session: {error}");
+    }
+}
+
+struct Session {
+    setup: Setup,
+    poll: Poll,
+    shared: Arc<Shared>,
+    store: Client,
+    paths: Paths,
+    exports: Exports,
+    link: Option<Link>,
+    hvm: bool,
+    failed: Vec<(String, String)>,
+    log_limit: RateLimit,
+    looks: RateLimit,
+    /// A device is not free yet: look again when it is.
+    waiting_for_device: bool,
+}
+
+impl Session {
+    fn new(setup: Setup, poll: Poll, shared: Arc<Shared>) -> Result<Self, SessionError> {
+        let mut store = setup.xen.connect_xenstore()?;
+        let paths = Paths::find(&mut store, setup.domain, setup.device)?;
+        store.watch(&paths.backend, "backend")?;
+        store.watch(&paths.theirs("state"), "frontend")?;
+        store.watch("@releaseDomain", "domains")?;
+        poll.registry().register(
+            &mut SourceFd(&store.as_fd().as_raw_fd()),
+            STORE,
+            Interest::READABLE,
+        )?;
+        let name = optional(store.read_string(&paths.own("domain")))?.unwrap_or_default();
+        let kind = setup.config.topology_of(&name);
+        let hvm = setup
+            .xen
+            .domain_info(setup.domain)
+            .ok()
+            .flatten()
+            .is_some_and(|info| info.hvm);
+        shared
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .name = printable(&name);
+        let exports = Exports::new(
+            setup.domain,
+            kind,
+            Arc::clone(&setup.devices),
+            Arc::clone(&setup.xen),
+        );
+        Ok(Self {
+            poll,
+            shared,
+            store,
+            paths,
+            exports,
+            link: None,
+            hvm,
+            failed: Vec::new(),
+            log_limit: RateLimit::new(10, Duration::from_secs(10)),
+            looks: RateLimit::new(50, Duration::from_millis(50)),
+            waiting_for_device: false,
+            setup,
+        })
+    }
+
+    fn run(mut self) -> Result<(), SessionError> {
+        self.restore_exports()?;
+        let mut events = Events::with_capacity(8);
+        // Whether to look at the nodes, and at the page.
+        let (mut look, mut serve) = (true, false);
+        let mut unmask: Option<Instant> = None;
+        while !self.shared.stop.load(Ordering::Acquire) {
+            if look && self.looks.allow() {
+                let linked = self.link.is_some();
+                if !self.look()? {
+                    return Ok(());
+                }
+                look = false;
+                // An operation may have been waiting since before the link was there.
+                serve |= !linked && self.link.is_some();
+            }
+            if serve || unmask.is_some_and(|at| at <= Instant::now()) {
+                (serve, unmask) = (false, None);
+                match self.serve() {
+                    Served::Idle => {}
+                    Served::More => serve = true,
+                    Served::Throttled(until) => unmask = Some(until),
+                }
+            }
+            // Events may have come in with the replies to our own requests: those make no descriptor readable.
+            look |= self.take_store_events()?;
+            let now = Instant::now();
+            let until = if serve {
+                Some(now)
+            } else {
+                [look.then(|| self.looks.next(now)), unmask]
+                    .into_iter()
+                    .flatten()
+                    .min()
+            };
+            match self.poll.poll(
+                &mut events,
+                until.map(|until| until.saturating_duration_since(now)),
+            ) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            for event in &events {
+                match event.token() {
+                    PORT => serve = true,
+                    WAKE => look |= self.waiting_for_device,
+                    _ => {}
+                }
+            }
+            look |= self.take_store_events()?;
+        }
+        Ok(())
+    }
+
+    /// Whether any node that we watch has changed.
+    fn take_store_events(&mut self) -> Result<bool, SessionError> {
+        let mut any = false;
+        while let Some(event) = self.store.next_event()? {
+            debug!(
+                "domain {}: {} changed",
+                self.setup.domain,
+                printable(&event.path)
+            );
+            any = true;
+        }
+        Ok(any)
+    }
+
+    fn serve(&mut self) -> Served {
+        let Some(link) = &mut self.link else {
+            return Served::Idle;
+        };
+        let served = match link.serve(&mut self.exports, &mut self.log_limit) {
+            Ok(served) => served,
+            Err(error) => {
+                warn!(
+                    "domain {}: its event channel is beyond use: {error}",
+                    self.setup.domain
+                );
+                Served::Idle
+            }
+        };
+        // Shown to `pciback status` when somebody asks, without a lock on every operation.
+        if let Ok(mut status) = self.shared.status.try_lock() {
+            status.operations = link.operations();
+        }
+        served
+    }
+
+    /// Takes steps until there is nothing to do. `false`: the session is over.
+    fn look(&mut self) -> Result<bool, SessionError> {
+        self.waiting_for_device = false;
+        for _ in 0..STEPS_IN_A_ROW {
+            let view = self.view()?;
+            if view.backend == XenbusState::Initialised && view.peer == Peer::Frontend {
+                // The toolstack adds devices one by one while the guest is being built.
+                self.reconfigure()?;
+            }
+            let step = states::next(view);
+            debug!("domain {}: {view:?} -> {step:?}", self.setup.domain);
+            match step {
+                Step::Wait => break,
+                Step::Show(state) => self.show(view.backend, state)?,
+                Step::Export(state) | Step::Reconfigure(state) => {
+                    self.reconfigure()?;
+                    if self.waiting_for_device {
+                        break;
+                    }
+                    self.show(view.backend, state)?;
+                }
+                Step::Connect => match self.connect() {
+                    Ok(()) => self.show(view.backend, XenbusState::Connected)?,
+                    Err(error) => self.fail(view.backend, &error)?,
+                },
+                Step::Relink => match self.connect() {
+                    Ok(()) => info!("domain {}: serving again", self.setup.domain),
+                    Err(error) => self.fail(view.backend, &error)?,
+                },
+                Step::Disconnect(state) => {
+                    self.disconnect();
+                    self.show(view.backend, state)?;
+                }
+                Step::Release => {
+                    self.disconnect();
+                    self.exports.clear();
+                    self.show(view.backend, XenbusState::Closed)?;
+                }
+                Step::End => {
+                    self.disconnect();
+                    self.exports.clear();
+                    if view.peer == Peer::Gone {
+                        self.remove_nodes()?;
+                    }
+                    return Ok(false);
+                }
+            }
+        }
+        self.publish_status()?;
+        Ok(true)
+    }
+
+    fn view(&mut self) -> Result<View, SessionError> {
+        let info = self
+            .setup
+            .xen
+            .domain_info(self.setup.domain)
+            .unwrap_or_else(|error| {
+                // Not being able to ask is no reason to take a guest's devices away.
+                debug!("domain {}: {}", self.setup.domain, chain(&error));
+                Some(xenbus::DomainInfo {
+                    hvm: self.hvm,
+                    gone: false,
+                })
+            });
+        let peer = match info {
+            None => Peer::Gone,
+            Some(info) if info.gone || info.hvm => Peer::Nobody,
+            Some(_) => Peer::Frontend,
+        };
+        Ok(View {
+            backend: self.store.read_state(&self.paths.own("state"))?,
+            frontend: self.store.read_state(&self.paths.theirs("state"))?,
+            online: optional(self.store.read(&self.paths.own("online")))?
+                .is_some_and(|value| value == b"1"),
+            peer,
+            linked: self.link.is_some(),
+        })
+    }
+
+    fn show(&mut self, current: XenbusState, state: XenbusState) -> Result<(), SessionError> {
+        let switched = self
+            .store
+            .switch_state(&self.paths.backend, current, state)?;
+        info!("domain {}: {current} -> {state}", self.setup.domain);
+        debug!("domain {}: {switched:?}", self.setup.domain);
+        Ok(())
+    }
+
+    /// After a restart: takes up the devices that the guest already has.
+    fn restore_exports(&mut self) -> Result<(), SessionError> {
+        let backend = self.store.read_state(&self.paths.own("state"))?;
+        if matches!(
+            backend,
+            XenbusState::Unknown | XenbusState::Initialising | XenbusState::Closed
+        ) {
+            return Ok(());
+        }
+        for node in nodes::devices(&mut self.store, &self.paths)? {
+            let exported = matches!(node.state, XenbusState::Initialised | XenbusState::Closing);
+            if let (true, Ok(bdf), Some(seen_as)) = (exported, &node.address, node.seen_as)
+                && let Err(error) = self.exports.add(*bdf, Some(seen_as), None)
+            {
+                error!(
+                    "domain {}: {bdf} cannot be served again: {}",
+                    self.setup.domain,
+                    chain(&error)
+                );
+                self.failed.push((bdf.to_string(), chain(&error)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Exports what the toolstack marked 1 and takes away what it marked 5. A device that fails is told of, and the others go on.
+    fn reconfigure(&mut self) -> Result<(), SessionError> {
+        for node in nodes::devices(&mut self.store, &self.paths)? {
+            match node.state {
+                XenbusState::Initialising => self.export(&node)?,
+                XenbusState::Closing => {
+                    if let Some(seen_as) = node.seen_as
+                        && self.exports.remove(seen_as)
+                    {
+                        info!("domain {}: {seen_as} was taken away", self.setup.domain);
+                    }
+                }
+                _ => {}
+            }
+        }
+        for root in self.exports.topology().roots() {
+            nodes::publish_root(&mut self.store, &self.paths, root.segment, root.bus)?;
+        }
+        Ok(())
+    }
+
+    fn export(&mut self, node: &DeviceNode) -> Result<(), SessionError> {
+        let domain = self.setup.domain;
+        let bdf = match &node.address {
+            Ok(bdf) => *bdf,
+            Err(text) => {
+                return self.fail_device(
+                    node,
+                    text,
+                    "is no PCI address: domain:bus:device.function, as in 0000:03:00.0",
+                );
+            }
+        };
+        match self.exports.add(bdf, node.seen_as, node.wished) {
+            Ok(seen_as) => {
+                info!("domain {domain}: {bdf} is {seen_as} in the guest");
+                self.store.write(
+                    &self.paths.indexed("vdev", node.n),
+                    seen_as.vdev().to_string(),
+                )?;
+                self.store.write(
+                    &self.paths.indexed("state", node.n),
+                    XenbusState::Initialised.number().to_string(),
+                )?;
+                Ok(())
+            }
+            Err(error) if error.is_temporary() => {
+                debug!("domain {domain}: waiting: {}", chain(&error));
+                self.waiting_for_device = true;
+                Ok(())
+            }
+            Err(error) => self.fail_device(node, &bdf.to_string(), &chain(&error)),
+        }
+    }
+
+    fn fail_device(
+        &mut self,
+        node: &DeviceNode,
+        device: &str,
+        why: &str,
+    ) -> Result<(), SessionError> {
+        let (device, why) = (printable(device), printable(why));
+        error!("domain {}: cannot have {device}: {why}", self.setup.domain);
+        self.store
+            .write(&self.paths.indexed("error", node.n), &why)?;
+        self.store.write(
+            &self.paths.indexed("state", node.n),
+            XenbusState::Closed.number().to_string(),
+        )?;
+        self.store.write(
+            &self.paths.error,
+            format!("{} {device}: {why}", libc::EINVAL),
+        )?;
+        self.failed.push((device, why));
+        Ok(())
+    }
+
+    /// The frontend cannot be connected: the guest's own affair, told in the error node.
+    fn fail(&mut self, current: XenbusState, error: &FrontendError) -> Result<(), SessionError> {
+        let why = chain(error);
+        if self.log_limit.allow() {
+            error!(
+                "domain {}: its PCI frontend cannot be connected: {why}",
+                self.setup.domain
+            );
+        }
+        self.store
+            .write(&self.paths.error, format!("{} {why}", libc::EINVAL))?;
+        self.show(current, XenbusState::Closing)
+    }
+
+    fn connect(&mut self) -> Result<(), FrontendError> {
+        let domain = self.setup.domain;
+        let node = |node| move |source| FrontendError::Node { node, source };
+        let magic = self
+            .store
+            .read_string(&self.paths.theirs("magic"))
+            .map_err(node("magic"))?;
+        if magic != MAGIC {
+            return Err(FrontendError::Magic {
+                found: magic.chars().take(20).collect(),
+            });
+        }
+        let reference: GrantRef = self
+            .store
+            .read_number(&self.paths.theirs("pci-op-ref"))
+            .map_err(node("pci-op-ref"))?;
+        let remote: Port = self
+            .store
+            .read_number(&self.paths.theirs("event-channel"))
+            .map_err(node("event-channel"))?;
+        let page = self
+            .setup
+            .xen
+            .map_page(domain, reference)
+            .map_err(FrontendError::Page)?;
+        let port = self
+            .setup
+            .xen
+            .bind_interdomain(domain, remote)
+            .map_err(FrontendError::Port)?;
+        let link = Link::new(page, port);
+        if let Err(error) = self.poll.registry().register(
+            &mut SourceFd(&link.fd().as_raw_fd()),
+            PORT,
+            Interest::READABLE,
+        ) {
+            return Err(FrontendError::Port(XenError::Failed {
+                operation: "waiting for events".into(),
+                source: error,
+            }));
+        }
+        self.link = Some(link);
+        Ok(())
+    }
+
+    fn disconnect(&mut self) {
+        if let Some(link) = self.link.take()
+            && let Err(error) = self
+                .poll
+                .registry()
+                .deregister(&mut SourceFd(&link.fd().as_raw_fd()))
+        {
+            warn!("domain {}: {error}", self.setup.domain);
+        }
+    }
+
+    /// What a toolstack left behind of a domain that is no more. Nobody else removes it.
+    fn remove_nodes(&mut self) -> Result<(), SessionError> {
+        for path in [&self.paths.backend, &self.paths.error] {
+            match self.store.rm(path) {
+                Ok(()) | Err(StoreError::NotFound(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn publish_status(&mut self) -> Result<(), SessionError> {
+        let states = (
+            self.store.read_state(&self.paths.own("state"))?,
+            self.store.read_state(&self.paths.theirs("state"))?,
+        );
+        let mut status = self
+            .shared
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        status.states = Some(states);
+        status.devices = self
+            .exports
+            .iter()
+            .map(|export| (export.device.bdf, export.seen_as))
+            .collect();
+        status.failed.clone_from(&self.failed);
+        Ok(())
+    }
+}

@@ -1,0 +1,171 @@
+//! The session's xenstore nodes, as libxl lays them out and pcifront reads them.
+//!
+//! Below `/local/domain/0/backend/pci/<domid>/<devid>`. Numbers without a prefix are decimal; N counts from 0 to `num_devs` - 1, and libxl
+//! renumbers when it takes a device away, so a device is known by its address and never by its N.
+//!
+//! | node | by | value |
+//! |---|---|---|
+//! | `state`, `online`, `frontend`, `frontend-id`, `num_devs`, `domain` | toolstack | |
+//! | `dev-N` | toolstack | address on the host |
+//! | `vdevfn-N` | toolstack | wished device and function in the guest, hexadecimal; may be missing |
+//! | `state-N` | both | 1: to be exported, 3: exported, 5: to be taken away, 6: could not be exported |
+//! | `error-N` | us | why not |
+//! | `vdev-N` | us | address in the guest |
+//! | `root_num`, `root-N` | us | buses that the guest scans, `segment:bus` |
+
+use conf_space::address::Bdf;
+use xenbus::xenstore::{Client, Error, Store};
+use xenbus::{DomId, XenbusState};
+
+/// More devices than a guest can have: what is beyond is not looked at.
+const MAX_DEVICES: u32 = 256;
+
+/// Where a session's nodes are.
+#[derive(Debug, Clone)]
+pub struct Paths {
+    /// `/local/domain/0/backend/pci/<domid>/<devid>`.
+    pub backend: String,
+    /// The frontend's directory, as the backend's node names it.
+    pub frontend: String,
+    /// Where errors are told: `/local/domain/0/error/backend/pci/<domid>/<devid>/error`.
+    pub error: String,
+}
+
+impl Paths {
+    /// The backend's directory for a guest.
+    pub fn backend(domain: DomId, device: u32) -> String {
+        format!("/local/domain/0/backend/pci/{domain}/{device}")
+    }
+
+    /// Finds a session's nodes. The frontend's directory is where the toolstack says, or else where it always is.
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub fn find(store: &mut Client, domain: DomId, device: u32) -> Result<Self, Error> {
+        let backend = Self::backend(domain, device);
+        let told = optional(store.read_string(&format!("{backend}/frontend")))?
+            .filter(|path| !path.is_empty());
+        Ok(Self {
+            frontend: told.unwrap_or_else(|| format!("/local/domain/{domain}/device/pci/{device}")),
+            error: format!("/local/domain/0/error/backend/pci/{domain}/{device}/error"),
+            backend,
+        })
+    }
+
+    /// A node of the backend's.
+    pub fn own(&self, node: &str) -> String {
+        format!("{}/{node}", self.backend)
+    }
+
+    /// A node of the backend's for the device of index `n`.
+    pub fn indexed(&self, node: &str, n: u32) -> String {
+        format!("{}/{node}-{n}", self.backend)
+    }
+
+    /// A node of the frontend's.
+    pub fn theirs(&self, node: &str) -> String {
+        format!("{}/{node}", self.frontend)
+    }
+}
+
+/// A missing node is `None`.
+///
+/// # Errors
+/// All others of xenstore's.
+pub fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What the nodes say of one device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceNode {
+    /// Its index, as long as the toolstack does not renumber.
+    pub n: u32,
+    /// `dev-N`; the text when it is no address.
+    pub address: Result<Bdf, String>,
+    /// `state-N`.
+    pub state: XenbusState,
+    /// `vdev-N`.
+    pub seen_as: Option<Bdf>,
+    /// `vdevfn-N`: device in bits 7:3, function in bits 2:0. libxl's own xenstore form is hexadecimal.
+    pub wished: Option<u8>,
+}
+
+/// Reads the nodes of all devices. A missing or unreadable `num_devs` is no devices; libxl writes it together with the first.
+///
+/// # Errors
+/// xenstore's.
+pub fn devices(store: &mut Client, paths: &Paths) -> Result<Vec<DeviceNode>, Error> {
+    let count = match store.read_u32(&paths.own("num_devs")) {
+        Ok(count) => count.min(MAX_DEVICES),
+        Err(Error::NotFound(_)) => 0,
+        Err(error @ Error::Malformed { .. }) => {
+            log::error!("{}", crate::text::chain(&error));
+            0
+        }
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for n in 0..count {
+        let Some(text) = optional(store.read_string(&paths.indexed("dev", n)))? else {
+            continue;
+        };
+        found.push(DeviceNode {
+            n,
+            address: text.parse().map_err(|_| text),
+            state: store.read_state(&paths.indexed("state", n))?,
+            seen_as: optional(store.read_string(&paths.indexed("vdev", n)))?
+                .and_then(|text| parse_vdev(&text)),
+            wished: optional(store.read_string(&paths.indexed("vdevfn", n)))?
+                .and_then(|text| u8::from_str_radix(&text, 16).ok()),
+        });
+    }
+    Ok(found)
+}
+
+/// `vdev-N`: the function has two digits there.
+fn parse_vdev(text: &str) -> Option<Bdf> {
+    let (rest, function) = text.rsplit_once('.')?;
+    format!("{rest}.{}", function.strip_prefix('0')?)
+        .parse()
+        .ok()
+}
+
+/// Makes sure that the guest will scan a bus. Roots are only ever added: a guest may be using them.
+///
+/// # Errors
+/// xenstore's.
+pub fn publish_root(store: &mut Client, paths: &Paths, segment: u16, bus: u8) -> Result<(), Error> {
+    let root = format!("{segment:04x}:{bus:02x}");
+    let count = match store.read_u32(&paths.own("root_num")) {
+        Ok(count) => count.min(MAX_DEVICES),
+        Err(Error::NotFound(_) | Error::Malformed { .. }) => 0,
+        Err(error) => return Err(error),
+    };
+    for n in 0..count {
+        if optional(store.read_string(&paths.indexed("root", n)))?.as_deref() == Some(&root) {
+            return Ok(());
+        }
+    }
+    store.write(&paths.indexed("root", count), &root)?;
+    store.write(&paths.own("root_num"), count.saturating_add(1).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_in_the_guest_is_read_as_it_is_written() {
+        let bdf: Bdf = "0001:02:1f.7".parse().unwrap();
+        assert_eq!(bdf.vdev().to_string(), "0001:02:1f.07");
+        assert_eq!(parse_vdev("0001:02:1f.07"), Some(bdf));
+        for text in ["", "0001:02:1f.7", "0001:02:1f.17", "0001:02:1f.0", "x.00"] {
+            assert_eq!(parse_vdev(text), None, "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! One operation of a guest, from the request to the reply. Everything in the request is hostile; it is a private copy and does not change.
+//!
+//! This is the path that must be fast: no allocation, no lock, no waiting but for the device itself.
+
+use std::error::Error;
+
+use log::{info, warn};
+use msi::{Answer, Refusal, Vectors};
+use xenbus::DomId;
+use xenbus::pciif::{Command, PciError, PciOp};
+
+use super::exports::{Export, Exports};
+use crate::rate_limit::RateLimit;
+use crate::text::chain;
+
+/// What goes back to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reply {
+    /// Result.
+    pub error: PciError,
+    /// Value read, PIRQ, or as `error` demands.
+    pub value: u32,
+    /// The PIRQs of an enabled MSI-X.
+    pub vectors: Option<Vectors>,
+}
+
+impl Reply {
+    fn new(error: PciError, value: u32) -> Self {
+        Self {
+            error,
+            value,
+            vectors: None,
+        }
+    }
+
+    fn done(value: u32) -> Self {
+        Self::new(PciError::SUCCESS, value)
+    }
+}
+
+/// Carries out one operation. What is refused is logged as often as `limit` allows.
+pub fn serve(exports: &mut Exports, op: &PciOp, limit: &mut RateLimit) -> Reply {
+    let domain = exports.domain();
+    let Some(export) = exports.find(op.domain, op.bus, op.devfn) else {
+        return Reply::new(PciError::DEV_NOT_FOUND, op.value);
+    };
+    match op.command() {
+        Some(Command::ConfRead) => {
+            match export
+                .overlay
+                .read(&*export.device.config, op.offset, op.size)
+            {
+                Ok(value) => Reply::done(value),
+                Err(error) => Reply::new(PciError(error.code()), 0),
+            }
+        }
+        Some(Command::ConfWrite) => match write(export, op) {
+            Ok(()) => Reply::done(op.value),
+            Err(error) => Reply::new(error, op.value),
+        },
+        Some(command @ (Command::EnableMsi | Command::EnableMultiMsi)) => {
+            let count = if command == Command::EnableMsi {
+                1
+            } else {
+                op.value
+            };
+            match export.interrupts.enable_msi(count) {
+                Ok(pirq) => Reply::done(pirq.0),
+                Err(refusal) => refused(domain, export, &refusal, refusal.msi_answer(), limit),
+            }
+        }
+        Some(Command::EnableMsix) => {
+            match export.interrupts.enable_msix(&op.msix_entries, op.value) {
+                Ok(vectors) => Reply {
+                    vectors: Some(vectors),
+                    ..Reply::done(0)
+                },
+                Err(refusal) => refused(
+                    domain,
+                    export,
+                    &refusal,
+                    refusal.msix_answer(op.value),
+                    limit,
+                ),
+            }
+        }
+        // Newer Linux frontends send disable_msi for MSI-X as well: whichever is on goes off.
+        Some(Command::DisableMsi | Command::DisableMsix) => {
+            Reply::done(export.interrupts.disable())
+        }
+        None => Reply::new(PciError::NOT_IMPLEMENTED, op.value),
+    }
+}
+
+fn refused(
+    domain: DomId,
+    export: &Export,
+    refusal: &Refusal,
+    answer: Answer,
+    limit: &mut RateLimit,
+) -> Reply {
+    if limit.allow() {
+        let why: &dyn Error = refusal;
+        warn!(
+            "domain {domain}: {} gets no interrupts: {}",
+            export.device.bdf,
+            chain(why)
+        );
+    }
+    Reply::new(answer.error, answer.value)
+}
+
+fn write(export: &mut Export, op: &PciOp) -> Result<(), PciError> {
+    let policy = export.policy();
+    let written = export.overlay.write(
+        &*export.device.config,
+        op.offset,
+        op.size,
+        op.value,
+        &policy,
+    );
+    if let Ok(effect) = written {
+        if let Some(change) = effect.power.filter(|change| change.configuration_lost) {
+            export.restore(change.settle_time());
+        }
+        if let Some(offset) = effect.dropped {
+            tell_of_dropped_write(export, offset);
+        }
+    }
+    // Once its effects are complete and before the guest knows: a daemon that is killed in between does the operation again. After a
+    // failure too, which may have come half-way.
+    export
+        .device
+        .record
+        .set_overlay(export.overlay.state().to_bits());
+    written.map(drop).map_err(|error| PciError(error.code()))
+}
+
+fn tell_of_dropped_write(export: &mut Export, offset: u16) {
+    if !std::mem::replace(&mut export.told_of_dropped_write, true) {
+        let bdf = export.device.bdf;
+        info!(
+            "{bdf}: dropped its guest's write at offset {offset:#x}, which guests may not write; if its driver does not work, try permissive=1"
+        );
+    }
+}

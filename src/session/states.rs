@@ -1,0 +1,332 @@
+//! The backend's state machine: what to do next, from what both ends show. Pure.
+//!
+//! It looks at the states as they are, not at what has just changed: events may be lost, merged or invented by a guest, and after a
+//! restart there are none to remember. Writing a state makes the next look come to another step, until there is nothing to do.
+
+use xenbus::XenbusState::{
+    self, Closed, Closing, Connected, InitWait, Initialised, Initialising, Reconfigured,
+    Reconfiguring, Unknown,
+};
+
+/// What both ends show.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// Our state node. The toolstack writes it too: 1 at creation, 7 when devices come or go, 5 when it forces us out.
+    pub backend: XenbusState,
+    /// The frontend's state node.
+    pub frontend: XenbusState,
+    /// The toolstack's `online` node: the device is to stay although the frontend closes.
+    pub online: bool,
+    /// Who is on the other side.
+    pub peer: Peer,
+    /// The page is mapped and the event channel bound.
+    pub linked: bool,
+}
+
+/// Who is on the other side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A PV guest, which runs a frontend.
+    Frontend,
+    /// Nobody who speaks to us: an HVM guest, whose devices QEMU hands it, or a guest that has stopped running.
+    Nobody,
+    /// Not even a domain.
+    Gone,
+}
+
+/// What to do next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Nothing, until something changes. New devices that the toolstack adds one by one are still taken in.
+    Wait,
+    /// Show this state.
+    Show(XenbusState),
+    /// Export the devices and publish the roots, then show this state.
+    Export(XenbusState),
+    /// Map the page and bind the event channel that the frontend offers, then show Connected.
+    Connect,
+    /// The same after a restart of the daemon: no state changes.
+    Relink,
+    /// Unmap the page and close the event channel, then show this state.
+    Disconnect(XenbusState),
+    /// Take in and let go the devices that the toolstack marked, then show this state.
+    Reconfigure(XenbusState),
+    /// Let go of everything and show Closed.
+    Release,
+    /// Our nodes, or the domain, are gone: let go of everything, remove what is left of our nodes, and end.
+    End,
+}
+
+/// The step that `view` calls for.
+pub fn next(view: View) -> Step {
+    match view {
+        View {
+            backend: Unknown, ..
+        }
+        | View {
+            peer: Peer::Gone, ..
+        } => Step::End,
+        // Forced out by the toolstack.
+        View {
+            backend: Closing,
+            online: false,
+            ..
+        } => Step::Release,
+        View {
+            peer: Peer::Nobody, ..
+        } => without_frontend(view),
+        _ => with_frontend(view),
+    }
+}
+
+/// Nobody will answer us, so nothing is waited for. The toolstack waits for Connected before it adds or takes a device: it shall see it.
+fn without_frontend(view: View) -> Step {
+    if view.linked {
+        return Step::Disconnect(Connected);
+    }
+    match view.backend {
+        Initialising | InitWait | Initialised => Step::Export(Connected),
+        Reconfiguring => Step::Reconfigure(Connected),
+        Closed if !view.online => Step::Wait,
+        Connected => Step::Wait,
+        Closing | Closed | Reconfigured | Unknown => Step::Show(Connected),
+    }
+}
+
+fn with_frontend(view: View) -> Step {
+    match (view.frontend, view.backend) {
+        (Unknown, Closed) => Step::Wait,
+        (Unknown, _) => Step::Release,
+
+        (Closing, Closing | Closed) if !view.linked => Step::Wait,
+        (Closing, _) => Step::Disconnect(Closing),
+        (Closed, Closed) if !view.linked => Step::Wait,
+        (Closed, _) if !view.online => Step::Release,
+        (Closed, _) => Step::Disconnect(Closed),
+
+        (_, Initialising) => Step::Show(InitWait),
+        (_, InitWait) => Step::Export(Initialised),
+        (Initialised, Initialised) => Step::Connect,
+
+        // A frontend that was closed comes back: the guest has loaded its driver anew, or another kernel (kexec).
+        (Initialising | InitWait, Closed) => Step::Show(InitWait),
+        (Initialised, Closed) => Step::Show(Initialised),
+
+        (Initialised | Connected | Reconfiguring, Connected | Reconfiguring | Reconfigured)
+            if !view.linked =>
+        {
+            Step::Relink
+        }
+
+        (Reconfiguring, Reconfiguring) => Step::Reconfigure(Reconfigured),
+        (Connected, Reconfigured) => Step::Show(Connected),
+
+        _ => Step::Wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ALL: [XenbusState; 9] = [
+        Unknown,
+        Initialising,
+        InitWait,
+        Initialised,
+        Connected,
+        Closing,
+        Closed,
+        Reconfiguring,
+        Reconfigured,
+    ];
+
+    fn view(backend: XenbusState, frontend: XenbusState) -> View {
+        View {
+            backend,
+            frontend,
+            online: true,
+            peer: Peer::Frontend,
+            linked: false,
+        }
+    }
+
+    /// Follows the steps as the session does, until there is nothing to do; the states shown on the way.
+    fn run(mut view: View) -> (Vec<Step>, View) {
+        let mut steps = Vec::new();
+        loop {
+            let step = next(view);
+            match step {
+                Step::Wait => return (steps, view),
+                Step::Show(state) | Step::Export(state) | Step::Reconfigure(state) => {
+                    view.backend = state
+                }
+                Step::Connect => (view.linked, view.backend) = (true, Connected),
+                Step::Relink => view.linked = true,
+                Step::Disconnect(state) => (view.linked, view.backend) = (false, state),
+                Step::Release => (view.linked, view.backend) = (false, Closed),
+                Step::End => {
+                    steps.push(step);
+                    return (steps, view);
+                }
+            }
+            steps.push(step);
+            assert!(steps.len() < 8, "{view:?} does not come to rest: {steps:?}");
+        }
+    }
+
+    #[test]
+    fn a_guest_boots_up_to_connected() {
+        let (steps, end) = run(view(Initialising, Initialising));
+        assert_eq!(steps, [Step::Show(InitWait), Step::Export(Initialised)]);
+        let (steps, end) = run(View {
+            frontend: Initialised,
+            ..end
+        });
+        assert_eq!(steps, [Step::Connect]);
+        assert_eq!(end.backend, Connected);
+    }
+
+    #[test]
+    fn a_frontend_that_was_faster_is_connected_all_the_same() {
+        let (steps, _) = run(view(Initialising, Initialised));
+        assert_eq!(
+            steps,
+            [
+                Step::Show(InitWait),
+                Step::Export(Initialised),
+                Step::Connect
+            ]
+        );
+    }
+
+    #[test]
+    fn hot_plug_goes_by_7_and_8_back_to_4() {
+        let linked = View {
+            linked: true,
+            ..view(Reconfiguring, Connected)
+        };
+        assert_eq!(next(linked), Step::Wait);
+        assert_eq!(
+            next(View {
+                frontend: Reconfiguring,
+                ..linked
+            }),
+            Step::Reconfigure(Reconfigured)
+        );
+        let shown = View {
+            backend: Reconfigured,
+            ..linked
+        };
+        assert_eq!(
+            next(View {
+                frontend: Reconfiguring,
+                ..shown
+            }),
+            Step::Wait
+        );
+        assert_eq!(next(shown), Step::Show(Connected));
+    }
+
+    #[test]
+    fn a_driver_that_is_loaded_anew_connects_again() {
+        let closing = View {
+            linked: true,
+            ..view(Connected, Closing)
+        };
+        let (steps, end) = run(closing);
+        assert_eq!(steps, [Step::Disconnect(Closing)]);
+        let (steps, end) = run(View {
+            frontend: Closed,
+            ..end
+        });
+        assert_eq!(steps, [Step::Disconnect(Closed)]);
+        let (steps, end) = run(View {
+            frontend: Initialised,
+            ..end
+        });
+        assert_eq!(steps, [Step::Show(Initialised), Step::Connect]);
+        assert_eq!(end.backend, Connected);
+    }
+
+    #[test]
+    fn a_kexec_that_resets_the_frontend_is_shown_2_as_it_waits_for() {
+        let (_, end) = run(view(Closed, Initialising));
+        assert_eq!(end.backend, Initialised);
+        assert_eq!(next(view(Closed, Initialising)), Step::Show(InitWait));
+    }
+
+    #[test]
+    fn closing_for_good_releases() {
+        let (steps, end) = run(View {
+            online: false,
+            linked: true,
+            ..view(Connected, Closed)
+        });
+        assert_eq!(steps, [Step::Release]);
+        assert_eq!(end.backend, Closed);
+    }
+
+    #[test]
+    fn a_restarted_daemon_links_again_without_showing_anything() {
+        for backend in [Connected, Reconfiguring, Reconfigured] {
+            for frontend in [Initialised, Connected, Reconfiguring] {
+                assert_eq!(next(view(backend, frontend)), Step::Relink);
+            }
+        }
+    }
+
+    #[test]
+    fn a_toolstack_that_takes_devices_from_a_stopped_guest_never_waits() {
+        for backend in ALL {
+            let (_, end) = run(View {
+                peer: Peer::Nobody,
+                ..view(backend, Closed)
+            });
+            if backend != Unknown {
+                assert_eq!(end.backend, Connected);
+                let (steps, end) = run(View {
+                    backend: Reconfiguring,
+                    ..end
+                });
+                assert_eq!(
+                    (steps, end.backend),
+                    (vec![Step::Reconfigure(Connected)], Connected)
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn whatever_both_ends_show_it_comes_to_rest() {
+        for backend in ALL {
+            for frontend in ALL {
+                for peer in [Peer::Frontend, Peer::Nobody, Peer::Gone] {
+                    for (online, linked) in
+                        [(false, false), (false, true), (true, false), (true, true)]
+                    {
+                        run(View {
+                            backend,
+                            frontend,
+                            online,
+                            peer,
+                            linked,
+                        });
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn without_nodes_or_domain_the_session_ends() {
+        assert_eq!(next(view(Unknown, Connected)), Step::End);
+        assert_eq!(
+            next(View {
+                peer: Peer::Gone,
+                ..view(Connected, Connected)
+            }),
+            Step::End
+        );
+    }
+}
