@@ -1,6 +1,7 @@
 # The words that scenarios are written in. Runs in dom0, in busybox's shell. BACKEND says who serves the devices: pcibackd, or stock for xen-pciback.
 #
-#   check "sentence" COMMAND...    runs the command (its output is shown if it fails) and says whether the sentence is true
+#   check "sentence" COMMAND...    runs the command (its output is shown if it fails) and says whether the sentence is true;
+#                                  lines `VALUE ...` of its output are shown
 #   must "sentence" COMMAND...     the same, and the scenario ends if it is not
 #   has TEXT COMMAND...            succeeds if the command does and its output contains the text
 #   lacks TEXT COMMAND...          succeeds if the command does and its output does not contain the text
@@ -23,6 +24,7 @@ check() {
   status=$?
   if [ $status = 0 ]; then
     printf '  ok %6s s  %s\n' "$(seconds $(($(hundredths) - begin)))" "$sentence"
+    echo "$output" | grep '^VALUE '
   else
     echo "  FAILED       $sentence"
     echo "$output (exit $status of: $*)" | tail -n 20 | sed 's/^/          | /'
@@ -62,6 +64,20 @@ wait_for() {
   done
 }
 
+# each_change SECONDS NODE COMMAND...: runs the command now, and whenever the node changes, until it succeeds
+each_change() {
+  local fifo watch result=1 node="$2"
+  fifo=$(mktemp -u $STATE/watch.XXXXXX)
+  mkfifo "$fifo"
+  timeout "$1" xenstore-watch "$node" >"$fifo" 2>&1 &
+  watch=$!
+  shift 2
+  while read -r _; do "$@" && result=0 && break; done <"$fifo"
+  kill $watch 2>/dev/null
+  rm -f "$fifo"
+  return $result
+}
+
 # --- the backend
 
 start_backend() {
@@ -94,16 +110,19 @@ backend_is_gone() { ! kill -0 "$(cat $STATE/pid)" 2>/dev/null && ! grep -q ' /sy
 
 # --- guests
 
+# swiotlb: a PV guest's memory is not where a device would look for it. The rest only saves time.
+GUEST_KERNEL="console=hvc0 loglevel=4 iommu=soft swiotlb=force rodata=off mitigations=off"
+
 create_guest() {
   local name="$1" line
   shift
   {
     echo "name=\"$name\""
     echo 'type="pv"; kernel="/lab/vmlinux"; ramdisk="/lab/guest.img"; memory=256; vcpus=1; on_poweroff="destroy"; on_crash="preserve"'
-    case "$*" in *extra=*) ;; *) echo 'extra="console=hvc0 loglevel=4 iommu=soft swiotlb=force"' ;; esac
+    echo "extra=\"$GUEST_KERNEL\""
     for line in "$@"; do echo "$line"; done
-  } | tr ';' '\n' >/tmp/$name.cfg
-  xl create /tmp/$name.cfg || return
+  } | tr ';' '\n' >"/tmp/$name.cfg"
+  xl create "/tmp/$name.cfg" || return
   wait_for 60 guest_is_ready "$name"
 }
 
@@ -112,27 +131,21 @@ guest_is_ready() { xenstore-exists "/local/domain/$(xl domid "$1")/data/ready"; 
 # Commands go through xenstore: `data/command` holds a number and the command, the guest's init answers with `data/output` and, last, `data/result`.
 # Watches on both sides: a guest that is being measured is not disturbed by anybody's polling.
 guest() {
-  local name="$1" id path number watch
+  local id path number
+  id=$(xl domid "$1") || return
   shift
-  id=$(xl domid "$name") || return
   path=/local/domain/$id/data
   number=$(($(cat $STATE/number 2>/dev/null) + 1))
   echo $number >$STATE/number
-  rm -f $STATE/fifo.$number
-  mkfifo $STATE/fifo.$number
-  timeout "${GUEST_TIMEOUT:-60}" xenstore-watch "$path/result" >$STATE/fifo.$number 2>&1 &
-  watch=$!
   xenstore-write "$path/command" "$number $(echo "$*" | sed 's/\\/\\\\/g')"
-  while read -r _; do
-    set -- $(xenstore-read "$path/result" 2>/dev/null)
-    [ "$1" = $number ] && break
-  done <$STATE/fifo.$number
-  kill $watch 2>/dev/null
-  rm -f $STATE/fifo.$number
-  [ "$1" = $number ] || { echo "guest $name does not answer"; return 124; }
-  xenstore-read -R "$path/output"
+  each_change "${GUEST_TIMEOUT:-60}" "$path/result" guest_has_answered "$path/result" $number ||
+    { echo "the guest does not answer"; return 124; }
+  xenstore-read -R "$path/output" && echo
+  set -- $(xenstore-read "$path/result")
   return "$2"
 }
+
+guest_has_answered() { case "$(xenstore-read "$1" 2>/dev/null)" in "$2 "*) ;; *) return 1 ;; esac; }
 
 shut_down() { xl shutdown "$1" >/dev/null && wait_for 60 guest_is_gone "$1"; }
 destroy() { xl destroy "$1" && guest_is_gone "$1"; }

@@ -1,0 +1,63 @@
+# speed and size, side by side with the stock backend in one boot: stock, pcibackd, pcibackd, stock, each with the same guest
+ALONE=yes
+TIMEOUT=400
+story() {
+  turn=0
+  for BACKEND in stock pcibackd pcibackd stock; do
+    turn=$((turn + 1))
+    round
+  done
+  for name in conf_read_median conf_read_p99 conf_write_median connect; do ratio $name; done
+}
+
+round() {
+  local watcher begin
+  must "$BACKEND starts" start_backend
+  must "xl takes the card" xl pci-assignable-add 00:05.0
+  # the dom0 that has just booted has numbered no other domain
+  note_connected $turn &
+  watcher=$!
+  begin=$(hundredths)
+  must "a guest starts with it" create_guest pv 'pci=["00:05.0"]'
+  wait $watcher
+  figure connect "$(seconds $(($(cat $STATE/connected) - begin)))" s
+  must "the guest measures" guest pv "lab-guest bench 0000:00:00.0 3000 >/tmp/bench"
+  figure conf_read_median "$(guest pv "awk '/read/ {print \$2}' /tmp/bench")" us
+  figure conf_read_p99 "$(guest pv "awk '/read/ {print \$3}' /tmp/bench")" us
+  figure conf_write_median "$(guest pv "awk '/write/ {print \$2}' /tmp/bench")" us
+  figure conf_write_p99 "$(guest pv "awk '/write/ {print \$3}' /tmp/bench")" us
+  [ $turn != 2 ] || size
+  check "the guest ends" destroy pv
+  must "$BACKEND gives the card back and stops" stop_backend
+}
+
+# Writes down when the frontend of a domain-to-be says that it is connected
+note_connected() { each_change 100 "/local/domain/$1/device/pci/0/state" is_connected "$1" && hundredths >$STATE/connected; }
+
+is_connected() { [ "$(xenstore-read "/local/domain/$1/device/pci/0/state" 2>/dev/null)" = 4 ]; }
+
+figure() {
+  echo "$2" >>$STATE/$BACKEND.$1
+  echo "VALUE $1.$BACKEND.$turn $2 $3"
+}
+
+# Mean of ours by mean of theirs: in the order A-B-B-A, what slows all of it down evenly cancels out
+ratio() {
+  awk -v name=$1 'FNR == 1 {file++} {sum[file] += $1; count[file]++}
+    END {printf "RATIO %s %.3f\n", name, (sum[1] / count[1]) / (sum[2] / count[2])}' $STATE/pcibackd.$1 $STATE/stock.$1
+}
+
+# With one guest, idle
+size() {
+  local daemon keeper before
+  daemon=$(cat $STATE/pid)
+  for keeper in $(pgrep -P $daemon); do echo "VALUE memory.keeper $(resident $keeper) KiB"; done
+  echo "VALUE memory $(resident $daemon) KiB"
+  before=$(switches $daemon)
+  sleep 10
+  echo "VALUE idle_switches $(($(switches $daemon) - before)) in 10 s"
+}
+
+resident() { awk '/^VmRSS/ {print $2}' /proc/$1/status; }
+
+switches() { cat /proc/$1/task/*/status | awk '/ctxt_switches/ {sum += $2} END {print sum}'; }
