@@ -202,3 +202,190 @@ impl Visited {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::MemorySpace;
+
+    /// A space with a capability list that starts at `first`, of (offset, id, next).
+    fn standard(first: u32, list: &[(u16, u32, u32)]) -> MemorySpace {
+        let space = MemorySpace::new(ConfigSize::Extended);
+        space.set(0x06, Width::Two, 0x0010);
+        space.set(0x34, Width::One, first);
+        for (offset, id, next) in list {
+            space.set(*offset, Width::Two, id | next << 8);
+        }
+        space
+    }
+
+    /// A space with an extended list of (offset, id, next).
+    fn extended(list: &[(u16, u32, u32)]) -> MemorySpace {
+        let space = MemorySpace::new(ConfigSize::Extended);
+        for (offset, id, next) in list {
+            space.set(*offset, Width::Four, id | 0x1_0000 | next << 20);
+        }
+        space
+    }
+
+    fn walk(space: &MemorySpace) -> Capabilities {
+        Capabilities::walk(space, ConfigSize::Extended).unwrap()
+    }
+
+    fn offsets(found: &Capabilities) -> Vec<u16> {
+        found
+            .standard
+            .iter()
+            .map(|capability| capability.offset)
+            .collect()
+    }
+
+    #[test]
+    fn finds_both_lists_in_order() {
+        let space = standard(0x50, &[(0x50, 0x01, 0x40), (0x40, 0x11, 0)]);
+        space.set(0x100, Width::Four, 0x1402_0001);
+        space.set(0x140, Width::Four, 0x0001_0003);
+        let found = walk(&space);
+        assert_eq!(
+            found.standard,
+            [
+                Capability {
+                    id: CapabilityId::POWER_MANAGEMENT,
+                    offset: 0x50
+                },
+                Capability {
+                    id: CapabilityId::MSI_X,
+                    offset: 0x40
+                },
+            ]
+        );
+        assert_eq!(
+            found.extended,
+            [
+                ExtendedCapability {
+                    id: ExtendedCapabilityId::AER,
+                    version: 2,
+                    offset: 0x100
+                },
+                ExtendedCapability {
+                    id: ExtendedCapabilityId::SERIAL_NUMBER,
+                    version: 1,
+                    offset: 0x140
+                },
+            ]
+        );
+        assert_eq!(found.faults, []);
+        assert_eq!(found.find(CapabilityId::MSI_X), Some(0x40));
+        assert_eq!(found.find(CapabilityId::MSI), None);
+        assert_eq!(
+            found.find_extended(ExtendedCapabilityId::SERIAL_NUMBER),
+            Some(0x140)
+        );
+    }
+
+    #[test]
+    fn without_the_status_bit_there_is_no_list() {
+        let space = standard(0x40, &[(0x40, 0x01, 0)]);
+        space.set(0x06, Width::Two, 0);
+        assert_eq!(walk(&space), Capabilities::default());
+    }
+
+    #[test]
+    fn a_conventional_space_has_no_extended_list() {
+        let space = extended(&[(0x100, 0x0001, 0)]);
+        let found = Capabilities::walk(&space, ConfigSize::Conventional).unwrap();
+        assert_eq!(found.extended, []);
+    }
+
+    #[test]
+    fn an_extended_space_that_is_empty_or_does_not_answer_is_no_fault() {
+        for header in [0, u32::MAX] {
+            let space = MemorySpace::new(ConfigSize::Extended);
+            space.set(0x100, Width::Four, header);
+            assert_eq!(walk(&space), Capabilities::default());
+        }
+    }
+
+    #[test]
+    fn loops_are_cut_where_they_close() {
+        let found = walk(&standard(0x40, &[(0x40, 1, 0x48), (0x48, 5, 0x40)]));
+        assert_eq!(offsets(&found), [0x40, 0x48]);
+        assert_eq!(found.faults, [ListFault::Loop { pointer: 0x40 }]);
+        let found = walk(&extended(&[(0x100, 1, 0x200), (0x200, 3, 0x200)]));
+        assert_eq!(found.extended.len(), 2);
+        assert_eq!(found.faults, [ListFault::Loop { pointer: 0x200 }]);
+    }
+
+    #[test]
+    fn pointers_into_the_header_end_the_list() {
+        let found = walk(&standard(0x40, &[(0x40, 1, 0x3c)]));
+        assert_eq!(offsets(&found), [0x40]);
+        assert_eq!(found.faults, [ListFault::OutOfPlace { pointer: 0x3c }]);
+        let found = walk(&extended(&[(0x100, 1, 0x40)]));
+        assert_eq!(found.faults, [ListFault::OutOfPlace { pointer: 0x40 }]);
+    }
+
+    #[test]
+    fn unaligned_pointers_are_followed_without_their_low_bits() {
+        let found = walk(&standard(0x42, &[(0x40, 1, 0x51), (0x50, 5, 0)]));
+        assert_eq!(offsets(&found), [0x40, 0x50]);
+        assert_eq!(
+            found.faults,
+            [
+                ListFault::Unaligned { pointer: 0x42 },
+                ListFault::Unaligned { pointer: 0x51 }
+            ]
+        );
+    }
+
+    #[test]
+    fn a_capability_that_does_not_answer_ends_the_list() {
+        let found = walk(&standard(0x40, &[(0x40, 1, 0x50), (0x50, 0xff, 0xff)]));
+        assert_eq!(offsets(&found), [0x40]);
+        assert_eq!(found.faults, [ListFault::NoAnswer { pointer: 0x50 }]);
+    }
+
+    #[test]
+    fn the_longest_list_is_found_whole() {
+        let list: Vec<(u16, u32, u32)> = (0x10u16..0x40)
+            .map(|dword| (dword * 4, 9, (u32::from(dword + 1) * 4) & 0xff))
+            .collect();
+        let found = walk(&standard(0x40, &list));
+        assert_eq!((found.standard.len(), found.faults), (48, vec![]));
+    }
+
+    #[test]
+    fn ids_have_names() {
+        assert_eq!(CapabilityId::MSI_X.to_string(), "MSI-X");
+        assert_eq!(CapabilityId(0xee).to_string(), "capability 0xee");
+        assert_eq!(ExtendedCapabilityId::SR_IOV.name(), Some("SR-IOV"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_space_is_walked_to_an_end(
+            image in prop::collection::vec(any::<u8>(), 4096),
+            aligned in any::<bool>(),
+        ) {
+            let space = MemorySpace::new(ConfigSize::Extended);
+            for (offset, byte) in (0u16..).zip(&image) {
+                // With aligned bytes everywhere, lists get long before they break.
+                let byte = if aligned { byte & 0xfc } else { *byte };
+                space.set(offset, Width::One, u32::from(byte));
+            }
+            space.set(0x06, Width::One, 0x10);
+            let found = walk(&space);
+            prop_assert!(found.standard.len() <= 48 && found.extended.len() <= 960);
+            for capability in &found.standard {
+                prop_assert!((0x40..0x100).contains(&capability.offset));
+                prop_assert_eq!(capability.offset % 4, 0);
+            }
+            for capability in &found.extended {
+                prop_assert!((0x100..0x1000).contains(&capability.offset));
+                prop_assert_eq!(capability.offset % 4, 0);
+            }
+        }
+    }
+}

@@ -18,14 +18,14 @@
 //! in the names of the tests:
 //!
 //! - C-1: an access has 1, 2 or 4 bytes and is aligned.
-//! - C-2: it lies within the space. Negative offsets are refused; the kernel lets them alias others.
+//! - C-2: it lies within the space. Negative offsets are refused; in the kernel they alias others.
 //! - C-3: a read takes each bit from the device or from the claim on it; a partial one too.
 //! - C-4: a write to part of a claimed register keeps its other bytes. Bytes of the same write that
 //!   no claim covers are dropped, even if the policy is permissive.
 //! - C-5: a write that touches no claim is dropped, and succeeds; if the policy is permissive, it
 //!   reaches the device.
-//! - C-6: where two capabilities overlap or one reaches beyond the space, as on a broken device, the
-//!   register found first keeps its rule and the other gets none.
+//! - C-6: where two capabilities overlap or one reaches beyond the space, as on a broken device,
+//!   the register found first keeps its rule and the other gets none.
 //! - C-7: failures have the numbers of the shared page, and no others: see [`OpError`].
 //! - C-8: a guest can clear PME_Status, which is cleared by writing one. The kernel drops that.
 //! - C-9: a guest controls the power state; it cannot make the device signal PME#.

@@ -1,7 +1,5 @@
 //! A network card in memory, much like an 82574, for tests and benchmarks.
 
-#![allow(clippy::unwrap_used)]
-
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

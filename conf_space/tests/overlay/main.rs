@@ -1,6 +1,10 @@
 //! What a guest sees and may change, rule by rule. Numbers like C-4 are those of the rules listed
 //! in `src/overlay/mod.rs`.
-#![allow(clippy::arithmetic_side_effects)]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
 
 mod access;
 mod bars;

@@ -43,7 +43,7 @@ impl Reference {
         };
         if touches(0x04, 2) {
             let write_invalidate = merged[4] & !self.bytes[4] & 0x10 != 0;
-            if write_invalidate && (self.bytes[0x0c] == 0 || self.bytes[0x0c] % 16 != 0) {
+            if write_invalidate && (self.bytes[0x0c] == 0 || !self.bytes[0x0c].is_multiple_of(16)) {
                 self.bytes[0x0c] = 16;
             }
             // Special cycles, VGA palette, IDSEL stepping and fast back-to-back stay the device's.
