@@ -28,7 +28,8 @@ const _: () = {
     assert!(BIND_INTERDOMAIN == 0x84501 && NOTIFY == 0x44504 && RESET == 0x4505);
 };
 
-/// An interdomain channel on a file descriptor of its own. Closing that closes our end; the other end goes back to waiting for us.
+/// An interdomain channel on a file descriptor of its own. Closing that closes our end; the other
+/// end goes back to waiting for us.
 #[derive(Debug)]
 pub struct EventChannel {
     file: File,
@@ -44,14 +45,16 @@ impl EventChannel {
     /// Binds to a port that `domain` left unbound for us.
     ///
     /// # Errors
-    /// [`XenError::Device`]; Xen's: EINVAL when the port is not waiting for us, ESRCH when there is no such domain.
+    /// [`XenError::Device`]; Xen's: EINVAL when the port is not waiting for us, ESRCH when there is
+    /// no such domain.
     pub fn bind_interdomain(domain: DomId, port: Port) -> Result<Self, XenError> {
         let file = open_device()?;
         let mut bind = BindInterdomain {
             remote_domain: domain.0.into(),
             remote_port: port.0,
         };
-        // SAFETY: BIND_INTERDOMAIN takes a `struct ioctl_evtchn_bind_interdomain`, which holds no pointers.
+        // SAFETY: BIND_INTERDOMAIN takes a `struct ioctl_evtchn_bind_interdomain`, which holds no
+        // pointers.
         let local = unsafe { ioctl(&file, BIND_INTERDOMAIN, &mut bind) }.map_err(|source| {
             XenError::Failed {
                 operation: format!("binding to event channel {port} of domain {domain}"),
@@ -81,7 +84,8 @@ impl EventPort for EventChannel {
         match self.file.read(&mut ports) {
             Ok(count) => Ok(count == ports.len()),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-            // The ring of pending ports has overflowed and takes no more until it is emptied. Something was pending.
+            // The ring of pending ports has overflowed and takes no more until it is emptied.
+            // Something was pending.
             Err(error) if error.raw_os_error() == Some(libc::EFBIG) => {
                 // SAFETY: RESET takes no argument.
                 unsafe { ioctl(&self.file, RESET, &mut ()) }?;

@@ -40,7 +40,8 @@ const _: () = {
 
 const PAGE_SIZE: usize = 4096;
 
-/// One page of a guest's, mapped for reading and writing. As long as it is mapped, a dead guest's memory cannot be freed.
+/// One page of a guest's, mapped for reading and writing. As long as it is mapped, a dead guest's
+/// memory cannot be freed.
 #[derive(Debug)]
 pub struct GrantedPage {
     base: NonNull<u8>,
@@ -60,7 +61,8 @@ impl GrantedPage {
     /// Maps what `domain` granted to us.
     ///
     /// # Errors
-    /// [`XenError::Device`]; EINVAL when the reference is not one that was granted to us for writing.
+    /// [`XenError::Device`]; EINVAL when the reference is not one that was granted to us for
+    /// writing.
     pub fn map(domain: DomId, reference: GrantRef) -> Result<Self, XenError> {
         let failed = |source| XenError::Failed {
             operation: format!("mapping grant {reference} of domain {domain}"),
@@ -74,7 +76,8 @@ impl GrantedPage {
             domain: domain.0.into(),
             reference: reference.0,
         };
-        // SAFETY: MAP_GRANT_REF takes a `struct ioctl_gntdev_map_grant_ref` followed by `count` references: one, as here.
+        // SAFETY: MAP_GRANT_REF takes a `struct ioctl_gntdev_map_grant_ref` followed by `count`
+        // references: one, as here.
         unsafe { ioctl(&file, MAP_GRANT_REF, &mut map) }.map_err(failed)?;
         // The kernel asks Xen only now.
         match mmap(&file, map.index) {
@@ -117,7 +120,8 @@ fn unmap_index(file: &File, index: u64) {
         count: 1,
         pad: 0,
     };
-    // SAFETY: UNMAP_GRANT_REF takes a `struct ioctl_gntdev_unmap_grant_ref`, which holds no pointers.
+    // SAFETY: UNMAP_GRANT_REF takes a `struct ioctl_gntdev_unmap_grant_ref`, which holds no
+    // pointers.
     if let Err(error) = unsafe { ioctl(file, UNMAP_GRANT_REF, &mut unmap) } {
         log::warn!("giving a grant back to /dev/xen/gntdev: {error}");
     }
@@ -132,7 +136,8 @@ unsafe impl PageMapping for GrantedPage {
 
 impl Drop for GrantedPage {
     fn drop(&mut self) {
-        // SAFETY: this is the mapping that `map` made; nothing can borrow from it any more. The pages go first, then the grant.
+        // SAFETY: this is the mapping that `map` made; nothing can borrow from it any more. The
+        // pages go first, then the grant.
         if unsafe { libc::munmap(self.base.as_ptr().cast(), PAGE_SIZE) } == 0 {
             unmap_index(&self.file, self.index);
         }

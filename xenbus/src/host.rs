@@ -15,7 +15,8 @@ pub struct Host {
 }
 
 impl Host {
-    /// Opens what is needed, all of it at once, so that a missing device shows at start and not with the first guest.
+    /// Opens what is needed, all of it at once, so that a missing device shows at start and not
+    /// with the first guest.
     ///
     /// # Errors
     /// [`XenError::Device`].

@@ -1,11 +1,14 @@
-//! Xen's interfaces as a dom0 daemon uses them: xenstore, grants, event channels, hypercalls, the `xen_pci_sharedinfo` page.
+//! Xen's interfaces as a dom0 daemon uses them: xenstore, grants, event channels, hypercalls, the
+//! `xen_pci_sharedinfo` page.
 //!
-//! Everything above this crate talks to the [`Xen`] trait. Two things implement it: [`host::Host`], the hypervisor that this dom0 runs on,
-//! and [`sim::Machine`], Xen embedded in the process.
+//! Everything above this crate talks to the [`Xen`] trait. Two things implement it: [`host::Host`],
+//! the hypervisor that this dom0 runs on, and [`sim::Machine`], Xen embedded in the process.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 mod device;
 pub mod event_channel;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grant;
 pub mod host;
 pub mod pciif;

@@ -1,8 +1,9 @@
 //! The page that a PCI frontend shares with its backend (Xen `io/pciif.h`).
 //!
-//! One page, granted by the frontend; its first 572 bytes are [`SharedPage`]. Two independent slots: operations, from the frontend to the
-//! backend, and error recovery (AER), the other way. A flag for each says whose turn it is; one event channel serves both.
-//! [`SharedInfo`] is the backend's view, [`Frontend`] the other one.
+//! One page, granted by the frontend; its first 572 bytes are [`SharedPage`]. Two independent
+//! slots: operations, from the frontend to the backend, and error recovery (AER), the other way. A
+//! flag for each says whose turn it is; one event channel serves both. [`SharedInfo`] is the
+//! backend's view, [`Frontend`] the other one.
 
 mod aer;
 mod frontend;
@@ -10,6 +11,8 @@ mod local_page;
 mod op;
 mod page;
 mod shared_info;
+#[cfg(test)]
+mod tests;
 
 pub use aer::{AerCommand, AerOp, AerResult, ChannelState};
 pub use frontend::Frontend;
@@ -29,11 +32,13 @@ bitflags::bitflags! {
     /// Whose turn it is. Each end changes its own bits only, by atomic operations.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Flags: u32 {
-        /// An operation waits for the backend (`XEN_PCIF_active`): set by the frontend, cleared by the backend.
+        /// An operation waits for the backend (`XEN_PCIF_active`): set by the frontend, cleared by
+        /// the backend.
         const OP_ACTIVE = 1 << 0;
         /// The frontend handles AER (`XEN_PCIB_AERHANDLER`).
         const AER_HANDLER = 1 << 1;
-        /// An AER request waits for the frontend (`XEN_PCIB_active`): set by the backend, cleared by the frontend.
+        /// An AER request waits for the frontend (`XEN_PCIB_active`): set by the backend, cleared
+        /// by the frontend.
         const AER_ACTIVE = 1 << 2;
     }
 }

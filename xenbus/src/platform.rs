@@ -14,7 +14,7 @@ pub enum XenError {
     /// Xen (or Linux on its way there) said no.
     #[error("{operation} failed")]
     Failed {
-        /// The operation in Xen's terms, with its subject: `PHYSDEVOP_map_pirq for domain 3, 0000:00:05.0`.
+        /// The operation in Xen's terms, with its subject.
         operation: String,
         /// Xen's errno.
         #[source]
@@ -22,7 +22,8 @@ pub enum XenError {
     },
     /// One of Linux's devices for Xen cannot be opened.
     #[error(
-        "cannot open {path}: is this dom0, are we root, and is the kernel module {module} loaded? (modprobe {module})"
+        "cannot open {path}: is this dom0, are we root, and is the kernel's module {module} loaded? \
+         (modprobe {module})"
     )]
     Device {
         /// The device.
@@ -66,7 +67,8 @@ impl XenError {
 pub enum MsiRequest {
     /// One MSI vector (`MAP_PIRQ_TYPE_MSI_SEG`).
     Msi,
-    /// `count` MSI vectors in a row (`MAP_PIRQ_TYPE_MULTI_MSI`). The answer is the first PIRQ; the others follow it.
+    /// `count` MSI vectors in a row (`MAP_PIRQ_TYPE_MULTI_MSI`). The answer is the first PIRQ; the
+    /// others follow it.
     MultiMsi {
         /// How many: 1, 2, 4, 8, 16 or 32.
         count: u8,
@@ -102,7 +104,8 @@ pub struct DomainInfo {
 /// A guest's page mapped into this process. Unmapped on drop.
 ///
 /// # Safety
-/// `base` must point to 4096 bytes that stay readable and writable for as long as the value lives, aligned to 4096.
+/// `base` must point to 4096 bytes that stay readable and writable for as long as the value lives,
+/// aligned to 4096.
 pub unsafe trait PageMapping: Send + Debug {
     /// Where the page is.
     fn base(&self) -> NonNull<u8>;
@@ -113,7 +116,8 @@ pub trait EventPort: Send + Debug {
     /// Becomes readable when the other end notifies. Non-blocking.
     fn fd(&self) -> BorrowedFd<'_>;
 
-    /// Takes a pending event, if there is one. The channel stays masked (delivers nothing further) until [`EventPort::unmask`].
+    /// Takes a pending event, if there is one. The channel stays masked (delivers nothing further)
+    /// until [`EventPort::unmask`].
     ///
     /// # Errors
     /// Only when the channel is beyond use.
@@ -125,10 +129,10 @@ pub trait EventPort: Send + Debug {
     /// Only when the channel is beyond use.
     fn unmask(&mut self) -> io::Result<()>;
 
-    /// Sends an event to the other end.
+    /// Sends an event to the other end. One that is dead or has closed is no error.
     ///
     /// # Errors
-    /// Only when the other end is gone.
+    /// Only when the channel is beyond use.
     fn notify(&self) -> io::Result<()>;
 }
 
@@ -150,7 +154,8 @@ pub trait Xen: Send + Sync + Debug {
         reference: GrantRef,
     ) -> Result<Box<dyn PageMapping>, XenError>;
 
-    /// Binds to a port that `domain` left unbound for us. Binding again after our end was closed works, and sets the port pending once.
+    /// Binds to a port that `domain` left unbound for us. Binding again after our end was closed
+    /// works, and sets the port pending once.
     ///
     /// # Errors
     /// When the port is not one that `domain` left for us.
@@ -162,11 +167,16 @@ pub trait Xen: Send + Sync + Debug {
     /// When Xen cannot be asked.
     fn domain_info(&self, domain: DomId) -> Result<Option<DomainInfo>, XenError>;
 
-    /// Maps a message-signalled interrupt of `device` to a PIRQ of `domain` and programs the device's address and data. Does not enable it.
+    /// Maps a message-signalled interrupt of `device` to a PIRQ of `domain` and programs the
+    /// device's address and data. Does not enable it.
+    ///
+    /// Xen prevents little: an MSI-X entry mapped twice gets two PIRQs, and mapping MSI while MSI-X
+    /// is mapped (or the other way round) switches the other off.
     ///
     /// # Errors
-    /// Xen's: the device is not assigned to `domain` (ENODEV), memory decode is off or the table was not recorded (ENXIO, ENODATA),
-    /// no vector or PIRQ left (ENOSPC), and others.
+    /// Xen's. ENODEV: the device is not assigned to `domain`. ESRCH: there is no such domain.
+    /// ENXIO: memory decode is off. ENODATA: [`Xen::prepare_msix`] was not called. EINVAL: there is
+    /// no such entry. ENFILE: the device has fewer MSI vectors. ENOSPC: no vector or PIRQ is left.
     fn map_msi(
         &self,
         domain: DomId,
@@ -180,31 +190,36 @@ pub trait Xen: Send + Sync + Debug {
     /// Xen's: EINVAL when it is not mapped, ESRCH when the domain is gone.
     fn unmap_pirq(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError>;
 
-    /// `PHYSDEVOP_prepare_msix`: Xen records where the MSI-X table is, while the device is still ours. An already prepared device is no error.
+    /// `PHYSDEVOP_prepare_msix`: Xen records where the MSI-X table is, while the device is still
+    /// ours. An already prepared device is no error.
     ///
     /// # Errors
-    /// Xen's.
+    /// Xen's: ENODEV when there is no such device or it has no MSI-X.
     fn prepare_msix(&self, device: PciDevice) -> Result<(), XenError>;
 
     /// `PHYSDEVOP_release_msix`: undoes [`Xen::prepare_msix`].
     ///
     /// # Errors
-    /// Xen's.
+    /// Xen's: EBUSY when it is not prepared, or entries are still mapped.
     fn release_msix(&self, device: PciDevice) -> Result<(), XenError>;
 
-    /// `PHYSDEVOP_restore_msi_ext`: writes MSI and MSI-X state that Xen holds into a device that was reset.
+    /// `PHYSDEVOP_restore_msi_ext`: writes MSI and MSI-X state that Xen holds into a device that
+    /// was reset.
     ///
     /// # Errors
     /// Xen's.
     fn restore_msi(&self, device: PciDevice) -> Result<(), XenError>;
 
-    /// `XEN_DOMCTL_assign_device`: gives the device's DMA to a domain. [`DomId::IO`] quarantines it.
+    /// `XEN_DOMCTL_assign_device`: gives the device's DMA to a domain. [`DomId::IO`] quarantines
+    /// it, any number of times. Dom0 is no domain to assign to: deassign instead.
     ///
     /// # Errors
-    /// Xen's; ENOSYS or EOPNOTSUPP without an IOMMU; [`XenError::UnknownDomctlVersion`].
+    /// Xen's. ENOSYS or EOPNOTSUPP: no IOMMU. EBUSY: another guest has it, or its MSI-X is masked
+    /// as a whole, so it was not reset. [`XenError::UnknownDomctlVersion`].
     fn assign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError>;
 
-    /// `XEN_DOMCTL_deassign_device`: takes it from `domain`. From a guest it goes to quarantine, from [`DomId::IO`] back to dom0.
+    /// `XEN_DOMCTL_deassign_device`: takes it from `domain`. From a guest it goes to quarantine,
+    /// from [`DomId::IO`] back to dom0.
     ///
     /// # Errors
     /// As [`Xen::assign_device`]; ENODEV when it is not `domain`'s.

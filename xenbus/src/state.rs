@@ -27,7 +27,8 @@ pub enum XenbusState {
 }
 
 impl XenbusState {
-    /// Reads a state as xenstore holds it. Anything that is not a state's number is [`XenbusState::Unknown`], as for every xenbus driver.
+    /// Reads a state as xenstore holds it. Anything that is not a state's number is
+    /// [`XenbusState::Unknown`], as for every xenbus driver.
     pub fn parse(text: &[u8]) -> Self {
         match text {
             b"1" => Self::Initialising,
@@ -76,7 +77,10 @@ mod tests {
     #[test]
     fn a_state_survives_the_way_through_xenstore() {
         for number in 0..=8u8 {
-            assert_eq!(XenbusState::parse(number.to_string().as_bytes()).number(), number);
+            assert_eq!(
+                XenbusState::parse(number.to_string().as_bytes()).number(),
+                number
+            );
         }
     }
 

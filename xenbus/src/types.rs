@@ -14,7 +14,10 @@ pub struct ParseNumberError {
 }
 
 /// Reads plain decimal digits: no sign, no blanks, as xenstore holds numbers.
-pub(crate) fn parse_decimal<N: FromStr>(text: &str, what: &'static str) -> Result<N, ParseNumberError> {
+pub(crate) fn parse_decimal<N: FromStr>(
+    text: &str,
+    what: &'static str,
+) -> Result<N, ParseNumberError> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let number = if plain { text.parse().ok() } else { None };
     number.ok_or_else(|| ParseNumberError {
@@ -55,7 +58,8 @@ number!(
     GrantRef(u32), "grant reference"
 );
 number!(
-    /// An event channel port (`evtchn_port_t`, Xen `event_channel.h`): the remote domain's, or our own, as the context says.
+    /// An event channel port (`evtchn_port_t`, Xen `event_channel.h`): the remote domain's, or our
+    /// own, as the context says.
     Port(u32), "event channel port"
 );
 number!(
@@ -70,13 +74,15 @@ number!(
 impl DomId {
     /// The control domain.
     pub const DOM0: Self = Self(0);
-    /// `DOMID_IO`: owns what no domain may touch; a device assigned to it is quarantined (Xen `xen.h`).
+    /// `DOMID_IO`: owns what no domain may touch; a device assigned to it is quarantined (Xen
+    /// `xen.h`).
     pub const IO: Self = Self(0x7ff1);
     /// The first number that is not a domain's (`DOMID_FIRST_RESERVED`, Xen `xen.h`).
     pub const FIRST_RESERVED: Self = Self(0x7ff0);
 }
 
-/// A PCI function as hypercalls name it. Shape: segment 16 bits, bus 8 bits, device 5 bits and function 3 bits in one byte.
+/// A PCI function as hypercalls name it. Shape: segment 16 bits, bus 8 bits, device 5 bits and
+/// function 3 bits in one byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PciDevice {
     /// PCI segment (Linux: domain).

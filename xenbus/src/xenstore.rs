@@ -1,4 +1,5 @@
-//! A xenstore client: nodes, permissions, transactions and watches, over xenstored's socket or the kernel's device.
+//! A xenstore client: nodes, permissions, transactions and watches, over xenstored's socket or the
+//! kernel's device.
 //!
 //! ```no_run
 //! use xenbus::xenstore::{Client, Store};
@@ -17,15 +18,27 @@
 //! ```
 
 mod client;
+mod connection;
 mod error;
 mod events;
 mod perms;
 mod store;
+mod switch;
+#[cfg(test)]
+mod tests;
+mod transaction;
 mod transport;
 pub mod wire;
+#[cfg(feature = "xenstore-rs")]
+mod xs;
 
-pub use client::{Client, DEFAULT_TIMEOUT, EVENTS_KEPT, Switched, TRANSACTION_TRIES, Transaction};
+pub use client::{Client, TRANSACTION_TRIES};
+pub use connection::{DEFAULT_TIMEOUT, EVENTS_KEPT};
 pub use error::{Error, Request};
 pub use events::WatchEvent;
 pub use perms::{Access, Perm};
 pub use store::Store;
+pub use switch::Switched;
+pub use transaction::Transaction;
+#[cfg(feature = "xenstore-rs")]
+pub use xs::XsClient;

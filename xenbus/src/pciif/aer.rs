@@ -1,9 +1,12 @@
-//! The error recovery slot: what a backend asks a frontend's driver when the device reported errors.
+//! The error recovery slot: what a backend asks a frontend's driver when the device reported
+//! errors.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A recovery step (`struct xen_pcie_aer_op`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct AerOp {
     /// An [`AerCommand`]'s number.
@@ -86,7 +89,8 @@ pub enum AerResult {
 }
 
 impl AerResult {
-    /// Reads an answer. A number that is none of them is a frontend that cannot be trusted with the device: [`AerResult::Disconnect`].
+    /// Reads an answer. A number that is none of them is a frontend that cannot be trusted with the
+    /// device: [`AerResult::Disconnect`].
     pub fn from_wire(number: i32) -> Self {
         match number {
             1 => Self::None,

@@ -1,9 +1,11 @@
 //! The frontend's view of the shared page: for simulated guests, and programs that play a guest.
 
+use std::sync::atomic::Ordering;
+
 use super::Flags;
 use super::aer::{AerOp, AerResult};
 use super::op::PciOp;
-use super::page::{AER_ERR, Page};
+use super::page::Page;
 use crate::platform::PageMapping;
 
 /// A page as the frontend that owns it sees it.
@@ -15,7 +17,9 @@ pub struct Frontend {
 impl Frontend {
     /// Wraps the page to be shared. Changes nothing in it.
     pub fn new(mapping: Box<dyn PageMapping>) -> Self {
-        Self { page: Page::new(mapping) }
+        Self {
+            page: Page::new(mapping),
+        }
     }
 
     /// The flags as they are now.
@@ -33,9 +37,10 @@ impl Frontend {
         self.page.clear(flags);
     }
 
-    /// Puts an operation into the page and hands it to the backend. The backend is not notified: that is the event channel's part.
+    /// Puts an operation into the page and hands it to the backend. The backend is not notified:
+    /// that is the event channel's part.
     pub fn submit(&self, op: &PciOp) {
-        self.page.store_op(op);
+        self.page.shared().op.store(op);
         self.page.set(Flags::OP_ACTIVE);
     }
 
@@ -46,22 +51,26 @@ impl Frontend {
 
     /// The operation with its answer.
     pub fn answer(&self) -> PciOp {
-        self.page.load_op()
+        self.page.shared().op.load()
     }
 
     /// The step of recovery that the backend asks for; `None` when it asks for none.
     pub fn aer_request(&self) -> Option<AerOp> {
-        self.flags().contains(Flags::AER_ACTIVE).then(|| self.page.load_aer())
+        self.flags()
+            .contains(Flags::AER_ACTIVE)
+            .then(|| self.page.shared().aer_op.load())
     }
 
     /// Answers a step of recovery. The backend is not notified here.
     pub fn answer_aer(&self, result: AerResult) {
-        self.page.store(AER_ERR, (result as i32).cast_unsigned());
+        let err = &self.page.shared().aer_op.err;
+        err.store(result as i32, Ordering::Relaxed);
         self.page.clear(Flags::AER_ACTIVE);
     }
 
-    /// Writes any word of the page, as a hostile guest can. `offset` in bytes, a multiple of 4; elsewhere nothing happens.
+    /// Writes any word of the page, as a hostile guest can. `offset` is in bytes and a multiple
+    /// of 4; elsewhere nothing happens.
     pub fn scribble(&self, offset: usize, word: u32) {
-        self.page.store(offset, word);
+        self.page.scribble(offset, word);
     }
 }

@@ -10,10 +10,12 @@ use crate::platform::PageMapping;
 #[repr(C, align(4096))]
 struct Bytes(UnsafeCell<[u8; 4096]>);
 
-// SAFETY: nothing here reads or writes the bytes; whoever does so through `base` uses atomic operations, as on a page shared with a guest.
+// SAFETY: nothing here reads or writes the bytes; whoever does so through `base` uses atomic
+// operations, as on a page shared with a guest.
 unsafe impl Sync for Bytes {}
 
-/// A page of zeros in this process's memory. Clones are further mappings of the same page: one for each end, to test them on each other.
+/// A page of zeros in this process's memory. Clones are further mappings of the same page: one for
+/// each end, to test them on each other.
 #[derive(Debug, Clone)]
 pub struct LocalPage(Arc<Bytes>);
 
@@ -30,7 +32,8 @@ impl LocalPage {
     }
 }
 
-// SAFETY: the Arc keeps the 4096 bytes, aligned by their type, alive and in place for as long as this value lives.
+// SAFETY: the Arc keeps the 4096 bytes, aligned by their type, alive and in place for as long as
+// this value lives.
 unsafe impl PageMapping for LocalPage {
     fn base(&self) -> NonNull<u8> {
         NonNull::from(&self.0.0).cast()

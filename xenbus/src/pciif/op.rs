@@ -7,7 +7,9 @@ use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 use super::MAX_VECTORS;
 
 /// An MSI-X table entry and the PIRQ that it was mapped to (`struct xen_msix_entry`).
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Debug, Clone, Copy, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct MsixEntry {
     /// The PIRQ, written by the backend.
@@ -16,7 +18,8 @@ pub struct MsixEntry {
     pub entry: u16,
 }
 
-/// An operation (`struct xen_pci_op`). What a frontend put into it is to be distrusted, field by field.
+/// An operation (`struct xen_pci_op`). What a frontend put into it is to be distrusted, field by
+/// field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct PciOp {
@@ -34,7 +37,8 @@ pub struct PciOp {
     pub offset: i32,
     /// Width of a configuration access: 1, 2 or 4 bytes.
     pub size: i32,
-    /// In: the value to write, or the number of MSI-X entries or MSI vectors. Out: the value read, or the first PIRQ.
+    /// In: the value to write, or the number of MSI-X entries or MSI vectors. Out: the value read,
+    /// or the first PIRQ.
     pub value: u32,
     /// Not used.
     pub info: u32,
@@ -86,16 +90,19 @@ pub enum Command {
     EnableMsi = 2,
     /// Disable MSI.
     DisableMsi = 3,
-    /// Enable MSI-X with the `value` entries of `msix_entries`; each one's PIRQ comes back in its `vector`.
+    /// Enable MSI-X with the `value` entries of `msix_entries`; each one's PIRQ comes back in its
+    /// `vector`.
     EnableMsix = 4,
     /// Disable MSI-X.
     DisableMsix = 5,
-    /// Enable MSI with `value` vectors; the first PIRQ comes back in `value`. In Xen's header, not in Linux's.
+    /// Enable MSI with `value` vectors; the first PIRQ comes back in `value`. In Xen's header, not
+    /// in Linux's.
     EnableMultiMsi = 10,
 }
 
 impl Command {
-    /// The command of that number. Numbers 6 to 9 belong to the other slot: see [`super::AerCommand`].
+    /// The command of that number. Numbers 6 to 9 belong to the other slot: see
+    /// [`super::AerCommand`].
     pub fn from_number(number: u32) -> Option<Self> {
         match number {
             0 => Some(Self::ConfRead),
@@ -129,7 +136,8 @@ impl fmt::Display for Command {
     }
 }
 
-/// An operation's result (`XEN_PCI_ERR_*`), or a negative errno where frontends expect one: from enabling MSI and MSI-X.
+/// An operation's result (`XEN_PCI_ERR_*`), or a negative errno where frontends expect one: from
+/// enabling MSI and MSI-X.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PciError(pub i32);
 
@@ -147,8 +155,8 @@ impl PciError {
     /// Failed for any other reason.
     pub const OP_FAILED: Self = Self(-5);
 
-    /// The error for a positive errno. Those from 1 to 5 would read as one of the names above, so they become [`PciError::OP_FAILED`], as
-    /// does what is no errno.
+    /// The error for a positive errno. Those from 1 to 5 would read as one of the names above, so
+    /// they become [`PciError::OP_FAILED`], as does what is no errno.
     pub fn from_errno(errno: i32) -> Self {
         match errno {
             6..=4095 => Self(errno.wrapping_neg()),

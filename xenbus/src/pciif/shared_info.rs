@@ -1,13 +1,16 @@
 //! The backend's view of the shared page.
 
+use std::sync::atomic::Ordering;
+
 use super::Flags;
 use super::aer::{AerCommand, AerOp, AerResult, ChannelState};
 use super::op::{PciError, PciOp};
-use super::page::{AER_ERR, OP_ERR, OP_VALUE, Page};
+use super::page::Page;
 use crate::platform::PageMapping;
 use crate::types::PciDevice;
 
-/// A frontend's page as its backend sees it. Whatever is read from it may change at any time: read it once, and trust nothing.
+/// A frontend's page as its backend sees it. Whatever is read from it may change at any time: read
+/// it once, and trust nothing.
 #[derive(Debug)]
 pub struct SharedInfo {
     page: Page,
@@ -16,7 +19,9 @@ pub struct SharedInfo {
 impl SharedInfo {
     /// Wraps a mapped page. Changes nothing in it.
     pub fn new(mapping: Box<dyn PageMapping>) -> Self {
-        Self { page: Page::new(mapping) }
+        Self {
+            page: Page::new(mapping),
+        }
     }
 
     /// Whether an operation waits.
@@ -24,32 +29,29 @@ impl SharedInfo {
         self.page.flags().contains(Flags::OP_ACTIVE)
     }
 
-    /// Copies the operation, every word of it exactly once. Meaningful after [`SharedInfo::active`] said true.
+    /// Copies the operation, each field of it exactly once; `msix_entries` only for
+    /// [`super::Command::EnableMsix`], and zeros otherwise. Meaningful after
+    /// [`SharedInfo::active`] said true.
     pub fn fetch(&self) -> PciOp {
-        self.page.load_op()
+        self.page.shared().op.load()
     }
 
-    /// Whether the page still holds the request that `op` is a copy of, its fields for results aside. A frontend that gave a request up
-    /// after its two seconds may have put another one there.
+    /// Whether the page still holds the request that `op` is a copy of. A frontend that gave a
+    /// request up after its two seconds may have put another one there.
     pub fn header_matches(&self, op: &PciOp) -> bool {
-        let now = self.page.load_header();
-        now == [
-            op.cmd,
-            op.domain,
-            op.bus,
-            op.devfn,
-            op.offset.cast_unsigned(),
-            op.size.cast_unsigned(),
-        ]
+        self.page.shared().op.asks_for(op)
     }
 
-    /// Answers the operation: writes its result, `value` and, for a successful [`super::Command::EnableMsix`], the PIRQs of the first
-    /// entries, and hands the slot back. Nothing else in the page changes. The frontend is not notified: that is the event channel's part.
+    /// Answers the operation: writes its result, `value` and, for a successful
+    /// [`super::Command::EnableMsix`], the PIRQs of the first entries, and hands the slot back.
+    /// Nothing else in the page changes. The frontend is not notified: that is the event channel's
+    /// part.
     pub fn publish(&self, result: PciError, value: u32, vectors: Option<&[u16]>) {
-        self.page.store(OP_ERR, result.0.cast_unsigned());
-        self.page.store(OP_VALUE, value);
+        let op = &self.page.shared().op;
+        op.err.store(result.0, Ordering::Relaxed);
+        op.value.store(value, Ordering::Relaxed);
         if let Some(vectors) = vectors {
-            self.page.store_vectors(vectors);
+            op.store_vectors(vectors);
         }
         self.page.clear(Flags::OP_ACTIVE);
     }
@@ -59,9 +61,10 @@ impl SharedInfo {
         self.page.flags().contains(Flags::AER_HANDLER)
     }
 
-    /// Asks the frontend's driver to take a step of recovery for the function at a *virtual* address. The frontend is not notified here.
+    /// Asks the frontend's driver to take a step of recovery for the function at a *virtual*
+    /// address. The frontend is not notified here.
     pub fn post_aer(&self, command: AerCommand, state: ChannelState, function: PciDevice) {
-        self.page.store_aer(&AerOp {
+        self.page.shared().aer_op.store(&AerOp {
             cmd: command as u32,
             err: state as i32,
             domain: function.segment.into(),
@@ -81,7 +84,8 @@ impl SharedInfo {
         if self.aer_pending() {
             return None;
         }
-        Some(AerResult::from_wire(self.page.load(AER_ERR).cast_signed()))
+        let answer = self.page.shared().aer_op.err.load(Ordering::Relaxed);
+        Some(AerResult::from_wire(answer))
     }
 
     /// Takes an unanswered step back, so that a late answer is not waited for.

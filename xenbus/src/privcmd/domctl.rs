@@ -1,7 +1,8 @@
 //! `XEN_DOMCTL_*`: what the toolstack asks of Xen (Xen `domctl.h`).
 //!
-//! Not a stable interface: each release of Xen takes its own version number and refuses all others with EACCES before it does anything.
-//! The few operations here are laid out alike in all versions that are tried.
+//! Not a stable interface: each release of Xen takes its own version number and refuses all others
+//! with EACCES before it does anything. The few operations here are laid out alike in all versions
+//! that are tried.
 
 use std::io;
 use std::ops::RangeInclusive;
@@ -98,9 +99,13 @@ impl Domctl {
         privcmd: &Privcmd,
         domain: DomId,
     ) -> Result<Option<DomainInfo>, XenError> {
+        if domain >= DomId::FIRST_RESERVED {
+            return Ok(None); // Xen would say EINVAL
+        }
         let version = self.version(privcmd)?;
         match get_domain_info(privcmd, version, domain) {
-            // For a number that is not in use, some versions answer with the next domain that exists.
+            // For a number that is not in use, some versions answer with the next domain that
+            // exists.
             Ok(info) if info.domain != domain.0 => Ok(None),
             Ok(info) => Ok(Some(domain_info_from_flags(info.flags))),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),

@@ -46,7 +46,7 @@ pub enum Error {
     #[error("{0}: xenstore cannot have such a path, token or value")]
     Invalid(Request),
     /// ENOSPC: a quota of xenstored's.
-    #[error("{0}: out of xenstore quota (xenstored's limits on nodes, watches or transactions per domain)")]
+    #[error("{0}: beyond a quota of xenstored's (nodes, watches or transactions per domain)")]
     NoSpace(Request),
     /// E2BIG, or a request that would be longer than a message may be.
     #[error("{0}: too long for one xenstore message")]
@@ -69,7 +69,9 @@ pub enum Error {
         source: ParseNumberError,
     },
     /// There is no xenstored to talk to.
-    #[error("no xenstored at {tried}: is this dom0, and is xenstored running? (systemctl status xenstored)")]
+    #[error(
+        "no xenstored at {tried}: is this dom0, and does xenstored run? (systemctl status xenstored)"
+    )]
     Unreachable {
         /// Where we looked.
         tried: String,
@@ -79,7 +81,8 @@ pub enum Error {
     },
     /// The connection ended under us.
     #[error(
-        "xenstored has gone away ({peer}): no domain can be started, stopped or changed until it is back; running guests keep their devices. \
+        "xenstored has gone away ({peer}): no domain can be started, stopped or changed until it \
+         is back; running guests keep their devices. \
          xenstored cannot be restarted safely: reboot the host when its guests allow it"
     )]
     Gone {
@@ -90,7 +93,7 @@ pub enum Error {
         source: Option<io::Error>,
     },
     /// No reply in time. Whether the request was carried out is not known.
-    #[error("{request}: xenstored has not answered for {} s: is it stopped or overloaded?", waited.as_secs())]
+    #[error("{request}: no answer for {waited:?}: is xenstored stopped or overloaded?")]
     TimedOut {
         /// What was asked.
         request: Request,
@@ -132,6 +135,9 @@ impl Error {
 
     /// True when the connection is beyond use: nothing but connecting anew can help.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Unreachable { .. } | Self::Gone { .. } | Self::Protocol { .. })
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Gone { .. } | Self::Protocol { .. }
+        )
     }
 }

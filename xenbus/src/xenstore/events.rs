@@ -5,13 +5,15 @@ use std::collections::VecDeque;
 /// A watched node, or one below it, has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WatchEvent {
-    /// The node that changed. The watched path itself means that anything at or below it may have changed.
+    /// The node that changed. The watched path itself means that anything at or below it may have
+    /// changed.
     pub path: String,
     /// The watch's token.
     pub token: String,
 }
 
-/// Events in the order of arrival, each path and token once, and never more than a fixed number plus one for each watch.
+/// Events in the order of arrival, each path and token once, and never more than a fixed number
+/// plus one for each watch.
 #[derive(Debug)]
 pub(super) struct EventQueue {
     waiting: VecDeque<WatchEvent>,
@@ -38,14 +40,15 @@ impl EventQueue {
 
     /// Forgets a watch, and its events unless another watch has the same token.
     pub(super) fn remove_watch(&mut self, path: &str, token: &str) {
-        self.watches.retain(|watch| watch.path != path || watch.token != token);
+        self.watches
+            .retain(|watch| watch.path != path || watch.token != token);
         if !self.watches.iter().any(|watch| watch.token == token) {
             self.waiting.retain(|event| event.token != token);
         }
     }
 
-    /// Adds an event. When the queue is full, an event for the watched path itself stands for it, so that a storm costs no memory and
-    /// still nothing is missed.
+    /// Adds an event. When the queue is full, an event for the watched path itself stands for it,
+    /// so that a storm costs no memory and still nothing is missed.
     pub(super) fn push(&mut self, event: WatchEvent) {
         if self.waiting.contains(&event) {
             return;
@@ -54,7 +57,11 @@ impl EventQueue {
             self.waiting.push_back(event);
             return;
         }
-        for watch in self.watches.iter().filter(|watch| watch.token == event.token) {
+        for watch in self
+            .watches
+            .iter()
+            .filter(|watch| watch.token == event.token)
+        {
             if !self.waiting.contains(watch) {
                 self.waiting.push_back(watch.clone());
             }

@@ -17,8 +17,8 @@ pub enum Access {
     Both,
 }
 
-/// One entry of a node's permissions. The first entry of a list names the owner, who may do everything; its `access` is what every domain
-/// may do that has no entry of its own.
+/// One entry of a node's permissions. The first entry of a list names the owner, who may do
+/// everything; its `access` is what every domain may do that has no entry of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Perm {
     /// The domain.

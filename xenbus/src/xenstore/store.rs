@@ -8,12 +8,14 @@ use super::wire::{MessageType, strings};
 use crate::state::XenbusState;
 use crate::types::{ParseNumberError, parse_decimal};
 
-/// Nodes to read and write: [`super::Client`] outside a transaction, [`super::Transaction`] in one. A function that takes
-/// `&mut impl Store` works in both.
+/// Nodes to read and write: [`super::Client`] outside a transaction, [`super::Transaction`] in one.
+/// A function that takes `&mut impl Store` works in both.
 ///
-/// Every method can give the connection's errors ([`Error::Gone`], [`Error::TimedOut`], [`Error::Protocol`]) besides those named.
+/// Every method can give the connection's errors ([`Error::Gone`], [`Error::TimedOut`],
+/// [`Error::Protocol`]) besides those named.
 pub trait Store {
-    /// Sends one request about a node and waits for its reply's payload. `rest` follows the path and its NUL.
+    /// Sends one request about a node and waits for its reply's payload. `rest` follows the path
+    /// and its NUL.
     ///
     /// # Errors
     /// xenstored's.
@@ -27,7 +29,8 @@ pub trait Store {
         self.request(MessageType::Read, path, &[])
     }
 
-    /// A node's value as text. What is not UTF-8 is replaced by U+FFFD: it will not parse as anything.
+    /// A node's value as text. What is not UTF-8 is replaced by U+FFFD: it will not parse as
+    /// anything.
     ///
     /// # Errors
     /// As [`Store::read`].
@@ -35,7 +38,8 @@ pub trait Store {
         Ok(String::from_utf8_lossy(&self.read(path)?).into_owned())
     }
 
-    /// A node's value as a number of ours (`DomId`, `Port`, ...): plain decimal digits and nothing else.
+    /// A node's value as a number of ours (`DomId`, `Port`, ...): plain decimal digits and nothing
+    /// else.
     ///
     /// # Errors
     /// As [`Store::read`], and [`Error::Malformed`].
@@ -43,10 +47,12 @@ pub trait Store {
     where
         Self: Sized,
     {
-        self.read_string(path)?.parse().map_err(|source| Error::Malformed {
-            path: path.to_owned(),
-            source,
-        })
+        self.read_string(path)?
+            .parse()
+            .map_err(|source| Error::Malformed {
+                path: path.to_owned(),
+                source,
+            })
     }
 
     /// A node's value as an unsigned number: plain decimal digits and nothing else.
@@ -61,7 +67,8 @@ pub trait Store {
         })
     }
 
-    /// A `state` node's value; [`XenbusState::Unknown`] when there is none, or nothing that is a state.
+    /// A `state` node's value; [`XenbusState::Unknown`] when there is none, or nothing that is a
+    /// state.
     ///
     /// # Errors
     /// As [`Store::read`], without [`Error::NotFound`].
@@ -81,7 +88,8 @@ pub trait Store {
     where
         Self: Sized,
     {
-        self.request(MessageType::Write, path, &[value.as_ref()]).map(drop)
+        self.request(MessageType::Write, path, &[value.as_ref()])
+            .map(drop)
     }
 
     /// Makes a node without a value; no error if it exists.
@@ -100,8 +108,8 @@ pub trait Store {
         self.request(MessageType::Rm, path, &[]).map(drop)
     }
 
-    /// The names of a node's children, in xenstored's order. A list too long for one message is fetched in parts, and anew whenever it
-    /// changes meanwhile.
+    /// The names of a node's children, in xenstored's order. A list too long for one message is
+    /// fetched in parts, and anew whenever it changes meanwhile.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Denied`]; [`Error::Again`] when the list keeps changing.
@@ -149,12 +157,15 @@ pub trait Store {
     /// [`Error::NotFound`], [`Error::Denied`], [`Error::Invalid`].
     fn set_perms(&mut self, path: &str, perms: &[Perm]) -> Result<(), Error> {
         let entries: String = perms.iter().map(|perm| format!("{perm}\0")).collect();
-        self.request(MessageType::SetPerms, path, &[entries.as_bytes()]).map(drop)
+        self.request(MessageType::SetPerms, path, &[entries.as_bytes()])
+            .map(drop)
     }
 }
 
 fn names(payload: &[u8]) -> Vec<String> {
-    strings(payload).map(|name| String::from_utf8_lossy(name).into_owned()).collect()
+    strings(payload)
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect()
 }
 
 /// How often a list that changes while it is fetched is fetched anew.

@@ -16,8 +16,8 @@ use nix::sys::socket::{MsgFlags, send};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     Socket,
-    /// `/dev/xen/xenbus`. Takes a message in one write, and never says that it can be written to. Requests that the kernel itself refuses
-    /// fail in that write.
+    /// `/dev/xen/xenbus`. Takes a message in one write, and never says that it can be written to.
+    /// Requests that the kernel itself refuses fail in that write.
     Device,
 }
 
@@ -38,7 +38,10 @@ impl Transport {
             return Self::from_stream(UnixStream::connect(path)?, peer);
         }
         if !file_type.is_char_device() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a socket nor a device"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "neither a socket nor a device",
+            ));
         }
         let file = OpenOptions::new()
             .read(true)
@@ -59,6 +62,18 @@ impl Transport {
             kind: Kind::Socket,
             peer,
         })
+    }
+
+    /// A socket that is treated as the device, which cannot be had in a test.
+    #[cfg(test)]
+    pub(super) fn device_like(stream: UnixStream) -> Self {
+        stream.set_nonblocking(true).unwrap();
+        let peer = "a test's device".to_owned();
+        Self {
+            fd: stream.into(),
+            kind: Kind::Device,
+            peer,
+        }
     }
 
     /// Writes what fits; `WouldBlock` when nothing does.
@@ -85,7 +100,8 @@ impl Transport {
         }
     }
 
-    /// Waits until there is something to read, or (`writing`) space to write; false when the deadline has passed.
+    /// Waits until there is something to read, or (`writing`) space to write; false when the
+    /// deadline has passed.
     pub(super) fn wait(&self, writing: bool, deadline: Instant) -> io::Result<bool> {
         let flags = if writing {
             PollFlags::POLLIN | PollFlags::POLLOUT

@@ -1,7 +1,8 @@
 //! xenstore's messages (Xen `io/xs_wire.h`), the same over the socket and over `/dev/xen/xenbus`.
 //!
-//! A message is a [`Header`] of 16 bytes and up to [`PAYLOAD_MAX`] bytes of payload. Both ends use this module: our client, and the embedded
-//! xenstored. All of it takes bytes and gives values; what a peer claims about lengths is checked before anything is allocated.
+//! A message is a [`Header`] of 16 bytes and up to [`PAYLOAD_MAX`] bytes of payload. Both ends use
+//! this module: our client, and the embedded xenstored. All of it takes bytes and gives values;
+//! what a peer claims about lengths is checked before anything is allocated.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -14,7 +15,8 @@ pub const RELATIVE_PATH_MAX: usize = 2048;
 /// Bytes of a [`Header`].
 pub const HEADER_SIZE: usize = size_of::<Header>();
 
-/// What stands before each payload (`struct xsd_sockmsg`). In the machine's byte order: both ends are on one machine.
+/// What stands before each payload (`struct xsd_sockmsg`). In the machine's byte order: both ends
+/// are on one machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Header {
@@ -38,7 +40,8 @@ const _: () = {
 
 macro_rules! message_types {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal;)*) => {
-        /// What a message is (`enum xsd_sockmsg_type`). A reply carries its request's type, or [`MessageType::Error`].
+        /// What a message is (`enum xsd_sockmsg_type`). A reply carries its request's type, or
+        /// [`MessageType::Error`].
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[repr(u32)]
         pub enum MessageType {
@@ -142,8 +145,15 @@ pub enum WireError {
 ///
 /// # Errors
 /// [`WireError::TooLong`].
-pub fn encode(kind: MessageType, req_id: u32, tx_id: u32, parts: &[&[u8]]) -> Result<Vec<u8>, WireError> {
-    let len = parts.iter().fold(0usize, |sum, part| sum.saturating_add(part.len()));
+pub fn encode(
+    kind: MessageType,
+    req_id: u32,
+    tx_id: u32,
+    parts: &[&[u8]],
+) -> Result<Vec<u8>, WireError> {
+    let len = parts
+        .iter()
+        .fold(0usize, |sum, part| sum.saturating_add(part.len()));
     let too_long = WireError::TooLong { len };
     if len > PAYLOAD_MAX {
         return Err(too_long);
@@ -162,8 +172,8 @@ pub fn encode(kind: MessageType, req_id: u32, tx_id: u32, parts: &[&[u8]]) -> Re
     Ok(bytes)
 }
 
-/// Cuts a stream of bytes into messages. Holds what was fed and not yet taken; a caller that takes all messages after each feed so has at
-/// most one incomplete message in here.
+/// Cuts a stream of bytes into messages. Holds what was fed and not yet taken; a caller that takes
+/// all messages after each feed so has at most one incomplete message in here.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
@@ -173,6 +183,11 @@ impl Decoder {
     /// Adds bytes from the peer.
     pub fn feed(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
+    }
+
+    /// Bytes fed and not yet taken.
+    pub(crate) fn held(&self) -> usize {
+        self.buffer.len()
     }
 
     /// Takes the next complete message; `None` when more bytes are needed.
@@ -196,7 +211,8 @@ impl Decoder {
     }
 }
 
-/// The NUL-ended strings of a payload. A last one without its NUL counts too: xenstored leaves it away at times.
+/// The NUL-ended strings of a payload. A last one without its NUL counts too: xenstored leaves it
+/// away at times.
 pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
     let ended = payload.strip_suffix(b"\0").unwrap_or(payload);
     let empty = payload.is_empty();
