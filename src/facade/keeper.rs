@@ -42,8 +42,8 @@ impl Keeper {
         Self::spawn(&mut command).map_err(FacadeError::Keeper)
     }
 
-    /// Runs a program that calls [`keep`], and waits until it keeps.
-    pub(super) fn spawn(command: &mut Command) -> io::Result<Self> {
+    /// Runs it, and waits until it keeps.
+    fn spawn(command: &mut Command) -> io::Result<Self> {
         let (line, theirs) = UnixStream::pair()?;
         let child = command
             .stdin(OwnedFd::from(theirs))
@@ -57,11 +57,6 @@ impl Keeper {
         keeper.line.read_exact(&mut word)?;
         keeper.line.set_nonblocking(true)?;
         Ok(keeper)
-    }
-
-    #[cfg(test)]
-    pub fn process(&self) -> u32 {
-        self.child.id()
     }
 }
 
@@ -107,7 +102,7 @@ fn run(path: Option<OsString>, name: Option<OsString>) -> ExitCode {
 }
 
 /// Waits until the daemon is gone, then unmounts.
-pub(super) fn keep(path: &Path, name: MountName) -> Result<(), FacadeError> {
+fn keep(path: &Path, name: MountName) -> Result<(), FacadeError> {
     settle().map_err(FacadeError::Keeper)?;
     let line = io::stdin();
     // a daemon that is gone already does not hear it, and is no less gone

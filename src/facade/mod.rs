@@ -117,17 +117,9 @@ impl Facade {
     /// # Errors
     /// Any [`FacadeError`]; nothing is left mounted.
     pub fn lay(real: RealDrivers, driver: Arc<dyn Driver>) -> Result<Self, FacadeError> {
-        Self::lay_with(real, driver, Keeper::start)
-    }
-
-    fn lay_with(
-        real: RealDrivers,
-        driver: Arc<dyn Driver>,
-        start: impl FnOnce(&std::path::Path, MountName) -> Result<Keeper, FacadeError>,
-    ) -> Result<Self, FacadeError> {
         let name = MountName::new();
         // first, so that there is no moment at which nobody would unmount
-        let keeper = start(real.path(), name)?;
+        let keeper = Keeper::start(real.path(), name)?;
         let fuse = mount::attach(real.path(), name)?;
         match serve(fuse, driver, real.clone()) {
             Ok(server) => Ok(Self {

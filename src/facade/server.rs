@@ -48,8 +48,9 @@ pub fn serve(
             Err(error) => drop(answered.send(Err(error))),
             Ok(session) => {
                 drop(answered.send(Ok(())));
-                if let Err(error) = session.run() {
-                    log::error!("facade over {}: {error}", path.display());
+                match session.run() {
+                    Ok(()) => log::info!("facade over {}: unmounted", path.display()),
+                    Err(error) => log::error!("facade over {}: {error}", path.display()),
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! The facade with the real FUSE, over a small sysfs of our own in a mount namespace of our own.
 
 mod files;
-mod keeping;
+mod mounting;
 mod pciback;
 
 use std::collections::BTreeSet;
@@ -156,7 +156,7 @@ struct Lists {
     interrupt_control: BTreeSet<Bdf>,
     quirks: Vec<Quirk>,
     resets: Vec<Bdf>,
-    /// A reset of these takes until they are taken from here.
+    /// A reset of these takes until they are taken from here, or very long.
     slow: BTreeSet<Bdf>,
     waiting: usize,
 }
@@ -274,11 +274,12 @@ impl Driver for Memory {
     fn reset(&self, device: Bdf) -> Result<(), Errno> {
         let mut lists = self.lists.lock().unwrap();
         lists.waiting += 1;
-        let mut lists = self
-            .changed
-            .wait_while(lists, |lists| lists.slow.contains(&device))
-            .unwrap();
+        let still = |lists: &mut Lists| lists.slow.contains(&device);
+        let (mut lists, waited) = self.changed.wait_timeout_while(lists, LONG, still).unwrap();
         lists.waiting -= 1;
+        if waited.timed_out() {
+            return Err(Errno::ETIMEDOUT);
+        }
         lists.resets.push(device);
         Ok(())
     }
