@@ -89,6 +89,8 @@ pub struct DeviceLine {
     pub driver: Option<String>,
     /// The guest that has it.
     pub domain: Option<u16>,
+    /// That guest's name.
+    pub guest: Option<String>,
     /// Its address in the guest.
     pub seen_as: Option<Bdf>,
     /// The guest may write every register.
@@ -107,13 +109,15 @@ pub struct Shown {
 /// One register, or the bytes between two.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Field {
-    /// Name, as the specification has it.
+    /// The header or capability that it is in; empty for bytes between two.
+    pub block: String,
+    /// Name, as the specification has it; empty for bytes between two registers.
     pub name: String,
     /// Offset.
     pub offset: u16,
     /// Length in bytes.
     pub length: u16,
-    /// What the guest reads, for a register of up to four bytes; what the hardware holds when that differs.
+    /// What the guest reads, for a register of up to four bytes.
     pub value: Option<u32>,
     /// What the hardware holds.
     pub hardware: Option<u32>,

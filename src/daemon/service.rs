@@ -1,5 +1,6 @@
 //! What the daemon answers on the control socket.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use conf_space::address::Bdf;
 use conf_space::bdf_list;
 use conf_space::overlay::{Overlay, OverlayState, Treatment};
 use conf_space::{ConfigSpace, Width};
+use xenbus::DomId;
 
 use super::driver::SlotDriver;
 use super::guests::Guests;
@@ -125,7 +127,14 @@ impl DaemonService {
         })
     }
 
-    fn line(&self, bdf: Bdf) -> Result<DeviceLine, HostError> {
+    fn guest_names(&self) -> BTreeMap<DomId, String> {
+        let status = self.guests.status().into_iter();
+        status
+            .map(|(domain, status)| (domain, status.name))
+            .collect()
+    }
+
+    fn line(&self, bdf: Bdf, guests: &BTreeMap<DomId, String>) -> Result<DeviceLine, HostError> {
         let description = self.devices.bus().describe(bdf)?;
         let hidden = self.devices.get(bdf);
         let phase = hidden.as_ref().and_then(|device| device.record.phase());
@@ -143,6 +152,7 @@ impl DaemonService {
                 .driver
                 .or_else(|| hidden.as_ref().and_then(|device| device.record.driver())),
             domain: owner.map(|owner| owner.domain.0),
+            guest: owner.and_then(|owner| guests.get(&owner.domain).cloned()),
             seen_as: owner.map(|owner| owner.seen_as),
             permissive: hidden.is_some_and(|device| {
                 device
@@ -154,12 +164,13 @@ impl DaemonService {
     }
 
     fn list(&self) -> Response {
+        let guests = self.guest_names();
         match self.devices.bus().list() {
             // One that vanishes meanwhile is left out.
             Ok(found) => Response::Devices {
                 devices: found
                     .into_iter()
-                    .filter_map(|bdf| self.line(bdf).ok())
+                    .filter_map(|bdf| self.line(bdf, &guests).ok())
                     .collect(),
             },
             Err(error) => Response::Failed {
@@ -174,7 +185,7 @@ impl DaemonService {
             Ok(bdf) => bdf,
             Err(error) => return failed(format!("{device}: {error}")),
         };
-        let line = match self.line(bdf) {
+        let line = match self.line(bdf, &self.guest_names()) {
             Ok(line) => line,
             Err(error) => return failed(chain(&error)),
         };
@@ -208,11 +219,8 @@ impl DaemonService {
             });
             let hardware = width.and_then(|width| reading.read(field.offset, width).ok());
             Field {
-                name: if field.block.is_empty() {
-                    String::new()
-                } else {
-                    format!("{}: {}", field.block, field.name)
-                },
+                block: field.block.to_owned(),
+                name: field.name.to_owned(),
                 offset: field.offset,
                 length: field.length,
                 value,
@@ -228,7 +236,7 @@ impl DaemonService {
     }
 
     fn status(&self) -> Response {
-        let guest = |(domain, status): (xenbus::DomId, crate::session::Status)| {
+        let guest = |(domain, status): (DomId, crate::session::Status)| {
             let state = |state: Option<xenbus::XenbusState>| {
                 state.map_or_else(|| "unknown".to_owned(), |state| state.to_string())
             };

@@ -1,2 +1,49 @@
 //! pciback: the command line.
-fn main() {}
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`arguments`] | what can be typed |
+//! | [`commands`] | one file for each command, or for those that belong together |
+//! | [`devices`] | lists of devices, checked before anything is asked |
+//! | [`daemon`] | asking the daemon |
+//! | [`output`] | tables, colours, the words for device classes |
+//! | [`outcome`] | exit codes and what ends a command |
+#![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
+
+mod arguments;
+mod commands;
+mod daemon;
+mod devices;
+mod outcome;
+mod output;
+
+use std::process::ExitCode;
+
+use arguments::{Arguments, Command};
+use clap::Parser;
+use outcome::{CommandError, Outcome};
+use pcibackd::text::chain;
+
+fn main() -> ExitCode {
+    let Arguments { run_dir, command } = Arguments::parse();
+    match run(&run_dir, command) {
+        Ok(outcome) => outcome.into(),
+        Err(error) => {
+            output::complain(&chain(&error));
+            error.outcome().into()
+        }
+    }
+}
+
+fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandError> {
+    match command {
+        Command::Hide(arguments) => commands::hide::hide(run_dir, &arguments),
+        Command::Unhide(arguments) => commands::hide::unhide(run_dir, &arguments),
+        Command::List(arguments) => commands::list::run(run_dir, &arguments),
+        Command::Show(arguments) => commands::show::run(run_dir, &arguments),
+        Command::Status(arguments) => commands::status::run(run_dir, &arguments),
+        Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
+        Command::Completions(arguments) => commands::shell::completions(&arguments),
+        Command::Man(arguments) => commands::shell::man(&arguments),
+    }
+}

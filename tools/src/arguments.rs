@@ -1,0 +1,100 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+use pcibackd::daemon::DEFAULT_RUN_DIR;
+
+use crate::commands::{exec, hide, list, shell, show, status};
+
+/// Hides PCI devices from dom0, so that Xen's guests can have them, and shows who has which
+#[derive(Debug, Parser)]
+#[command(name = "pciback", version, after_help = EXIT_CODES, subcommand_required = true)]
+pub struct Arguments {
+    /// Where the daemon keeps its control socket
+    #[arg(long, value_name = "DIR", global = true, default_value = DEFAULT_RUN_DIR)]
+    pub run_dir: PathBuf,
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 all done, 1 some or all of it failed, 2 the command line makes no sense.";
+
+/// How devices are written, for the commands that take lists of them.
+pub const DEVICE_LISTS: &str = "\
+Devices are written as lspci does: 0000:03:00.0 or 03:00.0. An argument may be a whole list, with wildcards
+and ranges; the syntax of the kernel's xen-pciback.hide, '(0000:03:00.0)(04:00.*)', is understood too.
+Each entry is carried out and reported on its own: one that fails does not void the others.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Take devices from dom0's drivers, so that guests can have them
+    Hide(hide::Hide),
+    /// Give hidden devices back to dom0 and its drivers
+    Unhide(hide::Unhide),
+    /// List the host's devices: where they are, who has them
+    List(list::List),
+    /// Show a device's configuration space as a guest sees it, register by register
+    Show(show::Show),
+    /// Show the daemon and the guests that it serves
+    Status(status::Status),
+    /// Run a command that finds the hidden devices in /sys/bus/pci/drivers/pciback
+    Exec(exec::Exec),
+    /// Print a completion script for a shell
+    Completions(shell::Completions),
+    /// Print the manual page, or write all of them into a directory
+    #[command(hide = true)]
+    Man(shell::Man),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_run_directory_may_stand_before_and_after_the_command() {
+        for arguments in [
+            ["pciback", "--run-dir", "/x", "list"],
+            ["pciback", "list", "--run-dir", "/x"],
+        ] {
+            let parsed = Arguments::try_parse_from(arguments).unwrap();
+            assert_eq!(parsed.run_dir, PathBuf::from("/x"));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_code_2() {
+        for arguments in [
+            &["pciback"][..],
+            &["pciback", "hide"],
+            &["pciback", "show", "03:00"],
+            &["pciback", "show", "03:00.0", "04:00.0"],
+            &["pciback", "exec"],
+            &["pciback", "unhide", "--force", "03:00.0"],
+            &["pciback", "completions", "csh"],
+        ] {
+            let error = Arguments::try_parse_from(arguments).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{arguments:?}");
+        }
+    }
+
+    #[test]
+    fn what_follows_a_command_for_exec_is_its_own() {
+        let parsed =
+            Arguments::try_parse_from(["pciback", "exec", "--", "xl", "create", "-c", "--run-dir"]);
+        let Command::Exec(arguments) = parsed.unwrap().command else {
+            panic!("not exec")
+        };
+        assert_eq!(arguments.command, ["xl", "create", "-c", "--run-dir"]);
+    }
+}

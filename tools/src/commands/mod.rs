@@ -1,0 +1,8 @@
+//! The commands.
+
+pub mod exec;
+pub mod hide;
+pub mod list;
+pub mod shell;
+pub mod show;
+pub mod status;

@@ -1,0 +1,69 @@
+//! Lists of devices, checked before anything is asked.
+
+use conf_space::bdf_list::{self, BdfPattern, EntryError};
+
+/// The entries of one or more lists of devices.
+#[derive(Debug, Default)]
+pub struct DeviceLists {
+    understood: Vec<BdfPattern>,
+    /// Entries that name nothing. They void none of the others.
+    pub refused: Vec<EntryError>,
+}
+
+impl DeviceLists {
+    /// Checks the lists as they were typed.
+    pub fn parse(lists: &[String]) -> Self {
+        let mut checked = Self::default();
+        for entry in lists.iter().flat_map(|list| bdf_list::parse(list)) {
+            match entry {
+                Ok(pattern) => checked.understood.push(pattern),
+                Err(error) => checked.refused.push(error),
+            }
+        }
+        checked
+    }
+
+    /// The entries that can be understood, for the daemon. Without any there is nothing to ask.
+    pub fn for_daemon(&self) -> Option<Vec<String>> {
+        let entries = self.understood.iter().map(BdfPattern::to_string);
+        Some(entries.collect()).filter(|entries: &Vec<_>| !entries.is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(lists: &[&str]) -> DeviceLists {
+        let lists: Vec<String> = lists.iter().map(|list| (*list).to_owned()).collect();
+        DeviceLists::parse(&lists)
+    }
+
+    #[test]
+    fn each_argument_is_a_list_and_a_bad_entry_voids_no_other() {
+        let checked = parse(&["03:00.0,0000:04:00.1", "nonsense", "5:0.0"]);
+        assert_eq!(
+            checked.for_daemon().unwrap(),
+            ["0000:03:00.0", "0000:04:00.1", "0000:05:00.0"]
+        );
+        assert_eq!(checked.refused.len(), 1);
+        assert_eq!(checked.refused[0].entry, "nonsense");
+    }
+
+    #[test]
+    fn what_the_daemon_is_told_means_to_it_what_it_means_here() {
+        let checked = parse(&[
+            "(0000:03:00.0)(04:00.*)",
+            "0000:05:00.0-0000:06:1f.7 7:*.* 8:1.2-5",
+        ]);
+        assert_eq!(checked.understood.len(), 5);
+        let again = DeviceLists::parse(&checked.for_daemon().unwrap());
+        assert_eq!(again.understood, checked.understood);
+        assert!(again.refused.is_empty());
+    }
+
+    #[test]
+    fn without_any_entry_there_is_nothing_to_ask() {
+        assert_eq!(parse(&["", "03:00", "x"]).for_daemon(), None);
+    }
+}

@@ -1,0 +1,39 @@
+//! What persons and programs get to see.
+
+pub mod class;
+pub mod style;
+pub mod table;
+
+use std::io::{self, Write};
+
+use pcibackd::text::printable;
+use serde::Serialize;
+
+use crate::outcome::CommandError;
+
+/// Prints to standard output. A reader that has seen enough (`| head`) is no failure.
+pub fn print(text: &str) -> Result<(), CommandError> {
+    let mut out = io::stdout().lock();
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    match written {
+        Err(source) if source.kind() != io::ErrorKind::BrokenPipe => Err(CommandError::Write {
+            what: "to standard output".to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Prints what programs read.
+pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| CommandError::Write {
+        what: "JSON".to_owned(),
+        source: error.into(),
+    })?;
+    print(&format!("{text}\n"))
+}
+
+/// Says on standard error what went wrong. If that is closed there is nobody left to tell.
+pub fn complain(message: &str) {
+    let _ = writeln!(io::stderr(), "pciback: {}", printable(message));
+}
