@@ -160,7 +160,7 @@ impl Client {
     /// Takes the next watch event; `None` when there is none at present and the fd was read until
     /// it would block.
     ///
-    /// Events are kept once for each path and token. When [`EVENTS_KEPT`] wait already, a further
+    /// Events are kept once for each path and token. When [`super::EVENTS_KEPT`] wait already, a further
     /// one is replaced by an event for the watched path itself: as with a watch's first event, look
     /// at everything below that path again.
     ///

@@ -54,3 +54,26 @@ impl fmt::Display for Perm {
         write!(f, "{letter}{}", self.domain)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permissions_survive_the_way_over_the_wire() {
+        for access in [Access::None, Access::Read, Access::Write, Access::Both] {
+            let perm = Perm {
+                domain: DomId(17),
+                access,
+            };
+            assert_eq!(Perm::parse(perm.to_string().as_bytes()), Some(perm));
+        }
+    }
+
+    #[test]
+    fn what_is_no_permission_is_refused() {
+        for text in ["", "r", "x0", "r-1", "r65536", "0", "r0 "] {
+            assert_eq!(Perm::parse(text.as_bytes()), None, "{text:?}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ use super::store::Store;
 use super::wire::{self, MessageType};
 
 /// A transaction under way: reads see its own changes, nobody else does. See
-/// [`Client::transaction`].
+/// [`super::Client::transaction`].
 #[derive(Debug)]
 pub struct Transaction<'a> {
     connection: &'a mut Connection,

@@ -218,3 +218,70 @@ pub fn strings(payload: &[u8]) -> impl Iterator<Item = &[u8]> {
     let empty = payload.is_empty();
     ended.split(|byte| *byte == 0).filter(move |_| !empty)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_a_header_and_its_payload() {
+        let bytes = encode(MessageType::Write, 0x0102_0304, 5, &[b"/a\0", b"value"]).unwrap();
+        assert_eq!(
+            bytes[..16],
+            [11, 0, 0, 0, 4, 3, 2, 1, 5, 0, 0, 0, 8, 0, 0, 0]
+        );
+        assert_eq!(&bytes[16..], b"/a\0value");
+    }
+
+    #[test]
+    fn a_payload_may_be_4096_bytes_and_no_more() {
+        let longest = encode(MessageType::Write, 1, 0, &[&[0; 4000], &[0; 96]]).unwrap();
+        let mut decoder = Decoder::default();
+        decoder.feed(&longest);
+        assert_eq!(decoder.next_message().unwrap().unwrap().payload.len(), 4096);
+        let error = encode(MessageType::Write, 1, 0, &[&[0; 4097]]).unwrap_err();
+        assert_eq!(error, WireError::TooLong { len: 4097 });
+        let header = Header {
+            kind: 2,
+            req_id: 1,
+            tx_id: 0,
+            len: 4097,
+        };
+        decoder.feed(header.as_bytes());
+        assert_eq!(decoder.next_message(), Err(error));
+    }
+
+    #[test]
+    fn messages_that_arrive_together_are_taken_one_by_one() {
+        let mut decoder = Decoder::default();
+        for number in 1..=3 {
+            decoder.feed(&encode(MessageType::Read, number, 0, &[b"x"]).unwrap());
+        }
+        for number in 1..=3 {
+            assert_eq!(
+                decoder.next_message().unwrap().unwrap().header.req_id,
+                number
+            );
+        }
+        assert_eq!((decoder.next_message().unwrap(), decoder.held()), (None, 0));
+    }
+
+    #[test]
+    fn strings_end_with_nul_or_with_the_payload() {
+        let list = |payload| strings(payload).collect::<Vec<_>>();
+        assert_eq!(list(b"a\0bc\0"), [&b"a"[..], b"bc"]);
+        assert_eq!(list(b"a\0bc"), [&b"a"[..], b"bc"]);
+        assert_eq!(list(b"\0"), [b""]);
+        assert!(list(b"").is_empty());
+    }
+
+    #[test]
+    fn each_type_has_its_number() {
+        for number in 0..30 {
+            let kind = MessageType::from_number(number);
+            assert!(kind.is_none_or(|kind| kind as u32 == number));
+        }
+        assert_eq!(MessageType::from_number(15), Some(MessageType::WatchEvent));
+        assert_eq!(MessageType::from_number(0xffff), None);
+    }
+}
