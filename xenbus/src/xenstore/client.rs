@@ -87,11 +87,6 @@ impl Client {
         Ok(Self::new(transport))
     }
 
-    #[cfg(test)]
-    pub(super) fn from_device_like_stream(stream: UnixStream) -> Self {
-        Self::new(Transport::device_like(stream))
-    }
-
     fn new(transport: Transport) -> Self {
         let connection = Connection::new(transport);
         Self { connection }

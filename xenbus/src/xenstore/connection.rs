@@ -3,6 +3,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
+
 use super::error::{Error, Request};
 use super::events::{EventQueue, WatchEvent};
 use super::transport::{Kind, Transport};
@@ -88,11 +90,10 @@ impl Connection {
             return Err(self.gone(None));
         }
         let id = self.next_id();
-        let mut parts = Vec::with_capacity(rest.len().saturating_add(2));
-        parts.extend([path.as_bytes(), b"\0"]);
-        parts.extend_from_slice(rest);
-        let Ok(bytes) = wire::encode(kind, id, tx_id, &parts) else {
-            return Err(Error::TooBig(request));
+        let parts = [&[path.as_bytes(), b"\0"], rest].concat();
+        let bytes = match wire::encode(kind, id, tx_id, &parts) {
+            Ok(bytes) if bytes.len() <= self.transport.longest_message() => bytes,
+            _ => return Err(Error::TooBig(request)),
         };
         let now = Instant::now();
         let deadline = now.checked_add(self.timeout).unwrap_or(now);
@@ -159,33 +160,23 @@ impl Connection {
                 Ok(None) => return Ok(reply),
                 Err(error) => return Err(self.protocol(error.to_string())),
             };
-            match message.kind() {
-                Some(MessageType::WatchEvent) => self.queue_event(&message.payload)?,
-                Some(kind)
-                    if awaited
-                        .is_some_and(|(id, request)| self.answers(&message, kind, id, request)) =>
-                {
-                    reply = Some(message);
-                }
-                _ if self.is_late(message.header.req_id, awaited) => {
-                    log::debug!(
-                        "dropped a late reply from xenstored, request {}",
-                        message.header.req_id
-                    );
-                }
-                _ => return Err(self.protocol(format!("a reply to nothing: {:?}", message.header))),
+            let answers = |(id, request)| {
+                let kinds = [Some(request), Some(MessageType::Error)];
+                message.header.req_id == id && kinds.contains(&message.kind())
+            };
+            if message.kind() == Some(MessageType::WatchEvent) {
+                self.queue_event(&message.payload)?;
+            } else if awaited.is_some_and(answers) {
+                reply = Some(message);
+            } else if self.is_late(message.header.req_id, awaited) {
+                log::debug!(
+                    "dropped a late reply to xenstore request {}",
+                    message.header.req_id
+                );
+            } else {
+                return Err(self.protocol(format!("a reply to nothing: {:?}", message.header)));
             }
         }
-    }
-
-    /// Whether a message answers a request. The kernel's device answers WATCH and UNWATCH by
-    /// itself, with request number 0.
-    fn answers(&self, message: &Message, kind: MessageType, id: u32, request: MessageType) -> bool {
-        let by_kernel = self.transport.kind == Kind::Device
-            && message.header.req_id == 0
-            && matches!(request, MessageType::Watch | MessageType::Unwatch);
-        (message.header.req_id == id || by_kernel)
-            && (kind == request || kind == MessageType::Error)
     }
 
     /// Whether a request number was used before the one that is awaited.
@@ -227,7 +218,7 @@ impl Connection {
                     }
                 }
                 Err(error) if self.transport.kind == Kind::Device => {
-                    return Err(refused_by_kernel(request, error));
+                    return Err(refused_by_kernel(request, &error));
                 }
                 Err(error) => return Err(self.gone(Some(error))),
             }
@@ -265,20 +256,9 @@ impl Connection {
 
 /// The kernel refuses some requests in `write`, with the errno that xenstored would have sent by
 /// name.
-fn refused_by_kernel(request: &Request, error: io::Error) -> Error {
-    let request = request.clone();
-    match error.raw_os_error() {
-        Some(libc::ENOENT) => Error::NotFound(request),
-        Some(libc::EACCES | libc::EPERM) => Error::Denied(request),
-        Some(libc::EEXIST) => Error::Exists(request),
-        Some(libc::EINVAL | libc::EILSEQ) => Error::Invalid(request),
-        Some(libc::ENOSPC) => Error::NoSpace(request),
-        Some(libc::E2BIG) => Error::TooBig(request),
-        _ => Error::Refused {
-            request,
-            code: error.to_string(),
-        },
-    }
+fn refused_by_kernel(request: &Request, error: &io::Error) -> Error {
+    let errno = Errno::from_raw(error.raw_os_error().unwrap_or_default());
+    Error::from_code(request.clone(), format!("{errno:?}").as_bytes())
 }
 
 /// Refuses what would not arrive as it was meant: a NUL ends a path on the wire.

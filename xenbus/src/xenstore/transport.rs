@@ -12,6 +12,8 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{MsgFlags, send};
 
+use super::wire::{HEADER_SIZE, PAYLOAD_MAX};
+
 /// Which of the two it is. They differ in writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -64,15 +66,12 @@ impl Transport {
         })
     }
 
-    /// A socket that is treated as the device, which cannot be had in a test.
-    #[cfg(test)]
-    pub(super) fn device_like(stream: UnixStream) -> Self {
-        stream.set_nonblocking(true).unwrap();
-        let peer = "a test's device".to_owned();
-        Self {
-            fd: stream.into(),
-            kind: Kind::Device,
-            peer,
+    /// The longest message, header included, in bytes.
+    pub(super) fn longest_message(&self) -> usize {
+        match self.kind {
+            Kind::Socket => HEADER_SIZE.saturating_add(PAYLOAD_MAX),
+            // The kernel's buffer is as long as the longest payload, but holds the header too.
+            Kind::Device => PAYLOAD_MAX,
         }
     }
 

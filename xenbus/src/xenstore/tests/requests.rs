@@ -351,26 +351,3 @@ fn a_request_that_is_cut_off_ends_the_connection() {
     assert_eq!(name(&client.write("/a", [0; 4000])), "TimedOut");
     assert_eq!(name(&client.read("/a")), "Gone");
 }
-
-#[test]
-fn the_kernels_device_answers_watches_without_a_number() {
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    let server = std::thread::spawn(move || {
-        let mut server = Server::new(theirs);
-        for kind in [MessageType::Watch, MessageType::Unwatch] {
-            server.expect(kind, 0, "/a\0token\0");
-            server.send(kind, 0, b"OK\0");
-        }
-        server.expect(MessageType::Read, 0, "/a\0");
-        server.send(MessageType::Read, 0, b"");
-    });
-    let mut client = Client::from_device_like_stream(ours);
-    client.watch("/a", "token").unwrap();
-    client.unwatch("/a", "token").unwrap();
-    assert_eq!(
-        name(&client.read("/a")),
-        "Protocol",
-        "anything else must have its number"
-    );
-    server.join().unwrap();
-}
