@@ -18,6 +18,7 @@
 //! Where Xen's behaviour was looked up, it is that of Xen 4.17.
 
 mod evtchn;
+mod frontend;
 mod grants;
 mod guest;
 mod hardware;
@@ -36,6 +37,10 @@ mod tests;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+pub use frontend::{
+    AerRequest, Bar, BarKind, Frontend, FrontendError, Function, Lies, Node, Operation, Step,
+    Variant,
+};
 pub use grants::{MappedPage, PAGE_SIZE};
 pub use guest::{GrantedPage, GuestPlatform, GuestPort, LocalGuest};
 pub use hardware::{Hardware, MsiTarget};

@@ -9,6 +9,7 @@ mod path;
 mod server;
 mod transaction;
 mod tree;
+mod view;
 mod watch;
 
 #[cfg(test)]

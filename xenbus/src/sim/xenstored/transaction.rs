@@ -116,7 +116,7 @@ impl Transaction {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tree::View;
+    use super::super::view::View;
     use super::*;
 
     struct Store {
