@@ -294,4 +294,24 @@ mod tests {
         .map(parse);
         assert!(ordered.is_sorted());
     }
+
+    #[test]
+    fn is_a_string_in_files() {
+        struct Shown(Bdf);
+        impl fmt::Display for Shown {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.serialize(f)
+            }
+        }
+        let bdf = Bdf::new(0, 3, 0, 1).unwrap();
+        assert_eq!(Shown(bdf).to_string(), "0000:03:00.1");
+        let read = |text: &'static str| -> Result<Bdf, de::value::Error> {
+            Bdf::deserialize(de::IntoDeserializer::into_deserializer(text))
+        };
+        assert_eq!(read("03:00.1"), Ok(bdf));
+        assert_eq!(
+            read("03:00.9").unwrap_err().to_string(),
+            "\"03:00.9\" is no device address: the function must be 0 to 7"
+        );
+    }
 }

@@ -364,6 +364,9 @@ mod tests {
     }
 
     proptest! {
+        // A device that fails has much to shrink.
+        #![proptest_config(ProptestConfig { max_shrink_time: 5000, ..ProptestConfig::default() })]
+
         #[test]
         fn any_space_is_walked_to_an_end(
             image in prop::collection::vec(any::<u8>(), 4096),

@@ -1,6 +1,6 @@
 //! What a guest sees and may change of one function's configuration space.
 //!
-//! Some registers are *claimed*: a [`Rule`](claim::Rule) says what a guest reads there and what
+//! Some registers are *claimed*: a rule says what a guest reads there and what
 //! becomes of what it writes. All others read as the device has them, and writes to them are
 //! dropped unless the guest's [`Policy`] is permissive. [`Overlay::fields`] lists it all for one
 //! function.
@@ -37,8 +37,8 @@
 //! interrupts that nobody has mapped, and one that turned it off would leave mappings behind that
 //! no longer match the device.
 //!
-//! A later kind of rule, such as an operator's own field, is one more variant of `Rule`; a later
-//! kind of permission, such as ranges, is one more question to [`Policy::lets_through`].
+//! A later kind of rule, such as an operator's own field, is one more variant of `claim::Rule`; a later
+//! kind of permission, such as ranges, is one more question to `Policy::lets_through`.
 
 mod bar;
 mod claim;
@@ -188,7 +188,7 @@ impl Overlay {
     /// Repeating a write that was carried out, but not answered when the daemon died, does no harm.
     ///
     /// # Errors
-    /// See [`OpError`].
+    /// See [`OpError`]. The overlay's state is then as before.
     pub fn write<C: ConfigSpace + ?Sized>(
         &mut self,
         space: &C,
@@ -198,34 +198,13 @@ impl Overlay {
         policy: &Policy,
     ) -> Result<Effect, OpError> {
         let access = Access::new(offset, size, self.identity.config_size)?;
-        let guest = value.wrapping_shl(access.shift) & access.lane;
-        let mut handled = false;
-        let mut operation = Operation {
-            space,
-            policy,
-            claims: &self.claims,
-            decode: self.decode,
-            is_virtual_function: self.identity.is_virtual_function,
-            state: &mut self.state,
-            effect: Effect::default(),
-        };
-        for claim in self.claims.touched_by(access) {
-            // Bytes beside the claimed ones are dropped, even with a permissive policy.
-            handled = true;
-            let shift = claim.shift();
-            let written = (access.lane & claim.lane()).wrapping_shr(shift);
-            let value = guest.wrapping_shr(shift) & written;
-            let merged = operation.merge(claim, value, written)?;
-            claim.write(&mut operation, merged)?;
+        let before = self.state;
+        let result = self.carry_out(space, access, value, policy);
+        if result.is_err() {
+            // Effects that nobody hears of are reported when the guest tries again.
+            self.state = before;
         }
-        if !handled {
-            if policy.lets_through(access.offset, access.width) {
-                space.write(access.offset, access.width, value & access.width.mask())?;
-            } else {
-                operation.effect.dropped = Some(access.offset);
-            }
-        }
-        Ok(operation.effect)
+        result
     }
 
     /// All that this guest's writes have left behind in the overlay.
@@ -266,6 +245,43 @@ impl Overlay {
     /// between them as gaps, in the order of offsets, without overlap.
     pub fn fields(&self) -> impl Iterator<Item = Field> + use<> {
         fields::list(&self.claims, self.identity.config_size).into_iter()
+    }
+
+    fn carry_out<C: ConfigSpace + ?Sized>(
+        &mut self,
+        space: &C,
+        access: Access,
+        value: u32,
+        policy: &Policy,
+    ) -> Result<Effect, OpError> {
+        let guest = value.wrapping_shl(access.shift) & access.lane;
+        let mut handled = false;
+        let mut operation = Operation {
+            space,
+            policy,
+            claims: &self.claims,
+            decode: self.decode,
+            is_virtual_function: self.identity.is_virtual_function,
+            state: &mut self.state,
+            effect: Effect::default(),
+        };
+        for claim in self.claims.touched_by(access) {
+            // Bytes beside the claimed ones are dropped, even with a permissive policy.
+            handled = true;
+            let shift = claim.shift();
+            let written = (access.lane & claim.lane()).wrapping_shr(shift);
+            let value = guest.wrapping_shr(shift) & written;
+            let merged = operation.merge(claim, value, written)?;
+            claim.write(&mut operation, merged)?;
+        }
+        if !handled {
+            if policy.lets_through(access.offset, access.width) {
+                space.write(access.offset, access.width, value & access.width.mask())?;
+            } else {
+                operation.effect.dropped = Some(access.offset);
+            }
+        }
+        Ok(operation.effect)
     }
 }
 

@@ -54,8 +54,8 @@ pub struct PowerChange {
 }
 
 impl PowerChange {
-    /// How long nobody may access the device after the change (PCI Bus Power Management Interface
-    /// Specification 1.2, section 5.6.1).
+    /// How long nobody may access the device after the change (PCI Express Base Specification
+    /// 6.0, section 5.9).
     pub fn settle_time(&self) -> Duration {
         match self.from.max(self.to) {
             PowerState::D3Hot => Duration::from_millis(10),

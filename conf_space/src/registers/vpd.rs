@@ -1,12 +1,14 @@
-//! The vital product data capability (PCI Express Base Specification 6.0, section 7.9.18).
+//! The vital product data capability (PCI Local Bus Specification 3.0, appendix I).
 
 use super::{Block, Register, capability};
 use crate::access::Width::{Four, Two};
 
 /// Address of the double word to read or write.
-pub const ADDRESS: Register = Register::new("VPD Address", 0x02, Two, "PCIe 7.9.18.1").rw(0xffff);
+pub const ADDRESS: Register =
+    Register::new("VPD Address", 0x02, Two, "PCI 3.0 appendix I").rw(0xffff);
 /// The double word.
-pub const DATA: Register = Register::new("VPD Data", 0x04, Four, "PCIe 7.9.18.2").rw(0xffff_ffff);
+pub const DATA: Register =
+    Register::new("VPD Data", 0x04, Four, "PCI 3.0 appendix I").rw(0xffff_ffff);
 
 /// The capability.
 pub const BLOCK: Block = Block {

@@ -96,6 +96,29 @@ fn writing_the_address_restores_a_device_that_lost_it() {
 }
 
 #[test]
+fn only_its_own_address_restores_a_device() {
+    let mut guest = guest(ORDINARY);
+    for offset in [0x10, 0x18, 0x20, 0x24, 0x30] {
+        guest.device.space.set(offset, Width::Four, 0);
+        guest.write(offset, 4, 0x1234_5000);
+        guest.write(offset, 4, 0);
+        guest.write(offset, 4, ONES);
+    }
+    assert_eq!(guest.device.writes(), []);
+}
+
+#[test]
+fn bits_below_an_address_are_the_type_whatever_the_host_says() {
+    let mut identity = device::identity();
+    for resource in &mut identity.resources {
+        resource.start |= 1;
+    }
+    let guest = Guest::of(&identity, device::nic(), ORDINARY);
+    let bars = [0x10, 0x18, 0x20, 0x30].map(|offset| guest.read(offset, 4));
+    assert_eq!(bars, [0xfebc_0000, 0x0000_c001, 0xfe00_000c, 0xfeb8_0000]);
+}
+
+#[test]
 fn a_guest_cannot_switch_its_rom_on() {
     let mut guest = guest(PERMISSIVE);
     guest.write(0x30, 4, 0xfeb8_0001);

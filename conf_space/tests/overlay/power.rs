@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use conf_space::Width;
 use conf_space::overlay::{Effect, OpError, PowerChange, PowerState};
+use conf_space::{AccessError, ConfigSpace, Width};
 
 use crate::device::PM;
 use crate::{ORDINARY, PERMISSIVE, guest};
@@ -143,4 +143,35 @@ fn a_wake_up_whose_restoring_the_daemon_did_not_live_to_see_is_reported_again() 
     guest.overlay.set_state(stored);
     let again = guest.write(PMCSR, 2, 0x0000);
     assert_eq!(again, change(PowerState::D3Hot, PowerState::D0, true));
+}
+
+/// A device whose command register fails.
+struct Failing<'a>(&'a dyn ConfigSpace);
+
+impl ConfigSpace for Failing<'_> {
+    fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError> {
+        if offset == 0x04 {
+            Err(AccessError::Gone)
+        } else {
+            self.0.read(offset, width)
+        }
+    }
+
+    fn write(&self, offset: u16, width: Width, value: u32) -> Result<(), AccessError> {
+        self.0.write(offset, width, value)
+    }
+}
+
+#[test]
+fn a_wake_up_within_a_write_that_fails_is_reported_by_the_next() {
+    let mut guest = guest(ORDINARY);
+    guest.write(PMCSR, 2, 0x0003);
+    let failing = Failing(&guest.device);
+    let failed = guest.overlay.write(&failing, 0x04, 2, 0x0002, &ORDINARY);
+    assert_eq!(failed, Err(OpError::DeviceNotFound));
+    let effect = guest.write(0x04, 2, 0x0002);
+    assert_eq!(
+        effect.power,
+        change(PowerState::D3Hot, PowerState::D0, true).power
+    );
 }

@@ -115,6 +115,9 @@ fn run(overlay: &mut Overlay, space: &MemorySpace, request: Request, policy: &Po
 }
 
 proptest! {
+    // A device that fails has much to shrink.
+    #![proptest_config(ProptestConfig { max_shrink_time: 5000, ..ProptestConfig::default() })]
+
     #[test]
     fn no_access_panics_whatever_the_device_holds(
         image in prop::collection::vec(any::<u8>(), 4096),
