@@ -14,7 +14,7 @@ pub mod config_state;
 pub mod devices;
 pub mod interrupts;
 pub mod record;
-
+pub mod sim;
 pub mod sysfs;
 
 use std::fmt;

@@ -1,0 +1,259 @@
+//! dom0's kernel: drivers, `driver_override`, enabling and resetting.
+
+use std::io;
+use std::sync::Arc;
+
+use conf_space::registers::header::{self, command};
+use conf_space::registers::power_management;
+use conf_space::{AccessError, Bdf, ConfigSpace, Width};
+use xenbus::DomId;
+use xenbus::sim::Machine;
+
+use super::function::{Function, Kernel, Presence};
+use super::{SimBus, lock};
+use crate::host::devices::for_xen;
+use crate::host::{Bus, Config, Description, HostError};
+
+/// A device's configuration space as dom0 reaches it.
+#[derive(Debug)]
+struct OpenConfig {
+    function: Arc<Function>,
+    machine: Machine,
+}
+
+impl OpenConfig {
+    fn begin(&self) -> Result<(), AccessError> {
+        self.function.wait();
+        match *lock(&self.function.presence) {
+            Presence::Removed => Err(AccessError::Gone),
+            Presence::There | Presence::Silent => Ok(()),
+        }
+    }
+}
+
+impl ConfigSpace for OpenConfig {
+    fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError> {
+        self.begin()?;
+        self.function.read(offset, width)
+    }
+
+    fn write(&self, offset: u16, width: Width, value: u32) -> Result<(), AccessError> {
+        self.begin()?;
+        self.function.write(&self.machine, offset, width, value)
+    }
+}
+
+fn refused(bdf: Bdf, action: impl Into<String>, remedy: &'static str, errno: i32) -> HostError {
+    HostError::Refused {
+        bdf,
+        action: action.into(),
+        remedy,
+        source: io::Error::from_raw_os_error(errno),
+    }
+}
+
+impl Function {
+    /// Decode, interrupt routing, full power: what `pci_enable_device` does.
+    fn switch_on(&self) {
+        if let Some(base) = self.fixed.power {
+            let control = u32::from(self.register(base, &power_management::CONTROL));
+            let awake = control & !u32::from(power_management::control::POWER_STATE);
+            self.set_register(base, &power_management::CONTROL, awake);
+        }
+        let resources = &self.fixed.identity.resources;
+        let mut decode = self.command();
+        if resources.iter().any(|resource| resource.is_memory()) {
+            decode |= command::MEMORY;
+        }
+        if resources.iter().any(|resource| resource.is_io()) {
+            decode |= command::IO;
+        }
+        self.set_command(decode);
+    }
+
+    /// Through the register's mask: what a virtual function does not have stays off.
+    fn set_command(&self, value: u16) {
+        let _ = self.space.write(
+            header::COMMAND.offset,
+            header::COMMAND.width,
+            u32::from(value),
+        );
+    }
+
+    /// A driver takes the device: enables it and lets it master the bus.
+    pub(super) fn probe(&self, kernel: &mut Kernel, driver: &str) {
+        self.raise_enable_count(kernel);
+        self.set_command(self.command() | command::BUS_MASTER);
+        kernel.driver = Some(driver.to_owned());
+    }
+
+    fn raise_enable_count(&self, kernel: &mut Kernel) {
+        if kernel.enabled == 0 {
+            self.switch_on();
+        }
+        kernel.enabled = kernel.enabled.saturating_add(1);
+    }
+
+    /// Takes one enabling back. The kernel leaves decode on: it only takes bus mastering away.
+    fn lower_enable_count(&self, kernel: &mut Kernel) -> bool {
+        let was_enabled = kernel.enabled > 0;
+        kernel.enabled = kernel.enabled.saturating_sub(1);
+        if was_enabled && kernel.enabled == 0 {
+            self.set_command(self.command() & !command::BUS_MASTER);
+        }
+        was_enabled
+    }
+}
+
+impl SimBus {
+    fn known(&self, bdf: Bdf) -> Result<Arc<Function>, HostError> {
+        self.get(bdf).ok_or(HostError::NoDevice { bdf })
+    }
+
+    /// Whether dom0's drivers can use the device: Xen lets its DMA through, and it answers.
+    fn is_usable(&self, function: &Function) -> bool {
+        let owner = self.machine.device_owner(for_xen(function.bdf()));
+        !function.is_gone() && owner == Some(DomId::DOM0)
+    }
+}
+
+impl Bus for SimBus {
+    fn list(&self) -> Result<Vec<Bdf>, HostError> {
+        Ok(lock(&self.functions).keys().copied().collect())
+    }
+
+    fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {
+        let function = self.known(bdf)?;
+        let driver = lock(&function.kernel).driver.clone();
+        Ok(Description {
+            identity: function.fixed.identity.clone(),
+            class: function.fixed.class,
+            kind: function.fixed.kind,
+            irq: u32::from(function.fixed.gsi),
+            driver,
+            reset_methods: function.fixed.reset_methods.clone(),
+        })
+    }
+
+    fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
+        Ok(Arc::new(OpenConfig {
+            function: self.known(bdf)?,
+            machine: self.machine.clone(),
+        }))
+    }
+
+    fn unbind(&self, bdf: Bdf) -> Result<(), HostError> {
+        let function = self.known(bdf)?;
+        let mut kernel = lock(&function.kernel);
+        if kernel.driver.take().is_some() {
+            function.lower_enable_count(&mut kernel);
+        }
+        Ok(())
+    }
+
+    fn set_driver_override(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError> {
+        let function = self.known(bdf)?;
+        lock(&function.kernel).driver_override = driver.map(str::to_owned);
+        Ok(())
+    }
+
+    fn driver_override(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
+        Ok(lock(&self.known(bdf)?.kernel).driver_override.clone())
+    }
+
+    fn bind(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError> {
+        let function = self.known(bdf)?;
+        let native = function.fixed.native_driver.as_deref();
+        // Asked before the kernel's lock is taken: Xen takes its own, and reads the device under
+        // it.
+        let usable = self.is_usable(&function);
+        let mut kernel = lock(&function.kernel);
+        let matching = native.filter(|native| {
+            kernel
+                .driver_override
+                .as_deref()
+                .is_none_or(|reserved| reserved == *native)
+        });
+        let found = match (driver, matching) {
+            (None, None) => return Ok(()),
+            (None, _) if kernel.driver.is_some() => return Ok(()),
+            (Some(wanted), Some(native)) if wanted != native => None,
+            (_, matching) => matching,
+        };
+        let action = || match driver {
+            Some(driver) => format!("bind its driver {driver}"),
+            None => "find a driver for it".to_owned(),
+        };
+        let found = found.ok_or_else(|| {
+            refused(
+                bdf,
+                action(),
+                "no such driver takes this device",
+                libc::ENODEV,
+            )
+        })?;
+        if kernel.driver.is_some() {
+            return Err(refused(
+                bdf,
+                action(),
+                "it has a driver already",
+                libc::EBUSY,
+            ));
+        }
+        if !usable {
+            return Err(refused(
+                bdf,
+                action(),
+                "the driver's probe failed: Xen gives the device to somebody else, or it is dead",
+                libc::EIO,
+            ));
+        }
+        function.probe(&mut kernel, found);
+        Ok(())
+    }
+
+    fn enable(&self, bdf: Bdf, on: bool) -> Result<(), HostError> {
+        let function = self.known(bdf)?;
+        let mut kernel = lock(&function.kernel);
+        if kernel.driver.is_some() {
+            return Err(refused(
+                bdf,
+                "switch it on or off",
+                "a driver is bound to it: unbind it first",
+                libc::EBUSY,
+            ));
+        }
+        if on {
+            function.raise_enable_count(&mut kernel);
+        } else if !function.lower_enable_count(&mut kernel) {
+            return Err(refused(bdf, "switch it off", "it was not on", libc::EIO));
+        }
+        Ok(())
+    }
+
+    fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
+        let function = self.known(bdf)?;
+        if function.fixed.reset_methods.is_empty() {
+            return Err(refused(
+                bdf,
+                "reset it",
+                "it has no way to be reset",
+                libc::ENOTTY,
+            ));
+        }
+        if function.reset_in_time() {
+            Ok(())
+        } else {
+            Err(refused(
+                bdf,
+                "reset it",
+                "it did not come back: power-cycle the machine",
+                libc::ENOTTY,
+            ))
+        }
+    }
+
+    fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
+        Ok(self.known(bdf)?.fixed.needed_by_dom0.clone())
+    }
+}

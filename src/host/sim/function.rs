@@ -1,0 +1,263 @@
+//! One function's hardware: its configuration space, its power states and its reset.
+
+use std::sync::{Condvar, Mutex};
+use std::thread;
+use std::time::Duration;
+
+use conf_space::memory::MemorySpace;
+use conf_space::overlay::Identity;
+use conf_space::registers::{Register, header, msi, msix, power_management};
+use conf_space::{AccessError, Bdf, ConfigSpace, Width};
+use xenbus::sim::Machine;
+
+use super::interrupts::Messages;
+use super::lock;
+use super::memory::Model;
+use crate::host::FunctionKind;
+
+/// What never changes.
+#[derive(Debug)]
+pub(super) struct Fixed {
+    pub identity: Identity,
+    pub class: u32,
+    pub kind: FunctionKind,
+    /// The line that the interrupt pin is wired to; 0: none.
+    pub gsi: u8,
+    pub reset_methods: Vec<String>,
+    /// The driver in dom0 that matches it.
+    pub native_driver: Option<String>,
+    pub needed_by_dom0: Option<String>,
+    /// Offsets of the capabilities that do more than hold bits.
+    pub msi: Option<u16>,
+    pub msix: Option<u16>,
+    pub power: Option<u16>,
+    /// BAR and offset of the MSI-X table.
+    pub table: Option<(u8, u64)>,
+}
+
+/// What dom0's kernel has to do with it.
+#[derive(Debug, Default)]
+pub(super) struct Kernel {
+    pub driver: Option<String>,
+    pub driver_override: Option<String>,
+    pub enabled: u32,
+}
+
+/// What goes wrong with it, or takes time.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    pub access_time: Duration,
+    pub reset_time: Duration,
+    pub reset_fails: bool,
+    pub resets: usize,
+}
+
+/// Whether it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    There,
+    /// All its registers read as ones, and the kernel does not know.
+    Silent,
+    /// Pulled out, and the kernel knows.
+    Removed,
+}
+
+/// A function: hardware, and the kernel's notes on it.
+#[derive(Debug)]
+pub(super) struct Function {
+    pub fixed: Fixed,
+    pub space: MemorySpace,
+    /// The configuration space at power-on, by double words.
+    pub power_on: Vec<u32>,
+    pub presence: Mutex<Presence>,
+    pub messages: Mutex<Messages>,
+    pub model: Mutex<Option<Box<dyn Model>>>,
+    pub kernel: Mutex<Kernel>,
+    pub faults: Mutex<Faults>,
+    pub resetting: Mutex<bool>,
+    pub reset_done: Condvar,
+}
+
+impl Function {
+    pub fn bdf(&self) -> Bdf {
+        self.fixed.identity.bdf
+    }
+
+    /// The physical function, of a virtual one.
+    pub fn physical(&self) -> Option<Bdf> {
+        match self.fixed.kind {
+            FunctionKind::Virtual { physical } => Some(physical),
+            FunctionKind::Plain | FunctionKind::Physical { .. } => None,
+        }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        *lock(&self.presence) != Presence::There
+    }
+
+    pub fn set_presence(&self, presence: Presence) {
+        let before = std::mem::replace(&mut *lock(&self.presence), presence);
+        if before != presence && presence == Presence::There {
+            self.wipe();
+        }
+    }
+
+    /// Reads registers, as everybody on the bus does.
+    pub fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError> {
+        let value = self.space.read(offset, width)?;
+        Ok(if self.is_gone() { width.mask() } else { value })
+    }
+
+    /// Writes registers, as everybody on the bus does, with all that follows from it.
+    pub fn write(
+        &self,
+        machine: &Machine,
+        offset: u16,
+        width: Width,
+        value: u32,
+    ) -> Result<(), AccessError> {
+        if self.is_gone() {
+            return Ok(());
+        }
+        let slept = self.is_asleep();
+        let silent = self.command() & header::command::INTX_DISABLE != 0;
+        self.space.write(offset, width, value)?;
+        if slept && !self.is_asleep() && !self.keeps_its_state() {
+            self.wipe();
+        }
+        self.send_pending(machine);
+        if silent && self.command() & header::command::INTX_DISABLE == 0 {
+            self.intx_allowed(machine);
+        }
+        Ok(())
+    }
+
+    /// Reads a register of the block at `base`.
+    pub fn register(&self, base: u16, register: &Register) -> u16 {
+        let offset = base.wrapping_add(register.offset);
+        let [low, high, ..] = self
+            .space
+            .read(offset, register.width)
+            .unwrap_or(0)
+            .to_le_bytes();
+        u16::from_le_bytes([low, high])
+    }
+
+    /// Sets a register of the block at `base`, as the device itself does.
+    pub fn set_register(&self, base: u16, register: &Register, value: u32) {
+        self.space
+            .set(base.wrapping_add(register.offset), register.width, value);
+    }
+
+    pub fn command(&self) -> u16 {
+        self.register(0, &header::COMMAND)
+    }
+
+    fn power(&self) -> u16 {
+        self.fixed
+            .power
+            .map_or(0, |base| self.register(base, &power_management::CONTROL))
+    }
+
+    /// In D3hot. The states between are not told apart.
+    pub fn is_asleep(&self) -> bool {
+        self.power() & power_management::control::POWER_STATE
+            == power_management::control::POWER_STATE
+    }
+
+    fn keeps_its_state(&self) -> bool {
+        self.power() & power_management::control::NO_SOFT_RESET != 0
+    }
+
+    /// All registers as after power-on, what lies behind the BARs too.
+    pub fn wipe(&self) {
+        for (offset, value) in (0u16..).step_by(4).zip(&self.power_on) {
+            self.space.set(offset, Width::Four, *value);
+        }
+        *lock(&self.messages) = Messages::new(self.table_length());
+        if let Some(model) = &mut *lock(&self.model) {
+            model.reset();
+        }
+    }
+
+    /// Length of the MSI-X table.
+    pub fn table_length(&self) -> usize {
+        self.fixed.msix.map_or(0, |base| {
+            let control = self.register(base, &msix::CONTROL);
+            usize::from(control & msix::control::TABLE_SIZE).saturating_add(1)
+        })
+    }
+
+    /// A reset as the kernel does it: what it knows of the configuration is as before, interrupts
+    /// and what only the device knows is gone. False when the device does not come back.
+    pub fn reset(&self) -> bool {
+        {
+            let mut faults = lock(&self.faults);
+            faults.resets = faults.resets.saturating_add(1);
+            if faults.reset_fails {
+                drop(faults);
+                self.set_presence(Presence::Silent);
+                return false;
+            }
+        }
+        if self.is_gone() {
+            return false;
+        }
+        let saved: Vec<(&Register, u32)> = header::TYPE_0
+            .registers
+            .iter()
+            .filter_map(|register| {
+                Some((
+                    *register,
+                    self.space.read(register.offset, register.width).ok()?,
+                ))
+            })
+            .filter(|(register, _)| register.rw != 0)
+            .collect();
+        self.wipe();
+        for (register, value) in saved {
+            // Through the masks, which are the device's own.
+            let _ = self.space.write(register.offset, register.width, value);
+        }
+        true
+    }
+
+    /// As [`Function::reset`], with the time it takes. The kernel lets nobody at the configuration
+    /// space meanwhile.
+    pub fn reset_in_time(&self) -> bool {
+        *lock(&self.resetting) = true;
+        let time = lock(&self.faults).reset_time;
+        thread::sleep(time);
+        let back = self.reset();
+        *lock(&self.resetting) = false;
+        self.reset_done.notify_all();
+        back
+    }
+
+    /// Waits as the kernel makes everybody wait: for the end of a reset, and for a slow device.
+    pub fn wait(&self) {
+        let mut resetting = lock(&self.resetting);
+        while *resetting {
+            resetting = self
+                .reset_done
+                .wait(resetting)
+                .unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        drop(resetting);
+        let time = lock(&self.faults).access_time;
+        if !time.is_zero() {
+            thread::sleep(time);
+        }
+    }
+
+    /// The MSI control word, if the device has MSI.
+    pub fn msi_control(&self) -> Option<(u16, u16)> {
+        let base = self.fixed.msi?;
+        Some((base, self.register(base, &msi::CONTROL)))
+    }
+
+    /// The MSI-X control word, if the device has MSI-X.
+    pub fn msix_control(&self) -> Option<u16> {
+        Some(self.register(self.fixed.msix?, &msix::CONTROL))
+    }
+}

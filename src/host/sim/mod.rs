@@ -1,0 +1,171 @@
+//! A simulated PCI bus for the embedded platform: devices with registers that behave as hardware
+//! does, and dom0's kernel as a device's other owner.
+//!
+//! | module | holds |
+//! |---|---|
+//! | this one | the bus, and what a test or a demonstration does to its devices |
+//! | [`builder`], [`assembly`] | how a device is described, and what becomes of that |
+//! | [`examples`] | the devices of the embedded platform |
+//! | [`function`] | one function's hardware: configuration space, reset, power |
+//! | [`interrupts`] | its interrupts, from the device's side |
+//! | [`memory`], [`models`] | what lies behind its BARs |
+//! | [`dom0`] | drivers, `driver_override`, enabling and resetting: the kernel's side ([`Bus`](super::Bus)) |
+//! | [`xen`] | the hypervisor's side ([`Hardware`](xenbus::sim::Hardware)) |
+
+mod assembly;
+mod builder;
+mod dom0;
+mod examples;
+mod function;
+mod interrupts;
+mod memory;
+mod models;
+mod sriov_capability;
+mod xen;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use conf_space::Bdf;
+use xenbus::sim::Machine;
+
+pub use builder::{FunctionBuilder, VirtualFunctions};
+pub use examples::{
+    BOOT_CONTROLLER, BRIDGE, BROKEN, INTX_ONLY, MSI_ONLY, NIC, NIC_VF0, NIC_VF1, NVME,
+};
+pub use memory::Model;
+
+use assembly::Placement;
+use function::{Function, Presence};
+
+/// A simulated bus, plugged into an embedded machine.
+#[derive(Debug)]
+pub struct SimBus {
+    machine: Machine,
+    functions: Mutex<BTreeMap<Bdf, Arc<Function>>>,
+    placement: Mutex<Placement>,
+}
+
+impl SimBus {
+    /// An empty bus. It takes the place of any other that the machine had.
+    pub fn new(machine: &Machine) -> Arc<Self> {
+        let bus = Arc::new(Self {
+            machine: machine.clone(),
+            functions: Mutex::default(),
+            placement: Mutex::default(),
+        });
+        // Weak: otherwise bus and machine would keep each other alive.
+        machine.set_hardware(Arc::new(xen::Plugged(Arc::downgrade(&bus))));
+        bus
+    }
+
+    /// A bus with the devices of [`examples`].
+    pub fn with_example_devices(machine: &Machine) -> Arc<Self> {
+        let bus = Self::new(machine);
+        examples::add_all(&bus);
+        bus
+    }
+
+    /// Plugs a device in, with its virtual functions: places its BARs, and binds its driver. One
+    /// that is there already is replaced.
+    pub fn add(&self, device: FunctionBuilder) {
+        let mut placement = lock(&self.placement);
+        let built = device.build(&mut placement);
+        let mut functions = lock(&self.functions);
+        for function in built {
+            functions.insert(function.bdf(), Arc::new(function));
+        }
+    }
+
+    /// Pulls a device out: it is no longer there, and whoever still has it open is told so.
+    pub fn remove(&self, bdf: Bdf) {
+        if let Some(function) = lock(&self.functions).remove(&bdf) {
+            function.set_presence(Presence::Removed);
+        }
+    }
+
+    /// Lets a device vanish from under the kernel: it is listed as before, but all its registers
+    /// read as ones. Or lets it come back, as after a power cycle.
+    pub fn vanish(&self, bdf: Bdf, gone: bool) {
+        let presence = if gone {
+            Presence::Silent
+        } else {
+            Presence::There
+        };
+        self.with(bdf, |function| function.set_presence(presence));
+    }
+
+    /// From now on every access to the device's configuration space takes that long.
+    pub fn set_access_time(&self, bdf: Bdf, time: Duration) {
+        self.with(bdf, |function| lock(&function.faults).access_time = time);
+    }
+
+    /// From now on a reset of the device takes that long.
+    pub fn set_reset_time(&self, bdf: Bdf, time: Duration) {
+        self.with(bdf, |function| lock(&function.faults).reset_time = time);
+    }
+
+    /// From now on a reset of the device fails, and the device does not come back from it.
+    pub fn set_reset_fails(&self, bdf: Bdf, fails: bool) {
+        self.with(bdf, |function| lock(&function.faults).reset_fails = fails);
+    }
+
+    /// How often the device has been reset.
+    pub fn resets(&self, bdf: Bdf) -> usize {
+        self.with(bdf, |function| lock(&function.faults).resets)
+            .unwrap_or(0)
+    }
+
+    /// How often the device is enabled in dom0's kernel.
+    pub fn enable_count(&self, bdf: Bdf) -> u32 {
+        self.with(bdf, |function| lock(&function.kernel).enabled)
+            .unwrap_or(0)
+    }
+
+    /// The device has something to say: it sends the MSI or MSI-X message of that vector, or raises
+    /// its line, as it is configured. True when that interrupted a guest.
+    pub fn raise_interrupt(&self, bdf: Bdf, vector: u16) -> bool {
+        self.with(bdf, |function| function.raise(&self.machine, vector))
+            .unwrap_or(false)
+    }
+
+    /// The device's driver has seen to it: the line, if it was raised, is lowered.
+    pub fn lower_interrupt(&self, bdf: Bdf) {
+        self.with(bdf, Function::lower);
+    }
+
+    fn get(&self, bdf: Bdf) -> Option<Arc<Function>> {
+        lock(&self.functions).get(&bdf).cloned()
+    }
+
+    /// Does something with a device, if it is there. Without the list's lock: a device may take its
+    /// time.
+    fn with<T>(&self, bdf: Bdf, action: impl FnOnce(&Function) -> T) -> Option<T> {
+        self.get(bdf).map(|function| action(&function))
+    }
+
+    fn all(&self) -> Vec<Arc<Function>> {
+        lock(&self.functions).values().cloned().collect()
+    }
+
+    /// The function that decides whether this one decodes memory: itself, or its physical function.
+    fn decoder(&self, function: &Arc<Function>) -> Option<Arc<Function>> {
+        match function.physical() {
+            Some(physical) => self.get(physical),
+            None => Some(Arc::clone(function)),
+        }
+    }
+}
+
+/// A bus that whoever holds it does not keep alive.
+type WeakBus = Weak<SimBus>;
+
+/// Locks, also after a panic elsewhere: what is under these locks is consistent after every single
+/// step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,80 @@
+//! The hypervisor's side of the bus: it reaches hardware directly, waits for nobody, and programs
+//! interrupts.
+
+use conf_space::registers::header;
+use conf_space::{Bdf, Width};
+use xenbus::PciDevice;
+use xenbus::sim::{Hardware, MsiTarget};
+
+use super::WeakBus;
+use super::function::Function;
+use crate::host::devices::for_xen;
+
+/// The bus, plugged into a machine.
+#[derive(Debug)]
+pub(super) struct Plugged(pub WeakBus);
+
+impl Plugged {
+    fn with<T>(
+        &self,
+        device: PciDevice,
+        action: impl FnOnce(&super::SimBus, &Function) -> T,
+    ) -> Option<T> {
+        let bus = self.0.upgrade()?;
+        let function = bus.get(Bdf::from_devfn(device.segment, device.bus, device.devfn))?;
+        Some(action(&bus, &function))
+    }
+}
+
+impl Hardware for Plugged {
+    fn config_read(&self, device: PciDevice, offset: u16, width: u8) -> u32 {
+        let Some(width) = Width::from_bytes(u32::from(width)) else {
+            return u32::MAX;
+        };
+        let read = self.with(device, |_, function| {
+            // Xen knows of a virtual function because dom0 has told it, not from its vendor id,
+            // which reads as if there were none.
+            if function.physical().is_some()
+                && offset == header::VENDOR_ID.offset
+                && !function.is_gone()
+            {
+                return Some(u32::from(function.fixed.identity.vendor));
+            }
+            function.read(offset, width).ok()
+        });
+        read.flatten().unwrap_or(width.mask())
+    }
+
+    fn config_write(&self, device: PciDevice, offset: u16, width: u8, value: u32) {
+        if let Some(width) = Width::from_bytes(u32::from(width)) {
+            self.with(device, |bus, function| {
+                let _ = function.write(&bus.machine, offset, width, value);
+            });
+        }
+    }
+
+    fn program_msi(&self, device: PciDevice, target: MsiTarget) {
+        self.with(device, |bus, function| {
+            function.program(&bus.machine, target);
+        });
+    }
+
+    fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {
+        self.with(device, |_, function| function.clear(entry));
+    }
+
+    fn physical_function(&self, device: PciDevice) -> Option<PciDevice> {
+        self.with(device, |_, function| function.physical())
+            .flatten()
+            .map(for_xen)
+    }
+
+    fn reset(&self, device: PciDevice) {
+        // Called under the machine's lock, so at once, however long the device takes otherwise.
+        self.with(device, |_, function| {
+            if !function.fixed.reset_methods.is_empty() {
+                function.reset();
+            }
+        });
+    }
+}
