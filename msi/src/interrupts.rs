@@ -75,7 +75,8 @@ const TABLE_ENTRY: u64 = 16;
 const MOST_VECTORS: u16 = 5;
 
 impl Interrupts {
-    /// Reads what the device has. `resources` are what BARs 0 to 5 decode, as the host knows it; what follows is not looked at.
+    /// Reads what the device has. `resources` are what BARs 0 to 5 decode, as the host knows it;
+    /// what follows is not looked at.
     ///
     /// # Errors
     /// When configuration space cannot be read.
@@ -124,8 +125,8 @@ impl Interrupts {
         self.msix
     }
 
-    /// Lends what is needed to act on the device's interrupts: its configuration space, its PIRQs, and the ledger that belongs to it while it is
-    /// this domain's.
+    /// Lends what is needed to act on the device's interrupts: its configuration space, its PIRQs,
+    /// and the ledger that belongs to it while it is this domain's.
     pub fn operate<'a>(
         &'a self,
         config: &'a dyn ConfigSpace,

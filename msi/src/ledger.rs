@@ -1,7 +1,7 @@
 //! What is written down of a device's interrupts: a few words that outlive the daemon.
 //!
-//! Word 0 is the state, words 1 to 128 are the vectors. Each step changes one word, in an order that leaves something to go on from if the daemon is
-//! killed between any two:
+//! Word 0 is the state, words 1 to 128 are the vectors. Each step changes one word, in an order
+//! that leaves something to go on from if the daemon is killed between any two:
 //!
 //! | step | state | vectors |
 //! |---|---|---|
@@ -12,7 +12,8 @@
 //! | after each unmap | *undoing* | one less |
 //! | at the end | nothing | all zero |
 //!
-//! So at most one mapping is not in the vectors, and only in the state *mapping*: the one whose answer the daemon did not live to write down.
+//! So at most one mapping is not in the vectors, and only in the state *mapping*: the one whose
+//! answer the daemon did not live to write down.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -20,7 +21,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use xenbus::Pirq;
 use xenbus::pciif::MAX_VECTORS;
 
-/// A few words that outlive the daemon, zero to begin with. A store is visible to a later daemon once it returns, in the order of the stores.
+/// A few words that outlive the daemon, zero to begin with. A store is visible to a later daemon
+/// once it returns, in the order of the stores.
 pub trait Ledger {
     /// Reads a word, below [`WORDS`].
     fn load(&self, word: usize) -> u32;
@@ -137,7 +139,8 @@ impl Held {
         ledger.store(STATE, u32::from(self.count) << 16 | intx | phase | kind);
     }
 
-    /// The PIRQs that the ledger names, whatever the phase: those of an MSI block all, though Xen takes them back by the first.
+    /// The PIRQs that the ledger names, whatever the phase: those of an MSI block all, though Xen
+    /// takes them back by the first.
     pub fn pirqs<L: Ledger + ?Sized>(ledger: &L) -> impl Iterator<Item = Pirq> {
         let held = Self::read(ledger);
         let (slots, block) = match held {

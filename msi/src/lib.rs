@@ -1,7 +1,8 @@
 //! MSI and MSI-X: what a device has, when it may be enabled, and the PIRQs it holds.
 //!
-//! Xen writes a device's message addresses, data and MSI-X table when a PIRQ is mapped; the enable bits are left to dom0, so to us. Which PIRQs
-//! a domain has, Xen tells nobody: everything that is mapped stands in a [`Ledger`] that outlives the daemon, and what is about to be mapped is
+//! Xen writes a device's message addresses, data and MSI-X table when a PIRQ is mapped; the enable
+//! bits are left to dom0, so to us. Which PIRQs a domain has, Xen tells nobody: everything that is
+//! mapped stands in a [`Ledger`] that outlives the daemon, and what is about to be mapped is
 //! written there first.
 //!
 //! | module | holds |

@@ -11,8 +11,9 @@ use crate::ledger::{self, Held, Kind, Ledger, Phase};
 use crate::pirqs::{self, Pirqs, sweep};
 use crate::refusal::{CleanupError, Refusal};
 
-/// A device's interrupts with all that is needed to act on them. Made by [`Interrupts::operate`] for the time of a call: it keeps nothing itself, all
-/// that changes is in the ledger and in the device.
+/// A device's interrupts with all that is needed to act on them. Made by [`Interrupts::operate`]
+/// for the time of a call: it keeps nothing itself, all that changes is in the ledger and in the
+/// device.
 ///
 /// Not to be used from two threads at once for the same device.
 pub struct Operations<'a> {
@@ -50,7 +51,8 @@ pub enum Recovered {
     },
 }
 
-/// Whether the device of this configuration space decodes memory. For a virtual function, ask its physical function.
+/// Whether the device of this configuration space decodes memory. For a virtual function, ask its
+/// physical function.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -77,10 +79,12 @@ impl<'a> Operations<'a> {
         }
     }
 
-    /// Enables MSI with `count` vectors and returns the first PIRQ; the others follow it. If it is on already, it is set up anew.
+    /// Enables MSI with `count` vectors and returns the first PIRQ; the others follow it. If it is
+    /// on already, it is set up anew.
     ///
     /// # Errors
-    /// [`Refusal`]; the device then holds nothing, or what it held before if the request is not even tried.
+    /// [`Refusal`]; the device then holds nothing, or what it held before if the request is not
+    /// even tried.
     pub fn enable_msi(&self, count: u32) -> Result<Pirq, Refusal> {
         let most = self.interrupts.msi.ok_or(Refusal::None(Kind::Msi))?.vectors;
         let vectors = u8::try_from(count)
@@ -101,12 +105,15 @@ impl<'a> Operations<'a> {
         })
     }
 
-    /// Enables MSI-X for the first `count` of `entries`, both as the guest gave them. If it is on already, it is set up anew.
+    /// Enables MSI-X for the first `count` of `entries`, both as the guest gave them. If it is on
+    /// already, it is set up anew.
     ///
-    /// `memory_decode` is asked whether the device decodes memory: [`memory_decode`] of it or, for a virtual function, of its physical function.
+    /// `memory_decode` is asked whether the device decodes memory: [`memory_decode`] of it or, for
+    /// a virtual function, of its physical function.
     ///
     /// # Errors
-    /// [`Refusal`]; the device then holds nothing, or what it held before if the request is not even tried.
+    /// [`Refusal`]; the device then holds nothing, or what it held before if the request is not
+    /// even tried.
     pub fn enable_msix(
         &self,
         entries: &[MsixEntry],
@@ -147,10 +154,12 @@ impl<'a> Operations<'a> {
         })
     }
 
-    /// Disables whichever is on: guests of Linux 5.16 and later send `disable_msi` for MSI-X too. If none is on, does nothing.
+    /// Disables whichever is on: guests of Linux 5.16 and later send `disable_msi` for MSI-X too.
+    /// If none is on, does nothing.
     ///
     /// # Errors
-    /// [`CleanupError`]. For the guest it is disabled nevertheless: nothing reaches it any more that it can take for an interrupt.
+    /// [`CleanupError`]. For the guest it is disabled nevertheless: nothing reaches it any more
+    /// that it can take for an interrupt.
     pub fn disable_msi(&self) -> Result<(), CleanupError> {
         Held::read(self.ledger).map_or(Ok(()), |held| self.undo(held))
     }
@@ -165,7 +174,8 @@ impl<'a> Operations<'a> {
             .map_or(Ok(()), |held| self.undo(held))
     }
 
-    /// The device leaves its domain: disables whatever is on, through us or not, and unmaps all it holds. The ledger is empty afterwards in any case.
+    /// The device leaves its domain: disables whatever is on, through us or not, and unmaps all it
+    /// holds. The ledger is empty afterwards in any case.
     ///
     /// # Errors
     /// [`CleanupError`]. A PIRQ that Xen does not take back is the domain's until its end.
@@ -179,8 +189,8 @@ impl<'a> Operations<'a> {
             .map_err(CleanupError::Config)
     }
 
-    /// Sets the enable bits again, of a device that was reset under a live guest and whose addresses and data Xen has restored
-    /// (`PHYSDEVOP_restore_msi_ext`). Returns what is on.
+    /// Sets the enable bits again, of a device that was reset under a live guest and whose
+    /// addresses and data Xen has restored (`PHYSDEVOP_restore_msi_ext`). Returns what is on.
     ///
     /// # Errors
     /// When configuration space cannot be used.
@@ -192,11 +202,11 @@ impl<'a> Operations<'a> {
         Ok(Some(held.kind))
     }
 
-    /// To be called once after a start of the daemon, before anything else, for each device of a domain: keeps what is on, and undoes what the daemon
-    /// was killed in the middle of.
+    /// To be called once after a start of the daemon, before anything else, for each device of a
+    /// domain: keeps what is on, and undoes what the daemon was killed in the middle of.
     ///
-    /// If that was mapping, one PIRQ may be mapped that no ledger names: `candidates` are searched for it, as [`sweep`] does, which also says what
-    /// `claimed` must know.
+    /// If that was mapping, one PIRQ may be mapped that no ledger names: `candidates` are searched
+    /// for it, as [`sweep`] does, which also says what `claimed` must know.
     ///
     /// # Errors
     /// [`CleanupError`].
@@ -302,12 +312,14 @@ impl<'a> Operations<'a> {
         attempt: impl FnOnce() -> Result<T, Refusal>,
     ) -> Result<T, Refusal> {
         attempt().inspect_err(|_| {
-            // What cannot be undone stays in the ledger, for the next operation to undo; the first error is the one to tell.
+            // What cannot be undone stays in the ledger, for the next operation to undo; the first
+            // error is the one to tell.
             let _ = self.undo(held);
         })
     }
 
-    /// Switches off and unmaps all that the ledger names. Goes on past errors, to undo as much as can be; the ledger keeps what could not be.
+    /// Switches off and unmaps all that the ledger names. Goes on past errors, to undo as much as
+    /// can be; the ledger keeps what could not be.
     fn undo(&self, held: Held) -> Result<(), CleanupError> {
         Held {
             phase: Phase::Undoing,
@@ -334,7 +346,8 @@ impl<'a> Operations<'a> {
         Ok(())
     }
 
-    /// Sets the enable bit, by a write of the whole control word: Xen lets dom0 write nothing else of these capabilities.
+    /// Sets the enable bit, by a write of the whole control word: Xen lets dom0 write nothing else
+    /// of these capabilities.
     fn switch_on(&self, held: Held) -> Result<(), AccessError> {
         let Some(register) = self.control(held.kind) else {
             return Ok(());

@@ -22,7 +22,8 @@ const EINVAL: i32 = 22;
 /// No such domain.
 const ESRCH: i32 = 3;
 
-/// Unmaps; a PIRQ that is not mapped, or whose domain is gone, is as good as unmapped. Returns whether it was mapped.
+/// Unmaps; a PIRQ that is not mapped, or whose domain is gone, is as good as unmapped. Returns
+/// whether it was mapped.
 pub(crate) fn unmap<P: Pirqs + ?Sized>(pirqs: &P, pirq: Pirq) -> Result<bool, XenError> {
     match pirqs.unmap(pirq) {
         Ok(()) => Ok(true),
@@ -31,13 +32,15 @@ pub(crate) fn unmap<P: Pirqs + ?Sized>(pirqs: &P, pirq: Pirq) -> Result<bool, Xe
     }
 }
 
-/// Unmaps every candidate that nobody claims, and returns how many had been mapped. What Xen refuses to unmap stays.
+/// Unmaps every candidate that nobody claims, and returns how many had been mapped. What Xen
+/// refuses to unmap stays.
 ///
-/// `claimed` must know *everything* the domain has a right to: the PIRQs in the ledgers of all its devices, and the legacy interrupts that the
-/// toolstack mapped for it (for a PV guest, PIRQ and GSI have the same number).
+/// `claimed` must know *everything* the domain has a right to: the PIRQs in the ledgers of all its
+/// devices, and the legacy interrupts that the toolstack mapped for it (for a PV guest, PIRQ and
+/// GSI have the same number).
 ///
-/// Xen hands out PIRQs for messages from the top of a domain's range downwards, and answers EINVAL for those beyond the range, so any generous
-/// range will do.
+/// Xen hands out PIRQs for messages from the top of a domain's range downwards, and answers EINVAL
+/// for those beyond the range, so any generous range will do.
 pub fn sweep<P: Pirqs + ?Sized>(
     pirqs: &P,
     candidates: impl IntoIterator<Item = Pirq>,

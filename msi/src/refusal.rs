@@ -53,13 +53,15 @@ pub enum Refusal {
         /// Length of the table.
         table: u16,
     },
-    /// Xen needs to reach the table: memory decode must be on, for a virtual function that of its physical function.
+    /// Xen needs to reach the table: memory decode must be on, for a virtual function that of its
+    /// physical function.
     #[error("memory decode is off")]
     MemoryDecodeOff,
     /// The device is asleep.
     #[error("the device is in a low power state")]
     Asleep,
-    /// A PIRQ that does not fit where frontends expect it, in 16 bits, or is 0, which for them is none.
+    /// A PIRQ that does not fit where frontends expect it, in 16 bits, or is 0, which for them is
+    /// none.
     #[error("Xen gave PIRQ {pirq}, which frontends cannot be told")]
     Unspeakable {
         /// The PIRQ, unmapped again.
@@ -114,7 +116,8 @@ const ENODATA: i32 = 61;
 const EALREADY: i32 = 114;
 
 impl Refusal {
-    /// The answer to `enable_msi` and `enable_multi_msi`. Its value is a smaller number of vectors that may be had, or 0.
+    /// The answer to `enable_msi` and `enable_multi_msi`. Its value is a smaller number of vectors
+    /// that may be had, or 0.
     pub fn msi_answer(&self) -> Answer {
         let value = match *self {
             Self::Count { count, most } if count > 1 => fewer(count, most),
@@ -126,7 +129,8 @@ impl Refusal {
         }
     }
 
-    /// The answer to `enable_msix` for `count` entries. A request that is not even tried has its value back; one that fails has the error.
+    /// The answer to `enable_msix` for `count` entries. A request that is not even tried has its
+    /// value back; one that fails has the error.
     pub fn msix_answer(&self, count: u32) -> Answer {
         let untried = |errno| Answer {
             error: PciError::from_errno(errno),

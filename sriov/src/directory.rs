@@ -8,7 +8,8 @@ use conf_space::Bdf;
 
 use crate::{Error, Function};
 
-/// Vendor and device id as the kernel knows them: right for a virtual function too, whose registers read 0xffff.
+/// Vendor and device id as the kernel knows them: right for a virtual function too, whose registers
+/// read 0xffff.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     /// Vendor id; a virtual function has its physical function's.
@@ -41,7 +42,8 @@ impl Identity {
 }
 
 impl Function {
-    /// Reads what the device with this directory is, for instance `/sys/bus/pci/devices/0000:03:00.0`.
+    /// Reads what the device with this directory is, for instance
+    /// `/sys/bus/pci/devices/0000:03:00.0`.
     ///
     /// # Errors
     /// When what is there cannot be read or understood, a directory that does not exist included.
@@ -84,7 +86,8 @@ impl Function {
     }
 }
 
-/// The address in the name of the directory itself; `/sys/bus/pci/devices` holds links, so the name of what they lead to.
+/// The address in the name of the directory itself; `/sys/bus/pci/devices` holds links, so the name
+/// of what they lead to.
 fn own_address(directory: &Path) -> Result<Bdf, Error> {
     let path = fs::canonicalize(directory).map_err(|source| Error::Read {
         path: directory.to_owned(),

@@ -1,8 +1,10 @@
-//! Physical and virtual functions of SR-IOV devices, as Linux shows them in a device's directory in sysfs
-//! (Linux `Documentation/ABI/testing/sysfs-bus-pci`; PCI Express Base Specification 6.0, section 9.2).
+//! Physical and virtual functions of SR-IOV devices, as Linux shows them in a device's directory in
+//! sysfs (Linux `Documentation/ABI/testing/sysfs-bus-pci`; PCI Express Base Specification 6.0,
+//! section 9.2).
 //!
-//! A virtual function's registers tell less than they do elsewhere: vendor and device id read 0xffff, its BARs and its memory enable bit read
-//! zero. What is true of it is known from its physical function, which is how the kernel knows: [`Identity`] and sysfs's `resource`.
+//! A virtual function's registers tell less than they do elsewhere: vendor and device id read
+//! 0xffff, its BARs and its memory enable bit read zero. What is true of it is known from its
+//! physical function, which is how the kernel knows: [`Identity`] and sysfs's `resource`.
 
 mod directory;
 
@@ -35,7 +37,8 @@ pub enum Error {
         /// What belongs there.
         expected: &'static str,
     },
-    /// The physical function does not count the virtual function among its own: it is just being removed.
+    /// The physical function does not count the virtual function among its own: it is just being
+    /// removed.
     #[error(
         "{physical} does not list {directory} among its virtual functions; they are being changed: try again"
     )]

@@ -1,5 +1,5 @@
-//! The device status register as a table of legal transitions (virtio 1.3, section 2.1). What a write means is decided here, once, for
-//! every transport.
+//! The device status register as a table of legal transitions (virtio 1.3, section 2.1). What a
+//! write means is decided here, once, for every transport.
 
 bitflags::bitflags! {
     /// The device status field, one byte.
@@ -38,7 +38,8 @@ pub enum Transition {
     Found,
     /// The driver's features are accepted and fixed.
     FeaturesAccepted,
-    /// The driver's features are refused: FEATURES_OK reads back as clear, and the driver may try others.
+    /// The driver's features are refused: FEATURES_OK reads back as clear, and the driver may try
+    /// others.
     FeaturesRefused,
     /// The device goes live.
     Live,
@@ -56,7 +57,8 @@ const AGREED: Status = DRIVEN.union(Status::FEATURES_OK);
 const LIVE: Status = AGREED.union(Status::DRIVER_OK);
 const LEGACY_LIVE: Status = DRIVEN.union(Status::DRIVER_OK);
 
-/// From, to, and what it means. Firmware (SeaBIOS, iPXE) writes the first two bits at once, so that is legal here.
+/// From, to, and what it means. Firmware (SeaBIOS, iPXE) writes the first two bits at once, so that
+/// is legal here.
 const MODERN: &[(Status, Status, Transition)] = &[
     (Status::empty(), FOUND, Transition::Found),
     (Status::empty(), DRIVEN, Transition::Found),
@@ -95,8 +97,9 @@ impl DeviceStatus {
                 .intersects(Status::DEVICE_NEEDS_RESET | Status::FAILED)
     }
 
-    /// A driver writes `value`. `features_acceptable` is whether the device can live with the features that the driver has chosen by now;
-    /// it decides a write that sets FEATURES_OK, and nothing else.
+    /// A driver writes `value`. `features_acceptable` is whether the device can live with the
+    /// features that the driver has chosen by now; it decides a write that sets FEATURES_OK, and
+    /// nothing else.
     pub fn write(
         &mut self,
         value: u8,
@@ -147,7 +150,8 @@ impl DeviceStatus {
         }
     }
 
-    /// The device cannot go on. Returns whether the driver is to be told by a configuration change interrupt, which it is from DRIVER_OK on.
+    /// The device cannot go on. Returns whether the driver is to be told by a configuration change
+    /// interrupt, which it is from DRIVER_OK on.
     pub fn set_needs_reset(&mut self) -> bool {
         self.0.insert(Status::DEVICE_NEEDS_RESET);
         self.0.contains(Status::DRIVER_OK)
@@ -269,7 +273,8 @@ mod tests {
 
     #[test]
     fn whatever_is_written_no_bit_but_by_reset_is_ever_cleared_and_no_step_is_skipped() {
-        // Every reachable state, every value, both interfaces: the state space is small enough to walk all of it.
+        // Every reachable state, every value, both interfaces: the state space is small enough to
+        // walk all of it.
         for interface in [Legacy, Modern] {
             let mut seen = vec![DeviceStatus::default()];
             let mut next = 0;

@@ -89,7 +89,8 @@ impl Machine {
         action(self.interrupts.operate(self, self, self))
     }
 
-    /// Does `action` and is killed at the step of that number, counted from now. Returns whether it came to that.
+    /// Does `action` and is killed at the step of that number, counted from now. Returns whether it
+    /// came to that.
     pub fn killed_at(&self, step: usize, action: impl FnOnce()) -> bool {
         self.kill_at.set(Some(self.step.get() + step));
         let result = catch_unwind(AssertUnwindSafe(action));

@@ -1,4 +1,5 @@
-//! Whatever a guest asks for, in whatever order, and wherever it fails or the daemon is killed: no PIRQ is lost, and never are both kinds on.
+//! Whatever a guest asks for, in whatever order, and wherever it fails or the daemon is killed: no
+//! PIRQ is lost, and never are both kinds on.
 
 use super::machine::{GSI, MSI, MSIX, Machine, NR_PIRQS, POWER};
 use crate::ledger::Phase;
@@ -113,7 +114,8 @@ proptest! {
     ) {
         let machine = Machine::new();
         for (step, failures) in &steps {
-            // A release gives up what Xen does not take back; that is said of it, and not looked at here.
+            // A release gives up what Xen does not take back; that is said of it, and not looked at
+            // here.
             machine.fail_at(if matches!(step, Step::Release) { &[] } else { failures });
             perform(&machine, step);
             check(&machine)?;
