@@ -12,11 +12,20 @@ pub fn save(config: &dyn ConfigSpace, size: ConfigSize) -> Vec<u8> {
         .collect()
 }
 
+/// The command register in a saved configuration space.
+pub fn saved_command(saved: &[u8]) -> u16 {
+    let [low, high, ..] = saved_value(saved, header::COMMAND.offset, Width::Two)
+        .unwrap_or(0)
+        .to_le_bytes();
+    u16::from_le_bytes([low, high])
+}
+
 /// Puts back what a guest, or a reset, can have changed: power state, BARs and the rest of the header, PCI Express control registers.
 /// MSI and MSI-X are switched off: whoever holds interrupts puts them back.
 ///
-/// Registers are written only where they differ, and the command register last, so that nothing decodes at a half-written address.
-pub fn restore(config: &dyn ConfigSpace, saved: &[u8]) {
+/// Registers are written only where they differ, and last the command register, to `command`, so that nothing decodes at a half-written
+/// address.
+pub fn restore(config: &dyn ConfigSpace, saved: &[u8], command: u16) {
     if saved.is_empty() {
         return;
     }
@@ -51,7 +60,12 @@ pub fn restore(config: &dyn ConfigSpace, saved: &[u8]) {
     ]) {
         put_back(config, saved, 0, register);
     }
-    put_back(config, saved, 0, &header::COMMAND);
+    write_if_other(
+        config,
+        &header::COMMAND,
+        header::COMMAND.offset,
+        u32::from(command),
+    );
 }
 
 /// The control registers that the device's PCI Express capability has.
@@ -80,17 +94,19 @@ fn express_controls(
 }
 
 fn put_back(config: &dyn ConfigSpace, saved: &[u8], base: u16, register: &Register) {
-    let Some(offset) = base.checked_add(register.offset) else {
-        return;
-    };
-    let Some(before) = saved_value(saved, offset, register.width) else {
-        return;
-    };
+    if let Some(offset) = base.checked_add(register.offset)
+        && let Some(before) = saved_value(saved, offset, register.width)
+    {
+        write_if_other(config, register, offset, before);
+    }
+}
+
+fn write_if_other(config: &dyn ConfigSpace, register: &Register, offset: u16, value: u32) {
     let Ok(now) = config.read(offset, register.width) else {
         return;
     };
     // Status bits that writing one clears are left as they are.
-    let wanted = before & !register.rw1c;
+    let wanted = value & !register.rw1c;
     if now & !register.rw1c != wanted
         && let Err(error) = config.write(offset, register.width, wanted)
     {
@@ -119,4 +135,70 @@ fn saved_value(saved: &[u8], offset: u16, width: Width) -> Option<u32> {
             .rev()
             .fold(0, |value, byte| value << 8 | u32::from(*byte)),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use conf_space::memory::MemorySpace;
+
+    use super::*;
+
+    /// A device with PCI Express, MSI-X and power management, whose writable bits are those of the real ones.
+    fn device() -> MemorySpace {
+        let mut space = MemorySpace::new(ConfigSize::Conventional);
+        for register in header::TYPE_0.registers {
+            space.add_register(0, register);
+        }
+        for bar in 0..6 {
+            space.make_writable(0x10 + bar * 4, Width::Four, 0xffff_f000);
+        }
+        space.set(header::STATUS.offset, Width::Two, 0x10);
+        space.set(header::CAPABILITIES_POINTER.offset, Width::One, 0x40);
+        for (base, id, next, block) in [
+            (
+                0x40,
+                CapabilityId::POWER_MANAGEMENT,
+                0x50,
+                &power_management::BLOCK,
+            ),
+            (0x50, CapabilityId::MSI_X, 0x60, &msix::BLOCK),
+            (0x60, CapabilityId::PCI_EXPRESS, 0, express::block(2)),
+        ] {
+            for register in block.registers {
+                space.add_register(base, register);
+            }
+            space.set(base, Width::One, u32::from(id.0));
+            space.set(base + 1, Width::One, next);
+        }
+        space.set(0x62, Width::Two, 2);
+        space
+    }
+
+    #[test]
+    fn what_a_guest_changed_is_as_before_but_for_what_others_hold() {
+        let space = device();
+        space.write(0x10, Width::Four, 0xfebc_0000).unwrap();
+        space.write(0x04, Width::Two, 0x0003).unwrap();
+        let saved = save(&space, ConfigSize::Conventional);
+        for (offset, width, value) in [
+            (0x04, Width::Two, 0x0147),
+            (0x0c, Width::One, 0x10),
+            (0x10, Width::Four, 0),
+            (0x44, Width::Two, 0x3),
+            (0x52, Width::Two, 0xc000),
+            (0x68, Width::Two, 0x5936),
+        ] {
+            space.write(offset, width, value).unwrap();
+        }
+        restore(&space, &saved, saved_command(&saved));
+        assert_eq!(save(&space, ConfigSize::Conventional), saved);
+    }
+
+    #[test]
+    fn without_a_saved_configuration_nothing_is_touched() {
+        let space = device();
+        space.write(0x04, Width::Two, 0x0007).unwrap();
+        restore(&space, &[], 0);
+        assert_eq!(space.read(0x04, Width::Two).unwrap(), 7);
+    }
 }

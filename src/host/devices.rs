@@ -512,7 +512,8 @@ impl Devices {
         if !device.responds() {
             return Err(DeviceError::Dead { bdf });
         }
-        config_state::restore(&*device.config, &device.record.config());
+        let saved = device.record.config();
+        config_state::restore(&*device.config, &saved, config_state::saved_command(&saved));
         Ok(())
     }
 

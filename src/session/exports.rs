@@ -68,7 +68,11 @@ impl Export {
     /// Puts back the configuration and the interrupts that the device lost when it woke up. It cannot be touched before `settled`.
     pub fn restore(&self, settled: Duration) {
         std::thread::sleep(settled);
-        config_state::restore(&*self.device.config, &self.device.record.config());
+        let saved = self.device.record.config();
+        let command = self
+            .overlay
+            .command_to_restore(config_state::saved_command(&saved));
+        config_state::restore(&*self.device.config, &saved, command);
         self.interrupts.restore();
     }
 }

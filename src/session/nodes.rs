@@ -119,20 +119,12 @@ pub fn devices(store: &mut Client, paths: &Paths) -> Result<Vec<DeviceNode>, Err
             address: text.parse().map_err(|_| text),
             state: store.read_state(&paths.indexed("state", n))?,
             seen_as: optional(store.read_string(&paths.indexed("vdev", n)))?
-                .and_then(|text| parse_vdev(&text)),
+                .and_then(|text| text.parse().ok()),
             wished: optional(store.read_string(&paths.indexed("vdevfn", n)))?
                 .and_then(|text| u8::from_str_radix(&text, 16).ok()),
         });
     }
     Ok(found)
-}
-
-/// `vdev-N`: the function has two digits there.
-fn parse_vdev(text: &str) -> Option<Bdf> {
-    let (rest, function) = text.rsplit_once('.')?;
-    format!("{rest}.{}", function.strip_prefix('0')?)
-        .parse()
-        .ok()
 }
 
 /// Makes sure that the guest will scan a bus. Roots are only ever added: a guest may be using them.
@@ -153,19 +145,4 @@ pub fn publish_root(store: &mut Client, paths: &Paths, segment: u16, bus: u8) ->
     }
     store.write(&paths.indexed("root", count), &root)?;
     store.write(&paths.own("root_num"), count.saturating_add(1).to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_address_in_the_guest_is_read_as_it_is_written() {
-        let bdf: Bdf = "0001:02:1f.7".parse().unwrap();
-        assert_eq!(bdf.vdev().to_string(), "0001:02:1f.07");
-        assert_eq!(parse_vdev("0001:02:1f.07"), Some(bdf));
-        for text in ["", "0001:02:1f.7", "0001:02:1f.17", "0001:02:1f.0", "x.00"] {
-            assert_eq!(parse_vdev(text), None, "{text:?}");
-        }
-    }
 }
