@@ -1,6 +1,7 @@
 //! The bus as dom0, Xen and a guest find it.
 
 mod devices;
+mod hands;
 mod interrupts;
 
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use xenbus::sim::{DomainKind, GuestPlatform, GuestPort, Machine, PciOptions};
 use xenbus::{DomId, MsiRequest, Xen};
 
 use super::*;
-use crate::host::devices::for_xen as xen;
+use crate::host::devices::{for_xen, for_xen as xen};
 use crate::host::{Bus, Config, FunctionKind, HostError};
 
 struct Host {

@@ -1,0 +1,33 @@
+//! A device's way from dom0 to hidden and back, on this bus.
+
+use super::*;
+use crate::host::devices::{Devices, Quarantine, Rebind};
+
+#[test]
+fn what_is_hidden_and_returned_is_dom0s_as_before() {
+    let host = host();
+    let records = tempfile::tempdir().unwrap();
+    let xen = Arc::new(host.machine.clone());
+    let bus: Arc<dyn Bus> = host.bus.clone();
+    let devices = Devices::open(bus, xen, records.path().to_owned()).unwrap();
+    for bdf in [NIC_VF0, NIC_VF1, NVME, INTX_ONLY, MSI_ONLY, BROKEN] {
+        let before = host.bus.describe(bdf).unwrap();
+        let command = host.word(bdf, 0x04);
+        let enabled = host.bus.enable_count(bdf);
+        devices.hide(bdf, false, Quarantine::Ours).unwrap();
+        assert_eq!(host.bus.describe(bdf).unwrap().driver, None);
+        devices.unhide(bdf, Rebind::Driver).unwrap();
+        let after = host.bus.describe(bdf).unwrap();
+        assert_eq!(before.driver, after.driver, "{bdf}");
+        // The kernel never takes decode back from a device that it has switched on.
+        let decode = if before.driver.is_none() { 0x2 } else { 0 };
+        assert_eq!(host.word(bdf, 0x04), command | decode, "{bdf}");
+        assert_eq!(host.bus.enable_count(bdf), enabled, "{bdf}");
+        assert_eq!(host.bus.driver_override(bdf).unwrap(), None);
+        assert_eq!(host.machine.device_owner(for_xen(bdf)), Some(DomId::DOM0));
+    }
+    for bdf in [BRIDGE, BOOT_CONTROLLER, NIC] {
+        devices.hide(bdf, false, Quarantine::Ours).unwrap_err();
+        assert!(host.bus.describe(bdf).unwrap().driver.is_some(), "{bdf}");
+    }
+}
