@@ -1,0 +1,83 @@
+//! One hidden device.
+
+use std::sync::Mutex;
+
+use conf_space::Width;
+use conf_space::address::Bdf;
+use xenbus::PciDevice;
+
+use crate::host::record::Record;
+use crate::host::{Config, Description};
+
+/// A hidden device.
+#[derive(Debug)]
+pub struct Device {
+    /// Its address on the host.
+    pub bdf: Bdf,
+    /// What the bus knows of it.
+    pub description: Description,
+    /// Its configuration space.
+    pub config: Config,
+    /// For a virtual function: its physical function's configuration space.
+    pub physical: Option<Config>,
+    /// What interrupts it has.
+    pub interrupts: msi::Interrupts,
+    /// Held while its interrupts change.
+    pub interrupts_lock: Mutex<()>,
+    /// What is remembered of it.
+    pub record: Record,
+}
+
+impl Device {
+    /// The device as hypercalls name it.
+    pub fn xen(&self) -> PciDevice {
+        for_xen(self.bdf)
+    }
+
+    /// Whether its registers can be read at all. A virtual function's identity registers read as absent by design.
+    pub fn responds(&self) -> bool {
+        const COMMAND: u16 = 0x04;
+        self.config
+            .read(COMMAND, Width::Four)
+            .is_ok_and(|value| value != u32::MAX)
+    }
+}
+
+/// A device that no record belongs to yet.
+pub(super) struct Parts {
+    pub(super) bdf: Bdf,
+    pub(super) description: Description,
+    pub(super) config: Config,
+    pub(super) physical: Option<Config>,
+    pub(super) interrupts: msi::Interrupts,
+}
+
+impl Parts {
+    pub(super) fn with(self, record: Record) -> Device {
+        let Self {
+            bdf,
+            description,
+            config,
+            physical,
+            interrupts,
+        } = self;
+        Device {
+            bdf,
+            description,
+            config,
+            physical,
+            interrupts,
+            interrupts_lock: Mutex::new(()),
+            record,
+        }
+    }
+}
+
+/// A host address as hypercalls name it.
+pub fn for_xen(bdf: Bdf) -> PciDevice {
+    PciDevice {
+        segment: bdf.segment(),
+        bus: bdf.bus(),
+        devfn: bdf.devfn(),
+    }
+}

@@ -1,0 +1,83 @@
+//! Why a device cannot change hands.
+
+use conf_space::address::Bdf;
+use xenbus::{DomId, XenError};
+
+use crate::host::HostError;
+use crate::host::record::RecordError;
+
+/// A device that cannot change hands.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The host refused.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Its record cannot be kept.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Xen refused.
+    #[error("{bdf}: {what}")]
+    Xen {
+        /// The device.
+        bdf: Bdf,
+        /// What was to be done, and the remedy.
+        what: &'static str,
+        /// Xen's reason.
+        #[source]
+        source: XenError,
+    },
+    /// dom0 lives on it.
+    #[error("{bdf} stays in dom0: {reason}. To hide it all the same: pciback hide --force {bdf}")]
+    Needed {
+        /// The device.
+        bdf: Bdf,
+        /// Why dom0 needs it.
+        reason: String,
+    },
+    /// It is a bridge.
+    #[error("{bdf} is a bridge: only the devices behind it can be given to a guest")]
+    Bridge {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// It has virtual functions, which a reset would take away.
+    #[error(
+        "{bdf} has {count} virtual functions in use; remove them first (echo 0 > /sys/bus/pci/devices/{bdf}/sriov_numvfs), or use --force"
+    )]
+    HasVirtualFunctions {
+        /// The device.
+        bdf: Bdf,
+        /// How many.
+        count: u16,
+    },
+    /// Something else is being done to it.
+    #[error("{bdf} is busy ({phase}); try again in a moment")]
+    Busy {
+        /// The device.
+        bdf: Bdf,
+        /// What is being done.
+        phase: &'static str,
+    },
+    /// A guest has it.
+    #[error("{bdf} is in use by domain {domain}; take it away first: xl pci-detach {domain} {bdf}")]
+    InUse {
+        /// The device.
+        bdf: Bdf,
+        /// The guest.
+        domain: DomId,
+    },
+    /// It is not hidden.
+    #[error("{bdf} is not hidden from dom0; hide it first: pciback hide {bdf}")]
+    NotHidden {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// It came back dead from a reset.
+    #[error(
+        "{bdf} did not come back from its last reset (it reads as all ones); a power cycle of the host may revive it, then: pciback unhide {bdf}"
+    )]
+    Dead {
+        /// The device.
+        bdf: Bdf,
+    },
+}

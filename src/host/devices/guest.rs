@@ -1,0 +1,167 @@
+//! From hidden to a guest, and back.
+
+use std::sync::{Arc, PoisonError};
+use std::thread;
+
+use conf_space::address::Bdf;
+use xenbus::DomId;
+
+use super::{Device, DeviceError, Devices};
+use crate::host::interrupts;
+use crate::host::record::{Flags, Owner, Phase};
+use crate::text::chain;
+
+/// How a guest came to hold a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// It was free.
+    Taken,
+    /// The guest had it before the daemon was restarted.
+    Resumed,
+}
+
+/// Called when a device has become free.
+pub type Waker = Box<dyn Fn() + Send>;
+
+/// A reset writes a few files: it needs no more.
+const RESET_STACK: usize = 128 * 1024;
+
+impl Devices {
+    /// A hidden device that a guest is to have.
+    ///
+    /// # Errors
+    /// [`DeviceError::Busy`] when waiting for the next call of the waker will help, [`DeviceError::NotHidden`].
+    pub fn find(&self, bdf: Bdf) -> Result<Arc<Device>, DeviceError> {
+        let table = self.table();
+        match table.hidden.get(&bdf) {
+            Some(device) => Ok(Arc::clone(device)),
+            None if table.coming.contains(&bdf) => Err(DeviceError::Busy {
+                bdf,
+                phase: Phase::Hiding.name(),
+            }),
+            None => Err(DeviceError::NotHidden { bdf }),
+        }
+    }
+
+    /// Gives a hidden device to a guest, or finds that the guest has it already (after a restart of the daemon).
+    ///
+    /// # Errors
+    /// [`DeviceError::Busy`] when waiting for the next call of the waker will help; others when it will not.
+    pub fn claim(&self, device: &Device, owner: Owner) -> Result<Claim, DeviceError> {
+        // Keeps two claimants apart between the two stores.
+        let _table = self.table();
+        let (bdf, record) = (device.bdf, &device.record);
+        match record.phase() {
+            Some(Phase::Hidden) => {
+                record.set_owner(owner);
+                record.set_phase(Phase::Assigned);
+                Ok(Claim::Taken)
+            }
+            Some(Phase::Assigned) => match record.owner() {
+                Some(holder) if holder == owner => Ok(Claim::Resumed),
+                Some(holder) => Err(DeviceError::InUse {
+                    bdf,
+                    domain: holder.domain,
+                }),
+                None => Err(DeviceError::Busy {
+                    bdf,
+                    phase: Phase::Assigned.name(),
+                }),
+            },
+            Some(Phase::Dead) => Err(DeviceError::Dead { bdf }),
+            Some(phase @ (Phase::Hiding | Phase::Releasing)) => Err(DeviceError::Busy {
+                bdf,
+                phase: phase.name(),
+            }),
+            Some(Phase::Returning) | None => Err(DeviceError::NotHidden { bdf }),
+        }
+    }
+
+    /// Takes a device from its guest: at once as far as the guest is concerned, and free for the next one after its reset.
+    pub fn release(self: &Arc<Self>, device: &Arc<Device>) {
+        if device.record.advance(Phase::Assigned, Phase::Releasing) {
+            self.reset_in_background(Arc::clone(device));
+        }
+    }
+
+    pub(super) fn reset_in_background(self: &Arc<Self>, device: Arc<Device>) {
+        let bdf = device.bdf;
+        let devices = Arc::clone(self);
+        let work = move || {
+            interrupts::release(&device, &*devices.xen);
+            let phase = match devices.reset_and_restore(&device) {
+                Ok(()) => Phase::Hidden,
+                Err(error) => {
+                    log::error!("{}", chain(&error));
+                    Phase::Dead
+                }
+            };
+            // Nothing that one guest did or was granted reaches the next.
+            device
+                .record
+                .clear(Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL);
+            device.record.set_overlay(0);
+            device.record.set_phase(phase);
+            log::info!("{bdf} is free for the next guest");
+            devices.wake();
+        };
+        if let Err(error) = thread::Builder::new()
+            .name(format!("reset {bdf}"))
+            .stack_size(RESET_STACK)
+            .spawn(work)
+        {
+            log::error!(
+                "{bdf} stays unusable, as no thread can be started to reset it ({error}); restart pcibackd when memory is free again"
+            );
+        }
+    }
+
+    /// Resets a device now, on the caller's thread. A guest that has it keeps its configuration and interrupts.
+    ///
+    /// # Errors
+    /// The bus's, and [`DeviceError::Dead`].
+    pub fn reset(&self, bdf: Bdf) -> Result<(), DeviceError> {
+        let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
+        // The kernel saves and restores the standard configuration around it.
+        self.bus.reset(bdf)?;
+        if !device.responds() {
+            return Err(DeviceError::Dead { bdf });
+        }
+        if device.record.phase() == Some(Phase::Assigned) {
+            self.restore_interrupts(&device);
+        }
+        Ok(())
+    }
+
+    /// Puts MSI and MSI-X of a device that was reset under its guest back to what they were.
+    pub fn restore_interrupts(&self, device: &Device) {
+        interrupts::restore(device, &*self.xen);
+    }
+
+    /// Has `waker` called when a device becomes free, until [`Devices::forget_waker`]. One for each guest.
+    pub fn set_waker(&self, domain: DomId, waker: Waker) {
+        self.wakers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(domain, waker);
+    }
+
+    /// Ends [`Devices::set_waker`].
+    pub fn forget_waker(&self, domain: DomId) {
+        self.wakers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&domain);
+    }
+
+    fn wake(&self) {
+        for waker in self
+            .wakers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+        {
+            waker();
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! From dom0 to hidden, and back.
+
+use std::sync::Arc;
+
+use conf_space::address::Bdf;
+use nix::errno::Errno;
+use xenbus::{DomId, XenError};
+
+use super::device::Parts;
+use super::{Device, DeviceError, Devices, for_xen};
+use crate::host::FunctionKind;
+use crate::host::config_state;
+use crate::host::record::{Flags, Phase, Record};
+use crate::text::chain;
+
+/// The name that `driver_override` reserves a hidden device for. The kernel's own backend and libvirt use the same.
+pub const RESERVED_FOR: &str = "pciback";
+
+/// Whether Xen is told to keep the device's DMA from everybody while no guest has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quarantine {
+    /// By us, as `xl pci-assignable-add` does.
+    Ours,
+    /// By whoever asked: xl does it itself right afterwards.
+    Callers,
+}
+
+/// What becomes of a device that is dom0's again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rebind {
+    /// The driver it had before, or else whichever matches, takes it.
+    Driver,
+    /// It stays without one: the caller binds one.
+    Nothing,
+}
+
+impl Devices {
+    /// Hides a device from dom0. `false`: it was hidden already.
+    ///
+    /// # Errors
+    /// [`DeviceError`]; the device is then dom0's as before.
+    pub fn hide(&self, bdf: Bdf, force: bool, quarantine: Quarantine) -> Result<bool, DeviceError> {
+        {
+            let mut table = self.table();
+            if let Some(device) = table.hidden.get(&bdf) {
+                return match device.record.phase() {
+                    Some(Phase::Dead) => Err(DeviceError::Dead { bdf }),
+                    Some(phase @ Phase::Returning) => Err(DeviceError::Busy {
+                        bdf,
+                        phase: phase.name(),
+                    }),
+                    _ => Ok(false),
+                };
+            }
+            if !table.coming.insert(bdf) {
+                return Err(DeviceError::Busy {
+                    bdf,
+                    phase: Phase::Hiding.name(),
+                });
+            }
+        }
+        let result = self.take(bdf, force, quarantine);
+        let mut table = self.table();
+        table.coming.remove(&bdf);
+        table.hidden.insert(bdf, result?);
+        Ok(true)
+    }
+
+    fn take(
+        &self,
+        bdf: Bdf,
+        force: bool,
+        quarantine: Quarantine,
+    ) -> Result<Arc<Device>, DeviceError> {
+        const BRIDGE: u32 = 0x06;
+        let before = self.bus.describe(bdf)?;
+        if before.class >> 16 == BRIDGE {
+            return Err(DeviceError::Bridge { bdf });
+        }
+        if !force {
+            if let FunctionKind::Physical {
+                virtual_functions: count @ 1..,
+            } = before.kind
+            {
+                return Err(DeviceError::HasVirtualFunctions { bdf, count });
+            }
+            if let Some(reason) = self.bus.needed_by_dom0(bdf)? {
+                return Err(DeviceError::Needed { bdf, reason });
+            }
+        }
+        let record = Record::open(&self.directory, bdf)?;
+        if record.phase().is_none() {
+            record.set_driver(before.driver.as_deref());
+            record.set_phase(Phase::Hiding);
+        }
+        self.prepare(bdf, record, quarantine)
+            .map_err(|(record, error)| {
+                // Nothing stays half-way: dom0 gets it back as it was.
+                self.undo(bdf, &record, Rebind::Driver);
+                error
+            })
+    }
+
+    /// From bound in dom0 to hidden. On failure the record comes back, for undoing.
+    fn prepare(
+        &self,
+        bdf: Bdf,
+        record: Record,
+        quarantine: Quarantine,
+    ) -> Result<Arc<Device>, (Record, DeviceError)> {
+        let steps = || -> Result<Parts, DeviceError> {
+            // Reserved first: nobody may grab it between two steps.
+            self.bus.set_driver_override(bdf, Some(RESERVED_FOR))?;
+            self.bus.unbind(bdf)?;
+            if !record.flags().contains(Flags::ENABLED) {
+                self.bus.enable(bdf, true)?;
+                record.insert(Flags::ENABLED);
+            }
+            // Only now is the interrupt routed and its number right.
+            let parts = self.open_parts(bdf, self.bus.describe(bdf)?)?;
+            if !record.flags().contains(Flags::SAVED) {
+                record.set_config(&config_state::save(
+                    &*parts.config,
+                    parts.description.identity.config_size,
+                ));
+            }
+            Ok(parts)
+        };
+        let device = match steps() {
+            Ok(parts) => parts.with(record),
+            Err(error) => return Err((record, error)),
+        };
+        match self
+            .hand_to_xen(&device, quarantine)
+            .and_then(|()| self.reset_and_restore(&device))
+        {
+            Ok(()) => {
+                device.record.set_phase(Phase::Hidden);
+                Ok(Arc::new(device))
+            }
+            Err(error) => Err((device.record, error)),
+        }
+    }
+
+    fn hand_to_xen(&self, device: &Device, quarantine: Quarantine) -> Result<(), DeviceError> {
+        let (bdf, xen) = (device.bdf, device.xen());
+        if device.interrupts.msix().is_some() {
+            // Xen must record the table before a guest can touch it. A Xen without this call needs none (before 4.4).
+            match self.xen.prepare_msix(xen) {
+                Ok(()) => device.record.insert(Flags::MSIX_PREPARED),
+                Err(error) if error.errno() == Some(libc::ENOSYS) => {}
+                Err(error) => log::warn!(
+                    "{bdf}: its MSI-X will not work in a guest: {}",
+                    chain(&error)
+                ),
+            }
+        }
+        if quarantine == Quarantine::Ours {
+            match self.xen.assign_device(DomId::IO, xen) {
+                Ok(()) => device.record.insert(Flags::QUARANTINED),
+                Err(error) if no_iommu(&error) => {
+                    log::info!("{bdf}: no IOMMU, so nothing to quarantine")
+                }
+                Err(source) => {
+                    return Err(DeviceError::Xen {
+                        bdf,
+                        what: "Xen will not quarantine its DMA; see 'xl dmesg' for Xen's reason",
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets the device and gives it the configuration it had before any guest. A device that cannot be reset is used as it is.
+    pub(super) fn reset_and_restore(&self, device: &Device) -> Result<(), DeviceError> {
+        let bdf = device.bdf;
+        match self.bus.reset(bdf) {
+            Ok(()) => {}
+            Err(error) if device.responds() => {
+                log::warn!("{bdf} is used without a reset: {}", chain(&error))
+            }
+            Err(error) => log::error!("{}", chain(&error)),
+        }
+        if !device.responds() {
+            return Err(DeviceError::Dead { bdf });
+        }
+        let saved = device.record.config();
+        config_state::restore(&*device.config, &saved, config_state::saved_command(&saved));
+        Ok(())
+    }
+
+    /// Gives a hidden device back to dom0.
+    ///
+    /// # Errors
+    /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`], and what the host refuses.
+    pub fn unhide(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {
+        let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
+        let record = &device.record;
+        if record.advance(Phase::Hidden, Phase::Returning)
+            || record.advance(Phase::Dead, Phase::Returning)
+        {
+            return self.give_back(bdf, rebind);
+        }
+        Err(match (record.phase(), record.owner()) {
+            (Some(Phase::Assigned), Some(owner)) => DeviceError::InUse {
+                bdf,
+                domain: owner.domain,
+            },
+            (phase, _) => DeviceError::Busy {
+                bdf,
+                phase: phase.map_or("unknown", Phase::name),
+            },
+        })
+    }
+
+    pub(super) fn give_back(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {
+        let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
+        if let Err(error) = self.reset_and_restore(&device) {
+            log::warn!("{}", chain(&error));
+        }
+        self.table().hidden.remove(&bdf);
+        self.undo(bdf, &device.record, rebind);
+        Ok(())
+    }
+
+    /// The way back to dom0, from wherever the device is on the way. Goes on past what fails: each step helps without the others.
+    fn undo(&self, bdf: Bdf, record: &Record, rebind: Rebind) {
+        let xen = for_xen(bdf);
+        // Also when the quarantine was xl's, or the one that Xen puts a device in after a guest: dom0 needs its DMA and MSI back.
+        match self.xen.deassign_device(DomId::IO, xen) {
+            Ok(()) => {}
+            Err(error)
+                if no_iommu(&error)
+                    || error.errno() == Some(libc::ENODEV)
+                    || error.errno() == Some(libc::EINVAL) => {}
+            Err(error) => log::error!(
+                "{bdf}: Xen does not give its DMA back to dom0, so dom0's driver will not work: {}",
+                chain(&error)
+            ),
+        }
+        if record.flags().contains(Flags::MSIX_PREPARED)
+            && let Err(error) = self.xen.release_msix(xen)
+        {
+            log::warn!("{bdf}: {}", chain(&error));
+        }
+        if record.flags().contains(Flags::ENABLED)
+            && let Err(error) = self.bus.enable(bdf, false)
+        {
+            log::warn!("{}", chain(&error));
+        }
+        if let Err(error) = self.bus.set_driver_override(bdf, None) {
+            log::error!("{}", chain(&error));
+        }
+        if rebind == Rebind::Driver
+            && let Err(error) = self.bus.bind(bdf, record.driver().as_deref())
+        {
+            log::warn!("{}", chain(&error));
+        }
+        if let Err(error) = record.remove() {
+            log::error!("{}", chain(&error));
+        }
+    }
+}
+
+fn no_iommu(error: &XenError) -> bool {
+    matches!(
+        error.errno().map(Errno::from_raw),
+        Some(Errno::ENOSYS | Errno::EOPNOTSUPP)
+    )
+}

@@ -1,0 +1,187 @@
+//! The devices that are hidden from dom0, and how they change hands: dom0 -> hidden -> a guest -> hidden -> dom0.
+//!
+//! A device is dom0's, hidden, or assigned to one guest at one virtual address, never two of them. Its [`Record`] says which, and is
+//! written before each step, so that a daemon that was killed half-way goes on from there. Steps that may take long (a reset: up to a
+//! minute) run on threads of their own.
+mod device;
+mod error;
+mod guest;
+mod hide;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use conf_space::address::Bdf;
+use xenbus::{DomId, Xen};
+
+pub use self::device::{Device, for_xen};
+pub use self::error::DeviceError;
+pub use self::guest::{Claim, Waker};
+pub use self::hide::{Quarantine, RESERVED_FOR, Rebind};
+
+use self::device::Parts;
+use super::record::{Phase, Record, RecordError};
+use super::{Bus, Description, FunctionKind, HostError};
+use crate::text::chain;
+
+#[derive(Debug, Default)]
+struct Table {
+    hidden: BTreeMap<Bdf, Arc<Device>>,
+    /// Being hidden: not in `hidden` yet.
+    coming: BTreeSet<Bdf>,
+}
+
+/// All hidden devices.
+pub struct Devices {
+    bus: Arc<dyn Bus>,
+    xen: Arc<dyn Xen>,
+    directory: PathBuf,
+    table: Mutex<Table>,
+    wakers: Mutex<BTreeMap<DomId, Waker>>,
+}
+
+impl std::fmt::Debug for Devices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Devices")
+            .field("bus", &self.bus)
+            .field("directory", &self.directory)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Devices {
+    /// Takes up what the records in `directory` say: hidden devices stay hidden, what was begun is finished.
+    ///
+    /// # Errors
+    /// When the directory cannot be used. A single device that cannot be taken up is logged, and left out.
+    pub fn open(
+        bus: Arc<dyn Bus>,
+        xen: Arc<dyn Xen>,
+        directory: PathBuf,
+    ) -> Result<Arc<Self>, RecordError> {
+        let error = |source| RecordError::Io {
+            path: directory.clone(),
+            source,
+        };
+        fs::create_dir_all(&directory).map_err(error)?;
+        let found = Record::list(&directory).map_err(error)?;
+        let devices = Arc::new(Self {
+            bus,
+            xen,
+            directory: directory.clone(),
+            table: Mutex::default(),
+            wakers: Mutex::default(),
+        });
+        for bdf in found {
+            if let Err(error) = devices.take_up(bdf) {
+                log::error!(
+                    "{bdf} was hidden by an earlier pcibackd and cannot be taken up: {}",
+                    chain(&error)
+                );
+            }
+        }
+        let all = devices.list();
+        for device in all
+            .iter()
+            .filter(|device| device.record.phase() == Some(Phase::Assigned))
+        {
+            if let Err(error) = super::interrupts::recover(device, &*devices.xen, &all) {
+                log::error!("{}: {}", device.bdf, chain(&error));
+            }
+        }
+        Ok(devices)
+    }
+
+    /// Continues with a device that has a record.
+    fn take_up(self: &Arc<Self>, bdf: Bdf) -> Result<(), DeviceError> {
+        let record = Record::open(&self.directory, bdf)?;
+        let Some(phase) = record.phase() else {
+            return Ok(record.remove()?);
+        };
+        let description = match self.bus.describe(bdf) {
+            Err(HostError::NoDevice { .. }) => {
+                log::warn!("{bdf} was hidden and is no longer in this machine; forgetting it");
+                return Ok(record.remove()?);
+            }
+            other => other?,
+        };
+        if let Some(driver) = &description.driver {
+            log::warn!(
+                "{bdf} was hidden, but dom0's driver {driver} has been bound to it since; it stays in dom0 (hide it again: pciback hide {bdf})"
+            );
+            return Ok(record.remove()?);
+        }
+        match phase {
+            Phase::Hiding => {
+                drop(record);
+                let quarantine = Quarantine::Ours;
+                self.hide(bdf, true, quarantine).map(drop)
+            }
+            Phase::Returning => {
+                self.insert(bdf, record, description)?;
+                self.give_back(bdf, Rebind::Driver)
+            }
+            Phase::Hidden | Phase::Assigned | Phase::Dead => {
+                self.insert(bdf, record, description).map(drop)
+            }
+            Phase::Releasing => {
+                let device = self.insert(bdf, record, description)?;
+                self.reset_in_background(device);
+                Ok(())
+            }
+        }
+    }
+
+    fn insert(
+        &self,
+        bdf: Bdf,
+        record: Record,
+        description: Description,
+    ) -> Result<Arc<Device>, DeviceError> {
+        let parts = self.open_parts(bdf, description)?;
+        let device = Arc::new(parts.with(record));
+        self.table().hidden.insert(bdf, Arc::clone(&device));
+        Ok(device)
+    }
+
+    fn open_parts(&self, bdf: Bdf, description: Description) -> Result<Parts, DeviceError> {
+        let config = self.bus.open(bdf)?;
+        let physical = match description.kind {
+            FunctionKind::Virtual { physical } => Some(self.bus.open(physical)?),
+            FunctionKind::Plain | FunctionKind::Physical { .. } => None,
+        };
+        let interrupts = msi::Interrupts::discover(&*config, &description.identity.resources)
+            .map_err(|source| HostError::Unreadable { bdf, source })?;
+        if let Some(Err(broken)) = interrupts.msix() {
+            log::warn!("{bdf}: guests cannot use its MSI-X: {}", chain(&broken));
+        }
+        Ok(Parts {
+            bdf,
+            description,
+            config,
+            physical,
+            interrupts,
+        })
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The bus that the devices are on.
+    pub fn bus(&self) -> &Arc<dyn Bus> {
+        &self.bus
+    }
+
+    /// The hidden devices, in order of their addresses.
+    pub fn list(&self) -> Vec<Arc<Device>> {
+        self.table().hidden.values().cloned().collect()
+    }
+
+    /// One hidden device.
+    pub fn get(&self, bdf: Bdf) -> Option<Arc<Device>> {
+        self.table().hidden.get(&bdf).cloned()
+    }
+}
