@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::io;
 use std::num::NonZeroUsize;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 
 use nix::errno::Errno;
@@ -31,6 +31,20 @@ pub(super) fn new_page() -> io::Result<OwnedFd> {
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&page, FcntlArg::F_ADD_SEALS(seals))?;
     Ok(page)
+}
+
+/// Whether a page that came from another process is one that [`new_page`] made: it can be mapped without fear that it shrinks.
+pub(super) fn check_page(page: BorrowedFd<'_>) -> io::Result<()> {
+    let seals = SealFlag::from_bits_retain(fcntl(page, FcntlArg::F_GET_SEALS)?);
+    let size = nix::sys::stat::fstat(page)?.st_size;
+    if seals.contains(SealFlag::F_SEAL_SHRINK) && usize::try_from(size) == Ok(PAGE_SIZE) {
+        Ok(())
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "not a sealed page of 4096 bytes",
+        ))
+    }
 }
 
 /// A page mapped into this process, readable and writable. Unmapped on drop.

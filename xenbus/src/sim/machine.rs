@@ -7,13 +7,14 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use nix::errno::Errno;
 
 use super::evtchn::GuestEnd;
 use super::grants::{MappedPage, new_page};
+use super::guest_socket::GuestServer;
 use super::hardware::Hardware;
 use super::hypervisor::Hypervisor;
 use super::interrupts::Interrupts;
@@ -89,6 +90,8 @@ pub(super) struct Inner {
     pub(super) hypervisor: Mutex<Hypervisor>,
     interrupts: Arc<Mutex<Interrupts>>,
     pub(super) xenstored: Xenstored,
+    /// Set right after the rest: it refers to it.
+    guests: OnceLock<GuestServer>,
 }
 
 impl Machine {
@@ -129,15 +132,21 @@ impl Machine {
         let interrupts = Arc::new(Mutex::new(Interrupts::new()));
         let toolstack_timeout = options.toolstack_timeout;
         let hypervisor = Mutex::new(Hypervisor::new(options, Arc::clone(&interrupts)));
-        Ok(Self {
-            inner: Arc::new(Inner {
-                run_dir,
-                toolstack_timeout,
-                hypervisor,
-                interrupts,
-                xenstored,
-            }),
-        })
+        let guests = OnceLock::new();
+        let inner = Arc::new(Inner {
+            run_dir: run_dir.clone(),
+            toolstack_timeout,
+            hypervisor,
+            interrupts,
+            xenstored,
+            guests,
+        });
+        let socket = run_dir.join("machine.sock");
+        remove_stale(&socket).map_err(failed("replacing machine.sock"))?;
+        let server = GuestServer::start(&socket, Arc::downgrade(&inner))
+            .map_err(failed("listening on machine.sock"))?;
+        inner.guests.get_or_init(|| server);
+        Ok(Self { inner })
     }
 
     /// Where the sockets are.
@@ -217,6 +226,14 @@ impl Machine {
 
 /// What guests ask of Xen. [`super::guest`] makes it presentable.
 impl Machine {
+    /// ESRCH when there is no such domain.
+    pub(super) fn check_alive(&self, domain: DomId) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).alive(domain).map(drop);
+        result.map_err(|errno| {
+            XenError::from_errno(format!("looking for domain {domain}"), errno as i32)
+        })
+    }
+
     pub(super) fn grant_page(
         &self,
         domain: DomId,
@@ -286,14 +303,23 @@ impl Machine {
     }
 }
 
-/// Listens on a socket that only this user can connect to. One that nobody listens on any more is replaced.
-fn listen(socket: &Path) -> io::Result<UnixListener> {
+/// Removes a socket that nobody listens on any more.
+fn remove_stale(socket: &Path) -> io::Result<()> {
     match std::fs::remove_file(socket) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
+}
+
+/// Lets nobody but this user connect to a socket.
+pub(super) fn only_for_this_user(socket: &Path) -> io::Result<()> {
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))
+}
+
+fn listen(socket: &Path) -> io::Result<UnixListener> {
+    remove_stale(socket)?;
     let listener = UnixListener::bind(socket)?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    only_for_this_user(socket)?;
     Ok(listener)
 }
 

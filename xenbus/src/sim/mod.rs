@@ -21,6 +21,7 @@ mod evtchn;
 mod frontend;
 mod grants;
 mod guest;
+mod guest_socket;
 mod hardware;
 mod hypervisor;
 mod interrupts;
@@ -43,6 +44,7 @@ pub use frontend::{
 };
 pub use grants::{MappedPage, PAGE_SIZE};
 pub use guest::{GrantedPage, GuestPlatform, GuestPort, LocalGuest};
+pub use guest_socket::SocketGuest;
 pub use hardware::{Hardware, MsiTarget};
 pub use machine::{DomainKind, Machine, MachineError, MachineOptions};
 pub use toolstack::{PciOptions, ToolstackError};

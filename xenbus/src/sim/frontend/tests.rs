@@ -1,5 +1,6 @@
 //! Frontends against a backend that does no more than it must.
 
+mod process;
 mod states;
 
 use std::sync::Arc;
