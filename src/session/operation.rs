@@ -62,7 +62,7 @@ pub fn serve(exports: &mut Exports, op: &PciOp, limit: &mut RateLimit) -> Reply 
             let count = if command == Command::EnableMsi {
                 1
             } else {
-                op.value
+                op.info
             };
             match export.interrupts.enable_msi(count) {
                 Ok(pirq) => Reply::done(pirq.0),

@@ -37,10 +37,10 @@ pub struct PciOp {
     pub offset: i32,
     /// Width of a configuration access: 1, 2 or 4 bytes.
     pub size: i32,
-    /// In: the value to write, or the number of MSI-X entries or MSI vectors. Out: the value read,
-    /// or the first PIRQ.
+    /// In: the value to write, or the number of MSI-X entries. Out: the value read, or the first
+    /// PIRQ; from a refused [`Command::EnableMultiMsi`], a number of vectors that may be had.
     pub value: u32,
-    /// Not used.
+    /// In: the number of MSI vectors, for [`Command::EnableMultiMsi`].
     pub info: u32,
     /// For [`Command::EnableMsix`].
     pub msix_entries: [MsixEntry; MAX_VECTORS],
@@ -95,7 +95,7 @@ pub enum Command {
     EnableMsix = 4,
     /// Disable MSI-X.
     DisableMsix = 5,
-    /// Enable MSI with `value` vectors; the first PIRQ comes back in `value`. In Xen's header, not
+    /// Enable MSI with `info` vectors; the first PIRQ comes back in `value`. In Xen's header, not
     /// in Linux's.
     EnableMultiMsi = 10,
 }

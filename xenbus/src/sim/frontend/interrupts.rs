@@ -137,7 +137,7 @@ impl Frontend {
         let control = self.control_offset(address, CAPABILITY_MSI, "MSI")?;
         self.change_control(address, control, MSI_ENABLE, 0)?;
         let function = self.address(address)?;
-        let value = if command == Command::EnableMultiMsi {
+        let info = if command == Command::EnableMultiMsi {
             count
         } else {
             0
@@ -145,7 +145,7 @@ impl Frontend {
         let answer = self.perform(
             command,
             &PciOp {
-                value,
+                info,
                 ..operation(command, function)
             },
         )?;

@@ -306,7 +306,7 @@ impl Session {
             Some(Command::EnableMsi) => vec![map(MsiRequest::Msi)],
             Some(Command::EnableMultiMsi) => {
                 let first = map(MsiRequest::MultiMsi {
-                    count: op.value.try_into().unwrap(),
+                    count: op.info.try_into().unwrap(),
                 });
                 return (PciError::SUCCESS, first.0);
             }
