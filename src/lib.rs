@@ -8,6 +8,7 @@
 //! | [`facade`] | `/sys/bus/pci/drivers/pciback` for unmodified toolstacks |
 //! | [`control`] | the control socket |
 //! | [`config`] | the configuration file |
+//! | [`memory`] | keeping the daemon small |
 //! | [`logging`], [`text`], [`rate_limit`] | messages |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
@@ -17,6 +18,7 @@ pub mod daemon;
 pub mod facade;
 pub mod host;
 pub mod logging;
+pub mod memory;
 pub mod rate_limit;
 pub mod session;
 pub mod text;

@@ -7,7 +7,7 @@ use clap::Parser;
 use pcibackd::config::Config;
 use pcibackd::daemon::{self, DEFAULT_RUN_DIR, Options, PlatformKind};
 use pcibackd::text::chain;
-use pcibackd::{facade, logging};
+use pcibackd::{facade, logging, memory};
 
 /// Gives PV guests of Xen the PCI devices that are hidden from dom0
 #[derive(Debug, Parser)]
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
     if let Err(error) = logging::start(arguments.log, arguments.verbose) {
         eprintln!("pcibackd: {error}");
     }
+    memory::keep_small();
     let result = Config::load(arguments.config.as_deref())
         .map_err(|error| chain(&error))
         .and_then(|config| {

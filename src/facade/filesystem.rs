@@ -1,31 +1,27 @@
-//! The FUSE file system: each question of the kernel's goes to [`Driver`] or to the real directory.
+//! The FUSE file system: answers the kernel's questions about the [`View`], and brings reads and writes where they belong.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, PollEvents, PollFlags,
-    PollNotifier, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll, ReplyWrite, ReplyXattr, Request, TimeOrNow,
-    WriteFlags,
+    BsdFileFlags, FileHandle, FopenFlags, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyOpen, ReplyPoll,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
 
 use super::attribute::Attribute;
 use super::driver::Driver;
 use super::pool::Pool;
 use super::real::{RealDrivers, errno};
-use super::stat::{Made, kind_in_directory, made, real};
-use super::tree::{Node, PCIBACK, Tree, in_pciback};
+use super::view::{Open, View, lock};
 
 /// Nothing is cached by the kernel: drivers and devices come and go.
 const TTL: Duration = Duration::ZERO;
@@ -36,161 +32,19 @@ const SLOW_REQUESTS: usize = 16;
 const REST: Duration = Duration::from_secs(2);
 
 pub(super) struct Filesystem {
-    driver: Arc<dyn Driver>,
-    real: RealDrivers,
+    view: Arc<View>,
     pool: Pool,
-    tree: Mutex<Tree>,
     open: Mutex<HashMap<u64, Arc<Open>>>,
     next_handle: AtomicU64,
-    mounted: SystemTime,
-}
-
-/// What an open file or directory refers to.
-enum Open {
-    /// Its names, as they were when reading it began.
-    Directory(Mutex<Vec<Listed>>),
-    /// Its text, as it was when reading it began.
-    Attribute(Attribute, Mutex<Vec<u8>>),
-    Real(File),
-}
-
-struct Listed {
-    name: OsString,
-    kind: FileType,
-    number: u64,
 }
 
 impl Filesystem {
     pub fn new(driver: Arc<dyn Driver>, real: RealDrivers) -> Self {
         Self {
-            driver,
-            real,
+            view: Arc::new(View::new(driver, real)),
             pool: Pool::new(SLOW_REQUESTS, REST),
-            tree: Mutex::new(Tree::new()),
             open: Mutex::default(),
             next_handle: AtomicU64::new(1),
-            mounted: SystemTime::now(),
-        }
-    }
-
-    fn node(&self, number: INodeNo) -> Result<Node, Errno> {
-        lock(&self.tree).node(number.0).ok_or(Errno::ESTALE)
-    }
-
-    fn attributes(&self, number: INodeNo, node: &Node) -> Result<FileAttr, Errno> {
-        match node {
-            Node::Root => real(number, &self.real.stat(Path::new(""))?),
-            Node::Real(path) => real(number, &self.real.stat(path)?),
-            Node::Pciback => Ok(made(number, Made::Directory, self.mounted)),
-            Node::Attribute(attribute) => {
-                Ok(made(number, Made::File(attribute.mode()), self.mounted))
-            }
-            Node::Device(device) if self.driver.seized().contains(device) => {
-                Ok(made(number, Made::Link, self.mounted))
-            }
-            Node::Device(_) => Err(Errno::ENOENT),
-        }
-    }
-
-    fn find(&self, parent: INodeNo, name: &OsStr) -> Result<FileAttr, Errno> {
-        let path = match self.node(parent)? {
-            Node::Root if name == PCIBACK => return self.made_child(Node::Pciback),
-            Node::Root => PathBuf::from(name),
-            Node::Pciback => return self.made_child(in_pciback(name).ok_or(Errno::ENOENT)?),
-            Node::Real(path) => path.join(name),
-            Node::Attribute(_) | Node::Device(_) => return Err(Errno::ENOTDIR),
-        };
-        let stat = self.real.stat(&path)?;
-        real(INodeNo(lock(&self.tree).look_up(&path)), &stat)
-    }
-
-    fn made_child(&self, node: Node) -> Result<FileAttr, Errno> {
-        let number = Tree::number(&node).ok_or(Errno::ENOENT)?;
-        self.attributes(INodeNo(number), &node)
-    }
-
-    fn link(&self, number: INodeNo) -> Result<OsString, Errno> {
-        match self.node(number)? {
-            Node::Real(path) => self.real.read_link(&path),
-            // one level deeper than the link under /sys/bus/pci/devices
-            Node::Device(device) => Ok(Path::new("..")
-                .join(self.real.device_link(device)?)
-                .into_os_string()),
-            _ => Err(Errno::EINVAL),
-        }
-    }
-
-    fn list(&self, number: INodeNo) -> Result<Vec<Listed>, Errno> {
-        let listed = |name: &str, kind, number| Listed {
-            name: name.into(),
-            kind,
-            number,
-        };
-        let made = |node: &Node, name: &str, kind| Some(listed(name, kind, Tree::number(node)?));
-        let mut list = vec![
-            listed(".", FileType::Directory, number.0),
-            listed("..", FileType::Directory, INodeNo::ROOT.0),
-        ];
-        let path = match self.node(number)? {
-            Node::Pciback => {
-                let files = Attribute::ALL.iter();
-                list.extend(files.filter_map(|file| {
-                    made(&Node::Attribute(*file), file.name(), FileType::RegularFile)
-                }));
-                let devices = self.driver.seized().into_iter();
-                list.extend(devices.filter_map(|device| {
-                    made(
-                        &Node::Device(device),
-                        &device.to_string(),
-                        FileType::Symlink,
-                    )
-                }));
-                return Ok(list);
-            }
-            Node::Root => {
-                list.extend(made(&Node::Pciback, PCIBACK, FileType::Directory));
-                Path::new("").into()
-            }
-            Node::Real(path) => path,
-            Node::Attribute(_) | Node::Device(_) => return Err(Errno::ENOTDIR),
-        };
-        let shadowed = |name: &OsStr| path.as_os_str().is_empty() && name == PCIBACK;
-        for entry in self
-            .real
-            .list(&path)?
-            .into_iter()
-            .filter(|entry| !shadowed(&entry.name))
-        {
-            list.push(Listed {
-                name: entry.name,
-                kind: kind_in_directory(entry.kind),
-                number: entry.inode,
-            });
-        }
-        Ok(list)
-    }
-
-    fn open_node(&self, number: INodeNo, mode: OpenAccMode) -> Result<Open, Errno> {
-        match self.node(number)? {
-            Node::Real(path) => {
-                let flags = match mode {
-                    OpenAccMode::O_RDONLY => OFlag::O_RDONLY,
-                    OpenAccMode::O_WRONLY => OFlag::O_WRONLY,
-                    OpenAccMode::O_RDWR => OFlag::O_RDWR,
-                };
-                Ok(Open::Real(self.real.open_file(&path, flags)?))
-            }
-            Node::Attribute(attribute) => {
-                // in sysfs not even root opens a file for what it cannot do
-                let (reads, writes) =
-                    (mode != OpenAccMode::O_WRONLY, mode != OpenAccMode::O_RDONLY);
-                if reads && !attribute.is_readable() || writes && !attribute.is_writable() {
-                    return Err(Errno::EACCES);
-                }
-                Ok(Open::Attribute(attribute, Mutex::default()))
-            }
-            Node::Root | Node::Pciback => Err(Errno::EISDIR),
-            Node::Device(_) => Err(Errno::ELOOP),
         }
     }
 
@@ -214,7 +68,7 @@ impl Filesystem {
     ) {
         let mut text = lock(text);
         if offset == 0 {
-            match attribute.read(&*self.driver) {
+            match attribute.read(&*self.view.driver) {
                 Ok(now) => *text = now.into_bytes(),
                 Err(error) => return reply.error(fuse(error)),
             }
@@ -231,18 +85,15 @@ impl Filesystem {
     }
 
     fn write_attribute(&self, attribute: Attribute, data: &[u8], reply: ReplyWrite) {
-        let (data, driver, real) = (data.to_vec(), self.driver.clone(), self.real.clone());
-        self.pool.run(
-            move || match attribute.write(&*driver, &data, || real.all_devices()) {
+        let (data, view) = (data.to_vec(), self.view.clone());
+        self.pool.run(move || {
+            let existing = || view.real.all_devices();
+            match attribute.write(&*view.driver, &data, existing) {
                 Ok(()) => reply.written(length(&data)),
                 Err(error) => reply.error(fuse(error)),
-            },
-        );
+            }
+        });
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn fuse(error: Errno) -> fuser::Errno {
@@ -264,14 +115,14 @@ impl fuser::Filesystem for Filesystem {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        match self.find(parent, name) {
+        match self.view.find(parent, name) {
             Ok(attributes) => reply.entry(&TTL, &attributes, Generation(0)),
             Err(error) => reply.error(fuse(error)),
         }
     }
 
     fn forget(&self, _req: &Request, number: INodeNo, lookups: u64) {
-        lock(&self.tree).forget(number.0, lookups);
+        self.view.forget(number, lookups);
     }
 
     fn getattr(
@@ -281,10 +132,7 @@ impl fuser::Filesystem for Filesystem {
         _handle: Option<FileHandle>,
         reply: ReplyAttr,
     ) {
-        match self
-            .node(number)
-            .and_then(|node| self.attributes(number, &node))
-        {
+        match self.view.attributes(number) {
             Ok(attributes) => reply.attr(&TTL, &attributes),
             Err(error) => reply.error(fuse(error)),
         }
@@ -312,17 +160,14 @@ impl fuser::Filesystem for Filesystem {
         if size.is_none() || mode.is_some() || uid.is_some() || gid.is_some() {
             return reply.error(fuser::Errno::EPERM);
         }
-        match self
-            .node(number)
-            .and_then(|node| self.attributes(number, &node))
-        {
+        match self.view.attributes(number) {
             Ok(attributes) => reply.attr(&TTL, &attributes),
             Err(error) => reply.error(fuse(error)),
         }
     }
 
     fn readlink(&self, _req: &Request, number: INodeNo, reply: ReplyData) {
-        match self.link(number) {
+        match self.view.link(number) {
             Ok(target) => reply.data(target.as_encoded_bytes()),
             Err(error) => reply.error(fuse(error)),
         }
@@ -352,7 +197,7 @@ impl fuser::Filesystem for Filesystem {
         };
         let mut names = lock(names);
         if offset == 0 {
-            match self.list(number) {
+            match self.view.list(number) {
                 Ok(now) => *names = now,
                 Err(error) => return reply.error(fuse(error)),
             }
@@ -386,7 +231,7 @@ impl fuser::Filesystem for Filesystem {
         let direct = FopenFlags::FOPEN_DIRECT_IO
             | FopenFlags::FOPEN_NOFLUSH
             | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        match self.open_node(number, flags.acc_mode()) {
+        match self.view.open(number, flags.acc_mode()) {
             Ok(open) => reply.opened(self.keep(open), direct),
             Err(error) => reply.error(fuse(error)),
         }

@@ -28,6 +28,7 @@ mod real;
 mod server;
 mod stat;
 mod tree;
+mod view;
 
 #[cfg(test)]
 mod tests;
