@@ -22,7 +22,7 @@ pub enum XenError {
     },
     /// One of Linux's devices for Xen cannot be opened.
     #[error(
-        "cannot open {path}: is this dom0, are we root, and is the kernel's module {module} loaded? \
+        "cannot open {path}: is this dom0, are we root, and is the module {module} loaded? \
          (modprobe {module})"
     )]
     Device {

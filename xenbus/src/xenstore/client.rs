@@ -136,9 +136,13 @@ impl Client {
     /// [`Error::Exists`], [`Error::NoSpace`], [`Error::Invalid`].
     pub fn watch(&mut self, path: &str, token: &str) -> Result<(), Error> {
         Self::check_token(MessageType::Watch, path, token)?;
-        self.request(MessageType::Watch, path, &[token.as_bytes(), b"\0"])?;
-        self.connection.events.add_watch(path, token);
-        Ok(())
+        // Known before it exists: its first event may come before the reply, into a full queue.
+        let added = self.connection.events.add_watch(path, token);
+        let result = self.request(MessageType::Watch, path, &[token.as_bytes(), b"\0"]);
+        if added && result.is_err() {
+            self.connection.events.remove_watch(path, token);
+        }
+        result.map(drop)
     }
 
     /// Ends a watch. No event with its token is given afterwards, unless another watch has the same
@@ -155,9 +159,9 @@ impl Client {
     /// Takes the next watch event; `None` when there is none at present and the fd was read until
     /// it would block.
     ///
-    /// Events are kept once for each path and token. When [`super::EVENTS_KEPT`] wait already, a further
-    /// one is replaced by an event for the watched path itself: as with a watch's first event, look
-    /// at everything below that path again.
+    /// Events are kept once for each path and token. When [`super::EVENTS_KEPT`] wait already, a
+    /// further one is replaced by an event for the watched path itself: as with a watch's first
+    /// event, look at everything below that path again.
     ///
     /// # Errors
     /// [`Error::Gone`], [`Error::Protocol`].

@@ -69,9 +69,7 @@ pub enum Error {
         source: ParseNumberError,
     },
     /// There is no xenstored to talk to.
-    #[error(
-        "no xenstored at {tried}: is this dom0, and does xenstored run? (systemctl status xenstored)"
-    )]
+    #[error("no xenstored at {tried}: is this dom0, and does it run? (systemctl status xenstored)")]
     Unreachable {
         /// Where we looked.
         tried: String,
@@ -82,8 +80,8 @@ pub enum Error {
     /// The connection ended under us.
     #[error(
         "xenstored has gone away ({peer}): no domain can be started, stopped or changed until it \
-         is back; running guests keep their devices. \
-         xenstored cannot be restarted safely: reboot the host when its guests allow it"
+         is back; running guests keep their devices. xenstored cannot be restarted safely: \
+         reboot the host when its guests allow it"
     )]
     Gone {
         /// The socket or device.

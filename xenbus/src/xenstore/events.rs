@@ -30,12 +30,18 @@ impl EventQueue {
         }
     }
 
-    /// Remembers a watch, for what [`EventQueue::push`] does when the queue is full.
-    pub(super) fn add_watch(&mut self, path: &str, token: &str) {
-        self.watches.push(WatchEvent {
+    /// Remembers a watch, for what [`EventQueue::push`] does when the queue is full. False if it is
+    /// known already.
+    pub(super) fn add_watch(&mut self, path: &str, token: &str) -> bool {
+        let watch = WatchEvent {
             path: path.to_owned(),
             token: token.to_owned(),
-        });
+        };
+        let new = !self.watches.contains(&watch);
+        if new {
+            self.watches.push(watch);
+        }
+        new
     }
 
     /// Forgets a watch, and its events unless another watch has the same token.

@@ -136,3 +136,30 @@ fn watches_that_share_a_token_keep_its_events_until_the_last_one_ends() {
     drop(client);
     server.join().unwrap();
 }
+
+#[test]
+fn a_watchs_first_event_is_not_lost_in_a_full_queue() {
+    let (mut client, server) = connect(|mut server| {
+        server.serve(MessageType::Watch, 0, "/old\0old\0", "OK\0");
+        let request = server.expect(MessageType::Watch, 0, "/new\0new\0");
+        for number in 0..EVENTS_KEPT {
+            server.event(&format!("/old/{number}"), "old");
+        }
+        server.event("/new", "new");
+        server.ok(&request);
+        server.refuse(MessageType::Watch, 0, "/bad\0bad\0", "EINVAL");
+        let request = server.expect(MessageType::Read, 0, "/x\0");
+        server.event("/bad", "bad");
+        server.ok(&request);
+        assert!(server.next().is_none());
+    });
+    client.watch("/old", "old").unwrap();
+    client.watch("/new", "new").unwrap();
+    client.watch("/bad", "bad").unwrap_err();
+    client.read("/x").unwrap();
+    let events = take(&mut client);
+    assert_eq!(events.len(), EVENTS_KEPT + 1);
+    assert_eq!(events.last(), Some(&event("/new", "new")));
+    drop(client);
+    server.join().unwrap();
+}
