@@ -188,7 +188,7 @@ impl Machine {
     }
 
     /// A device has sent a message. True when it interrupted a guest; otherwise nobody has mapped that message or bound its PIRQ, and it
-    /// is lost, as on Xen.
+    /// is lost.
     pub fn deliver_msi(&self, address: u64, data: u32) -> bool {
         lock(&self.inner.interrupts).deliver(address, data)
     }

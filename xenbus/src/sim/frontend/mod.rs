@@ -157,12 +157,15 @@ impl Frontend {
         &mut self.store
     }
 
-    /// The backend's state as it is now.
+    /// The backend's state as it is now; unknown when there is none, which a guest may not even be told.
     ///
     /// # Errors
     /// [`FrontendError::Xenstore`].
     pub fn backend_state(&mut self) -> Result<XenbusState, FrontendError> {
-        Ok(self.store.read_state(&format!("{}/state", self.backend))?)
+        match self.store.read_state(&format!("{}/state", self.backend)) {
+            Err(xenstore::Error::Denied(_)) => Ok(XenbusState::Unknown),
+            other => Ok(other?),
+        }
     }
 
     fn set_state(&mut self, state: XenbusState) -> Result<(), FrontendError> {

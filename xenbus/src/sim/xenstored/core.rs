@@ -480,3 +480,6 @@ fn part_of_list(generation: u64, names: &[String], rest: &[u8]) -> Reply {
     }
     Ok(reply)
 }
+
+#[cfg(test)]
+mod tests;

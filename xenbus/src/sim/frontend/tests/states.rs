@@ -51,6 +51,20 @@ fn a_device_is_plugged_in_and_out_while_the_guest_runs() {
 }
 
 #[test]
+fn when_the_last_device_is_unplugged_the_backend_is_gone() {
+    let setup = setup();
+    let mut frontend = setup.connected(Variant::Linux);
+    std::thread::scope(|scope| {
+        let detach = scope.spawn(|| setup.machine.pci_detach(setup.guest, address(0)));
+        frontend
+            .wait_for_backend(XenbusState::Unknown, LONG)
+            .unwrap();
+        detach.join().unwrap().unwrap();
+    });
+    assert_eq!(frontend.functions().count(), 0);
+}
+
+#[test]
 fn a_linux_that_missed_that_the_backend_was_connected_catches_up() {
     let setup = setup();
     let mut frontend = setup.frontend(Variant::Linux);
