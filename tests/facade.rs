@@ -39,10 +39,14 @@ fn main() -> ExitCode {
     if env::args().next().as_deref() == Some(DAEMON) {
         daemon(Path::new(&env::args().nth(1).unwrap()));
     }
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 9] = [
         (
             "a_killed_daemon_leaves_no_dead_facade",
             a_killed_daemon_leaves_no_dead_facade,
+        ),
+        (
+            "who_waits_for_a_killed_daemon_gets_an_error",
+            who_waits_for_a_killed_daemon_gets_an_error,
         ),
         (
             "a_keeper_outlives_every_signal_but_sigkill",
@@ -171,8 +175,12 @@ impl Driver for Slots {
     fn add_quirk(&self, _quirk: Quirk) -> Result<(), Errno> {
         Err(Errno::ENODEV)
     }
+    /// Takes for ever.
     fn reset(&self, _device: Bdf) -> Result<(), Errno> {
-        Err(Errno::ENODEV)
+        println!("resetting");
+        loop {
+            thread::park();
+        }
     }
 }
 
@@ -250,16 +258,16 @@ impl Daemon {
             .unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let mut daemon = Self { child, output };
-        daemon.await_keeper();
+        daemon.await_word("serving\n");
         assert!(machine.is_served());
         daemon
     }
 
-    /// Waits until it says that it has a keeper.
-    fn await_keeper(&mut self) {
+    /// Waits until it says something.
+    fn await_word(&mut self, word: &str) {
         let mut line = String::new();
         self.output.read_line(&mut line).unwrap();
-        assert_eq!(line, "serving\n");
+        assert_eq!(line, word);
     }
 
     fn process(&self) -> Pid {
@@ -291,6 +299,20 @@ fn a_killed_daemon_leaves_no_dead_facade() {
     eventually("the keeper has ended", || machine.keepers().is_empty());
 }
 
+fn who_waits_for_a_killed_daemon_gets_an_error() {
+    let machine = Machine::new();
+    let mut daemon = Daemon::start(&machine);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "echo 0000:00:05.0 > \"$0\""]);
+    let reset = machine.drivers().join("pciback/do_flr");
+    let mut client = shell.arg(reset).stderr(Stdio::null()).spawn().unwrap();
+    daemon.await_word("resetting\n");
+    assert!(client.try_wait().unwrap().is_none());
+    drop(daemon);
+    assert!(!client.wait().unwrap().success());
+    eventually("the facade is gone", || machine.is_bare());
+}
+
 fn a_keeper_outlives_every_signal_but_sigkill() {
     let machine = Machine::new();
     let daemon = Daemon::start(&machine);
@@ -311,7 +333,7 @@ fn a_keeper_that_died_is_replaced() {
     let mut daemon = Daemon::start(&machine);
     let first = machine.keeper();
     kill(first, Signal::SIGKILL).unwrap();
-    daemon.await_keeper();
+    daemon.await_word("serving\n");
     assert_ne!(machine.keeper(), first);
     assert!(machine.is_served());
     drop(daemon);

@@ -151,3 +151,111 @@ fn for_each(
         .reduce(Result::and)
         .unwrap_or(Err(none))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::Memory;
+    use super::*;
+
+    fn devices(list: &str) -> Vec<Bdf> {
+        list.split_whitespace()
+            .map(|device| device.parse().unwrap())
+            .collect()
+    }
+
+    fn write(attribute: Attribute, driver: &Memory, text: &str) -> Result<(), Errno> {
+        attribute.write(driver, text.as_bytes(), || {
+            devices("0000:00:06.0 0000:00:06.1 0000:01:00.0")
+        })
+    }
+
+    #[test]
+    fn slots_are_one_to_a_line() {
+        let driver = Memory::default();
+        assert_eq!(Attribute::Slots.read(&driver).unwrap(), "");
+        for device in ["0000:03:00.1", "00:05.0", " 0001:02:1f.7\n"] {
+            write(Attribute::NewSlot, &driver, device).unwrap();
+        }
+        let slots = "0000:00:05.0\n0000:03:00.1\n0001:02:1f.7\n";
+        assert_eq!(Attribute::Slots.read(&driver).unwrap(), slots);
+    }
+
+    #[test]
+    fn a_file_does_what_its_mode_says() {
+        let driver = Memory::default();
+        for attribute in Attribute::ALL {
+            let refused = Err(Errno::EACCES);
+            assert_eq!(
+                attribute.read(&driver).is_ok(),
+                attribute.is_readable(),
+                "{attribute:?}"
+            );
+            assert_eq!(
+                write(attribute, &driver, "00:05.0") != refused,
+                attribute.is_writable(),
+                "{attribute:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wildcard_stands_for_what_is_there() {
+        let driver = Memory::default();
+        write(Attribute::NewSlot, &driver, "00:06.*").unwrap();
+        assert_eq!(driver.slots(), devices("0000:00:06.0 0000:00:06.1"));
+        assert_eq!(
+            write(Attribute::NewSlot, &driver, "00:07.*"),
+            Err(Errno::ENODEV)
+        );
+        write(Attribute::RemoveSlot, &driver, "0000:00:*.*").unwrap();
+        assert_eq!(
+            write(Attribute::RemoveSlot, &driver, "00:06.*"),
+            Err(Errno::ENOENT)
+        );
+    }
+
+    #[test]
+    fn one_that_fails_does_not_spare_the_rest() {
+        let mut done = Vec::new();
+        let result = for_each(
+            "00:06.*",
+            Errno::ENODEV,
+            || devices("0000:00:06.0 0000:00:06.1 0000:00:06.2"),
+            |device| {
+                done.push(device);
+                if device.function() == 1 {
+                    Err(Errno::EBUSY)
+                } else {
+                    Ok(())
+                }
+            },
+        );
+        assert_eq!(result, Err(Errno::EBUSY));
+        assert_eq!(done.len(), 3);
+    }
+
+    #[test]
+    fn what_is_no_device_has_the_kernels_errno() {
+        let driver = Memory::default();
+        for (attribute, errno) in [
+            (Attribute::Bind, Errno::ENODEV),
+            (Attribute::Unbind, Errno::ENODEV),
+            (Attribute::NewSlot, Errno::EINVAL),
+            (Attribute::RemoveSlot, Errno::EINVAL),
+            (Attribute::Permissive, Errno::EINVAL),
+            (Attribute::DoFlr, Errno::EINVAL),
+        ] {
+            for text in ["", "05.0", "0000:00:20.0", "0000:00:05.0,0000:00:06.0"] {
+                assert_eq!(
+                    write(attribute, &driver, text),
+                    Err(errno),
+                    "{text:?} to {attribute:?}"
+                );
+            }
+            assert_eq!(
+                attribute.write(&driver, b"\xff", Vec::new),
+                Err(Errno::EINVAL)
+            );
+        }
+    }
+}

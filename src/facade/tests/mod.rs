@@ -143,7 +143,7 @@ fn is_mounted(path: &Path) -> bool {
 
 /// A backend that keeps devices in lists.
 #[derive(Default)]
-struct Memory {
+pub(super) struct Memory {
     lists: Mutex<Lists>,
     changed: Condvar,
 }
