@@ -71,7 +71,7 @@ make_bases() {
 # Builds the programs under test and the guests' program; prints the folder they are in
 build_programs() {
   local target packages=(-p lab-guest)
-  [[ $backend == stock ]] || packages+=(-p pcibackd -p pciback)
+  [[ $backend == stock ]] || packages+=(-p pcibackd -p tools)
   (cd "$project" && cargo build --quiet --release "${packages[@]}") >&2
   target=$(cd "$project" && cargo metadata --no-deps --format-version 1 | grep -o '"target_directory":"[^"]*"' | cut -d '"' -f 4)
   echo "$target/release"
