@@ -1,13 +1,14 @@
 //! The daemon: start-up, and the loop that starts a session for each guest.
 
 mod driver;
+mod embedded;
 mod guests;
 mod platform;
 mod service;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,6 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+pub use self::embedded::Embedded;
 pub use self::platform::Kind as PlatformKind;
 
 use self::driver::SlotDriver;
@@ -102,7 +104,7 @@ pub struct Options {
 }
 
 const STORE: Token = Token(0);
-const SIGNALS: Token = Token(1);
+const STOP: Token = Token(1);
 const SESSIONS: Token = Token(2);
 const KEEPER: Token = Token(3);
 
@@ -111,20 +113,41 @@ const KEEPER: Token = Token(3);
 /// # Errors
 /// [`DaemonError`].
 pub fn run(options: Options) -> Result<(), DaemonError> {
+    let _lock = lock(&options.run_dir)?;
+    // Before any thread, so that all of them leave the signals to us.
+    let signals = signals().map_err(|source| DaemonError::System {
+        action: "wait for signals",
+        source,
+    })?;
+    let platform = Platform::start(options.platform, &options.run_dir)?;
+    serve(options, &platform, signals.as_fd(), || {
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    })?;
+    if let Ok(Some(signal)) = signals.read_signal() {
+        info!(
+            "stopping on signal {}; guests keep their devices and are served again when pcibackd starts",
+            signal.ssi_signo
+        );
+    }
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    Ok(())
+}
+
+/// Serves until `stop` is readable. `ready` is called when guests and commands are served.
+fn serve(
+    options: Options,
+    platform: &Platform,
+    stop: BorrowedFd<'_>,
+    ready: impl FnOnce(),
+) -> Result<(), DaemonError> {
     let Options {
         config,
         platform: kind,
         run_dir,
     } = options;
     let config = Arc::new(config);
-    let _lock = lock(&run_dir)?;
-    // Before any thread, so that all of them leave the signals to us.
-    let signals = signals().map_err(|source| DaemonError::System {
-        action: "wait for signals",
-        source,
-    })?;
     let system = |action| move |source| DaemonError::System { action, source };
-    let platform = Platform::start(kind, &run_dir)?;
     let devices = Devices::open(
         Arc::clone(&platform.bus),
         Arc::clone(&platform.xen),
@@ -145,7 +168,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
     guests.release_orphans();
 
     let driver = Arc::new(SlotDriver::new(Arc::clone(&devices)));
-    let mut facade = lay_facade(&config, &platform, &driver);
+    let mut facade = lay_facade(&config, platform, &driver);
     let state = match (&facade, config.facade) {
         (Some(_), _) => "global",
         (None, config::Facade::Private) => "private",
@@ -168,15 +191,14 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
     let register =
         |fd: i32, token| registry.register(&mut SourceFd(&fd), token, Interest::READABLE);
     register(watcher.as_fd().as_raw_fd(), STORE).map_err(system("wait for xenstore"))?;
-    register(signals.as_fd().as_raw_fd(), SIGNALS).map_err(system("wait for signals"))?;
+    register(stop.as_raw_fd(), STOP).map_err(system("wait for its end"))?;
     if let Some(facade) = &facade {
         register(facade.keeper().as_raw_fd(), KEEPER).map_err(system("wait for the keeper"))?;
     }
 
     hide_at_start(&config, &devices);
     info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
-    // Without systemd there is nobody to tell.
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    ready();
 
     let mut events = Events::with_capacity(8);
     loop {
@@ -187,16 +209,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         }
         for event in &events {
             match event.token() {
-                SIGNALS => {
-                    if let Ok(Some(signal)) = signals.read_signal() {
-                        info!(
-                            "stopping on signal {}; guests keep their devices and are served again when pcibackd starts",
-                            signal.ssi_signo
-                        );
-                        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
-                        return Ok(());
-                    }
-                }
+                STOP => return Ok(()),
                 SESSIONS => guests.sweep(),
                 KEEPER => revive_keeper(&mut facade, &poll),
                 _ => {}

@@ -4,10 +4,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use xenbus::Xen;
+use xenbus::sim::Machine;
 
 use super::DaemonError;
 use crate::facade::RealDrivers;
 use crate::host::Bus;
+use crate::host::sim::SimBus;
 use crate::host::sysfs::Sysfs;
 
 /// Which of the two.
@@ -15,6 +17,8 @@ use crate::host::sysfs::Sysfs;
 pub enum Kind {
     /// The Xen that this dom0 runs on.
     Xen,
+    /// Xen embedded in the process, with simulated devices.
+    Sim,
 }
 
 impl Kind {
@@ -22,6 +26,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Xen => "xen",
+            Self::Sim => "sim",
         }
     }
 }
@@ -45,7 +50,7 @@ impl Platform {
     ///
     /// # Errors
     /// [`DaemonError`].
-    pub fn start(kind: Kind, _run_dir: &Path) -> Result<Self, DaemonError> {
+    pub fn start(kind: Kind, run_dir: &Path) -> Result<Self, DaemonError> {
         match kind {
             Kind::Xen => {
                 if Path::new(KERNEL_BACKEND).exists() {
@@ -60,6 +65,20 @@ impl Platform {
                     drivers: Some(drivers),
                 })
             }
+            Kind::Sim => {
+                let machine = Machine::new(run_dir).map_err(DaemonError::Sim)?;
+                let bus = SimBus::with_example_devices(&machine);
+                Ok(Self::embedded(&machine, bus))
+            }
+        }
+    }
+
+    /// An embedded machine with a simulated bus plugged into it.
+    pub fn embedded(machine: &Machine, bus: Arc<SimBus>) -> Self {
+        Self {
+            xen: Arc::new(machine.clone()),
+            bus,
+            drivers: None,
         }
     }
 }
