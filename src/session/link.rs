@@ -39,6 +39,9 @@ pub struct Link {
     spurious: RateLimit,
     /// An event was taken and the channel not unmasked yet.
     masked: bool,
+    /// Operations were carried out since the last event that came without one. Their events may come yet, merged into one: an operation
+    /// is often seen in the page before its event.
+    event_due: bool,
     operations: u64,
 }
 
@@ -51,6 +54,7 @@ impl Link {
             spin: Spin::default(),
             spurious: RateLimit::new(20, Duration::from_millis(50)),
             masked: false,
+            event_due: false,
             operations: 0,
         }
     }
@@ -81,12 +85,14 @@ impl Link {
                 return Ok(Served::More);
             }
             self.serve_one(exports, log_limit)?;
+            self.event_due = true;
             served = served.saturating_add(1);
         }
         if !self.masked {
             return Ok(Served::Idle);
         }
-        if served == 0 && !self.spurious.allow() {
+        let without_reason = served == 0 && !std::mem::take(&mut self.event_due);
+        if without_reason && !self.spurious.allow() {
             return Ok(Served::Throttled(self.spurious.next(Instant::now())));
         }
         self.masked = false;
@@ -117,5 +123,86 @@ impl Link {
             reply.vectors.as_ref().map(Vectors::as_slice),
         );
         self.port.notify()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use conf_space::topology::TopologyKind;
+    use xenbus::pciif::{self, PciOp};
+    use xenbus::sim::{DomainKind, GuestPlatform, GuestPort, Machine};
+    use xenbus::{DomId, Xen};
+
+    use super::*;
+    use crate::host::devices::Devices;
+    use crate::host::sim::SimBus;
+
+    struct Setup {
+        link: Link,
+        exports: Exports,
+        page: pciif::Frontend,
+        port: GuestPort,
+        _run_dir: tempfile::TempDir,
+    }
+
+    fn setup() -> Setup {
+        let run_dir = tempfile::tempdir().unwrap();
+        let machine = Machine::new(run_dir.path()).unwrap();
+        let xen: Arc<dyn Xen> = Arc::new(machine.clone());
+        let bus = SimBus::new(&machine);
+        let devices = Devices::open(bus, Arc::clone(&xen), run_dir.path().join("devices")).unwrap();
+        let domain = machine.create_domain("guest", DomainKind::Pv).unwrap();
+        let guest = machine.guest(domain);
+        let granted = guest.grant_page(DomId::DOM0).unwrap();
+        let port = guest.alloc_unbound(DomId::DOM0).unwrap();
+        let mut link = Link::new(
+            xen.map_page(domain, granted.reference).unwrap(),
+            xen.bind_interdomain(domain, port.number()).unwrap(),
+        );
+        let mut exports = Exports::new(domain, TopologyKind::Vpci, devices, xen);
+        // Binding sets the port pending once.
+        link.serve(&mut exports, &mut RateLimit::new(0, Duration::MAX))
+            .unwrap();
+        Setup {
+            link,
+            exports,
+            page: pciif::Frontend::new(Box::new(granted.page)),
+            port,
+            _run_dir: run_dir,
+        }
+    }
+
+    impl Setup {
+        fn serve(&mut self) -> Served {
+            let mut limit = RateLimit::new(0, Duration::MAX);
+            self.link.serve(&mut self.exports, &mut limit).unwrap()
+        }
+    }
+
+    #[test]
+    fn a_guest_whose_operations_are_seen_before_their_events_is_not_throttled() {
+        let mut setup = setup();
+        for _ in 0..100 {
+            setup.page.submit(&PciOp::default());
+            assert_eq!(setup.serve(), Served::Idle);
+            assert!(!setup.page.pending());
+            setup.port.notify().unwrap();
+            assert_eq!(setup.serve(), Served::Idle);
+        }
+    }
+
+    #[test]
+    fn a_guest_that_sends_events_for_nothing_is_throttled_and_served_all_the_same() {
+        let mut setup = setup();
+        let throttled = (0..100).any(|_| {
+            setup.port.notify().unwrap();
+            matches!(setup.serve(), Served::Throttled(_))
+        });
+        assert!(throttled);
+        setup.page.submit(&PciOp::default());
+        setup.serve();
+        assert!(!setup.page.pending());
     }
 }
