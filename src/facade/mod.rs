@@ -35,7 +35,7 @@ mod tests;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::errno::Errno;
@@ -122,7 +122,10 @@ impl Facade {
         // first, so that there is no moment at which nobody would unmount
         let keeper = Keeper::start(real.path(), name)?;
         let fuse = mount::attach(real.path(), name)?;
-        match serve(fuse, driver, real.clone()) {
+        let path = real.path().to_owned();
+        // should the server give up, nobody is to wait for it
+        let end = move || unmount(&path, name, Waiters::Fail);
+        match server::serve_until(fuse, driver, real.clone(), end) {
             Ok(server) => Ok(Self {
                 real,
                 name,
@@ -130,7 +133,7 @@ impl Facade {
                 keeper,
             }),
             Err(error) => {
-                mount::unmount(real.path(), name, Waiters::Fail)?;
+                unmount(real.path(), name, Waiters::Fail);
                 Err(error)
             }
         }
@@ -150,7 +153,7 @@ impl Facade {
         Ok(())
     }
 
-    /// Whether it was unmounted by somebody else.
+    /// Whether it is gone: somebody else unmounted it, or its server gave up.
     pub fn is_gone(&self) -> bool {
         self.server.is_finished()
     }
@@ -159,11 +162,13 @@ impl Facade {
 impl Drop for Facade {
     fn drop(&mut self) {
         // those who wait for an answer get it for as long as this process lives
-        if let Err(error) = mount::unmount(self.real.path(), self.name, Waiters::Wait) {
-            log::error!(
-                "{error}; `umount -l {}` takes it away by hand",
-                self.real.path().display()
-            );
-        }
+        unmount(self.real.path(), self.name, Waiters::Wait);
+    }
+}
+
+fn unmount(path: &Path, name: MountName, waiters: Waiters) {
+    if let Err(error) = mount::unmount(path, name, waiters) {
+        let path = path.display();
+        log::error!("{error}; `umount -l {path}` takes it away by hand");
     }
 }
