@@ -51,6 +51,28 @@ pub(super) fn remove_node(store: &mut impl Store, path: &str) -> Result<(), Erro
     }
 }
 
+/// Removes a node, and those above it that have neither value nor children then (libxl's `libxl__xs_path_cleanup`).
+pub(super) fn clean_up(store: &mut impl Store, path: &str) -> Result<(), Error> {
+    remove_node(store, path)?;
+    let mut path = path;
+    while let Some((parent, _)) = path
+        .rsplit_once('/')
+        .filter(|(parent, _)| !parent.is_empty())
+    {
+        let idle = match store.read(parent) {
+            Ok(value) => value.is_empty() && store.directory(parent)?.is_empty(),
+            Err(error) if error.is_not_found() => false,
+            Err(error) => return Err(error),
+        };
+        if !idle {
+            break;
+        }
+        store.rm(parent)?;
+        path = parent;
+    }
+    Ok(())
+}
+
 fn vm_path(domain: DomId) -> String {
     format!("/vm/00000000-0000-0000-0000-{:012x}", domain.0)
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::domain::{make_node, readable_by, remove_node};
+use super::domain::{clean_up, make_node, readable_by, remove_node};
 use super::{ToolstackError, backend_path, frontend_path, info_path};
 use crate::platform::{Xen, XenError};
 use crate::sim::hardware::Registers;
@@ -331,8 +331,8 @@ impl Machine {
         let left = store.transaction(|t| remove_device(t, domain, index))?;
         if left == 0 {
             store.transaction(|t| {
-                remove_node(t, &frontend)?;
-                remove_node(t, &backend)
+                clean_up(t, &frontend)?;
+                clean_up(t, &backend)
             })?;
         }
         Ok(())

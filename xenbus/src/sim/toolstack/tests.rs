@@ -245,6 +245,9 @@ fn detaching_the_last_device_removes_both_ends() {
     backend.join().unwrap();
     assert!(!setup.store.exists(BACKEND).unwrap());
     assert!(!setup.store.exists(FRONTEND).unwrap());
+    let empty = BACKEND.strip_suffix("/0").unwrap();
+    assert!(!setup.store.exists(empty).unwrap());
+    assert!(setup.store.exists("/local/domain/1/name").unwrap());
 }
 
 #[test]
