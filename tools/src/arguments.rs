@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
 use crate::commands::{exec, hide, list, shell, show, status};
+use crate::demo::Demo;
 
 /// Hides PCI devices from dom0, so that Xen's guests can have them, and shows who has which
 #[derive(Debug, Parser)]
@@ -43,6 +44,8 @@ pub enum Command {
     Status(status::Status),
     /// Run a command that finds the hidden devices in /sys/bus/pci/drivers/pciback
     Exec(exec::Exec),
+    /// See it all work without Xen, root or devices: on a machine embedded in this command
+    Demo(Demo),
     /// Print a completion script for a shell
     Completions(shell::Completions),
     /// Print the manual page, or write all of them into a directory

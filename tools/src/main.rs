@@ -6,6 +6,7 @@
 //! | [`commands`] | one file for each command, or for those that belong together |
 //! | [`devices`] | lists of devices, checked before anything is asked |
 //! | [`daemon`] | asking the daemon |
+//! | [`demo`] | the demonstration |
 //! | [`output`] | tables, colours, the words for device classes |
 //! | [`outcome`] | exit codes and what ends a command |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
@@ -13,6 +14,7 @@
 mod arguments;
 mod commands;
 mod daemon;
+mod demo;
 mod devices;
 mod outcome;
 mod output;
@@ -43,6 +45,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Show(arguments) => commands::show::run(run_dir, &arguments),
         Command::Status(arguments) => commands::status::run(run_dir, &arguments),
         Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
+        Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions(arguments) => commands::shell::completions(&arguments),
         Command::Man(arguments) => commands::shell::man(&arguments),
     }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use pcibackd::control::client::ClientError;
 use pcibackd::facade::ExecError;
 
+use crate::demo::DemoError;
+
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -47,6 +49,9 @@ pub enum CommandError {
     /// A command could not be run with the facade.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// The demonstration came to nothing.
+    #[error("the demonstration cannot go on")]
+    Demo(#[source] Box<DemoError>),
     /// Output could not be written.
     #[error("cannot write {what}")]
     Write {

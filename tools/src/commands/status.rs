@@ -57,7 +57,8 @@ fn guest_text(guest: &GuestLine, paint: Paint) -> String {
         "backend {}, frontend {}",
         guest.backend, guest.frontend
     ));
-    let connected = guest.backend == "Connected" && guest.frontend == "Connected";
+    let connected =
+        guest.backend.starts_with("Connected") && guest.frontend.starts_with("Connected");
     let style = if connected {
         Style::Good
     } else {
@@ -108,8 +109,8 @@ mod tests {
         let guest = GuestLine {
             domain: 3,
             name: "web".into(),
-            backend: "Connected".into(),
-            frontend: "Connected".into(),
+            backend: "Connected (4)".into(),
+            frontend: "Connected (4)".into(),
             devices: vec![("03:00.0".parse().unwrap(), "00:00.0".parse().unwrap())],
             failed: vec![("0000:04:00.0".into(), "it is not hidden".into())],
             operations: 1520,
@@ -117,7 +118,7 @@ mod tests {
         let expected = "\
 pcibackd 0.1.0, platform xen, facade global
 
-domain 3 'web': backend Connected, frontend Connected, 1520 operations
+domain 3 'web': backend Connected (4), frontend Connected (4), 1520 operations
   DEVICE        SEEN AS
   0000:03:00.0  0000:00:00.0
   0000:04:00.0  -             failed: it is not hidden

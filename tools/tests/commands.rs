@@ -1,0 +1,253 @@
+//! The program against a running daemon, on an embedded Xen with simulated devices.
+
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use conf_space::Bdf;
+use pcibackd::config::Config;
+use pcibackd::control::protocol::{DaemonStatus, DeviceLine, Shown};
+use pcibackd::daemon::Embedded;
+use pcibackd::host::sim::{BOOT_CONTROLLER, BRIDGE, NIC, NIC_VF0, NVME};
+use tempfile::TempDir;
+use xenbus::sim::MachineOptions;
+
+struct Daemon {
+    _embedded: Embedded,
+    run_dir: TempDir,
+}
+
+impl Daemon {
+    fn start() -> Self {
+        let run_dir = tempfile::tempdir().unwrap();
+        let path = run_dir.path().to_owned();
+        let embedded = Embedded::start(path, Config::default(), MachineOptions::default()).unwrap();
+        Self {
+            _embedded: embedded,
+            run_dir,
+        }
+    }
+
+    fn pciback(&self, arguments: &[&str]) -> (i32, String, String) {
+        pciback(self.run_dir.path(), arguments)
+    }
+
+    fn devices(&self) -> Vec<DeviceLine> {
+        let (code, out, _) = self.pciback(&["list", "--json"]);
+        assert_eq!(code, 0);
+        serde_json::from_str(&out).unwrap()
+    }
+
+    fn state(&self, bdf: Bdf) -> String {
+        let mut devices = self.devices().into_iter();
+        devices.find(|line| line.device == bdf).unwrap().state
+    }
+}
+
+/// Exit code, standard output, standard error.
+fn pciback(run_dir: &Path, arguments: &[&str]) -> (i32, String, String) {
+    let output = command(run_dir, arguments).output().unwrap();
+    told(output)
+}
+
+fn command(run_dir: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pciback"));
+    command.arg("--run-dir").arg(run_dir).args(arguments);
+    command
+}
+
+fn told(output: Output) -> (i32, String, String) {
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (
+        output.status.code().unwrap(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn a_bad_entry_is_reported_and_voids_no_other() {
+    let daemon = Daemon::start();
+    let (code, out, err) = daemon.pciback(&["hide", "(02:00.0)(nonsense)", "01:10.*,0a:00.0"]);
+    assert_eq!(code, 1);
+    let done: Vec<&str> = out.lines().collect();
+    assert_eq!(
+        done,
+        [
+            "0000:02:00.0: hidden",
+            "0000:01:10.0: hidden",
+            "0000:01:10.2: hidden"
+        ]
+    );
+    let refused: Vec<&str> = err.lines().collect();
+    assert_eq!(refused.len(), 2, "{err}");
+    assert!(refused[0].contains("nonsense") && refused[1].contains("0000:0a:00.0"));
+    assert_eq!(daemon.state(NVME), "hidden");
+    assert_eq!(daemon.state(NIC), "dom0");
+}
+
+#[test]
+fn all_done_is_code_0_and_the_way_back_is_as_the_way_there() {
+    let daemon = Daemon::start();
+    let before = daemon.devices();
+    for _ in 0..2 {
+        let (code, _, err) = daemon.pciback(&["hide", "01:10.0", "02:00.0"]);
+        assert_eq!((code, err.as_str()), (0, ""));
+    }
+    let (code, out, err) = daemon.pciback(&["unhide", "01:10.0", "02:00.0"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.contains("given back to dom0's nvme"), "{out}");
+    assert_eq!(daemon.devices(), before);
+}
+
+#[test]
+fn what_dom0_lives_on_takes_force_and_a_bridge_is_never_hidden() {
+    let daemon = Daemon::start();
+    let disk = BOOT_CONTROLLER.to_string();
+    let (code, out, err) = daemon.pciback(&["hide", &disk]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(
+        err.contains("root file system") && err.contains("--force"),
+        "{err}"
+    );
+    assert_eq!(daemon.pciback(&["hide", "--force", &disk]).0, 0);
+    assert_eq!(daemon.state(BOOT_CONTROLLER), "hidden");
+    assert_eq!(
+        daemon.pciback(&["hide", "--force", &BRIDGE.to_string()]).0,
+        1
+    );
+}
+
+#[test]
+fn without_anything_that_can_be_understood_nothing_is_asked() {
+    let nowhere = tempfile::tempdir().unwrap();
+    for lists in [&["hide", "nonsense"][..], &["unhide", ""], &["hide"]] {
+        let (code, out, err) = pciback(nowhere.path(), lists);
+        assert_eq!((code, out.as_str()), (2, ""), "{lists:?}");
+        assert!(!err.contains("control.sock"), "{err}");
+    }
+}
+
+#[test]
+fn without_a_daemon_it_says_where_it_looked_and_what_to_do() {
+    let nowhere = tempfile::tempdir().unwrap();
+    for arguments in [
+        &["list"][..],
+        &["status"],
+        &["show", "2:0.0"],
+        &["hide", "2:0.0"],
+    ] {
+        let (code, out, err) = pciback(nowhere.path(), arguments);
+        assert_eq!((code, out.as_str()), (1, ""), "{arguments:?}");
+        assert!(
+            err.contains("control.sock") && err.contains("systemctl start pcibackd"),
+            "{err}"
+        );
+    }
+}
+
+#[test]
+fn the_list_has_each_device_once() {
+    let daemon = Daemon::start();
+    let (code, out, _) = daemon.pciback(&["list"]);
+    assert_eq!(code, 0);
+    let devices = daemon.devices();
+    assert_eq!(out.lines().count(), devices.len() + 1);
+    for (line, device) in out.lines().skip(1).zip(&devices) {
+        assert!(
+            line.starts_with(&format!("{}  dom0 ", device.device)),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_virtual_functions_identity_is_shown_as_emulated_and_its_hardwares_as_it_is() {
+    let daemon = Daemon::start();
+    let vf = NIC_VF0.to_string();
+    let (code, out, _) = daemon.pciback(&["show", "--json", &vf]);
+    assert_eq!(code, 0);
+    let shown: Shown = serde_json::from_str(&out).unwrap();
+    let vendor = &shown.fields[0];
+    assert_eq!(
+        (vendor.offset, vendor.value, vendor.hardware),
+        (0, Some(0x8086), Some(0xffff))
+    );
+    let (_, text, _) = daemon.pciback(&["show", &vf]);
+    let line = text
+        .lines()
+        .find(|line| line.contains("Vendor ID"))
+        .unwrap();
+    let words: Vec<&str> = line.split_whitespace().rev().take(3).collect();
+    assert_eq!(words, ["emulated", "ffff", "8086"]);
+    for capability in ["MSI-X", "PCI Express"] {
+        assert!(text.lines().any(|line| line == capability), "{text}");
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_cannot_be_shown() {
+    let daemon = Daemon::start();
+    let (code, out, err) = daemon.pciback(&["show", "0a:00.0"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("0000:0a:00.0"), "{err}");
+}
+
+#[test]
+fn the_status_tells_version_platform_and_facade() {
+    let daemon = Daemon::start();
+    let (code, out, _) = daemon.pciback(&["status", "--json"]);
+    assert_eq!(code, 0);
+    let status: DaemonStatus = serde_json::from_str(&out).unwrap();
+    assert_eq!(status.platform, "sim");
+    let (_, text, _) = daemon.pciback(&["status"]);
+    let first = format!(
+        "pcibackd {}, platform sim, facade {}\n",
+        status.version, status.facade
+    );
+    assert!(text.starts_with(&first), "{text}");
+}
+
+#[test]
+fn a_command_is_not_run_without_the_facade() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let (code, out, err) = pciback(nowhere.path(), &["exec", "--", "echo", "run"]);
+    assert_eq!((code, out.as_str()), (125, ""));
+    assert!(!err.is_empty());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    let daemon = Daemon::start();
+    let mut child = command(daemon.run_dir.path(), &["show", &NVME.to_string()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let (code, _, err) = told(child.wait_with_output().unwrap());
+    assert_eq!((code, err.as_str()), (0, ""));
+}
+
+#[test]
+fn nothing_but_a_terminal_gets_colours() {
+    let daemon = Daemon::start();
+    for arguments in [&["list"][..], &["status"], &["show", "2:0.0"]] {
+        let (_, out, _) = daemon.pciback(arguments);
+        assert!(!out.contains('\x1b'));
+    }
+}
+
+#[test]
+fn completions_and_manual_pages_know_all_commands() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    assert_eq!(pciback(directory.path(), &["man", path]).0, 0);
+    for name in ["hide", "unhide", "list", "show", "status", "exec", "demo"] {
+        assert!(directory.path().join(format!("pciback-{name}.1")).exists());
+        for shell in ["bash", "zsh", "fish"] {
+            let (code, script, _) = pciback(directory.path(), &["completions", shell]);
+            assert_eq!(code, 0);
+            assert!(script.contains(name), "{shell} {name}");
+        }
+    }
+}
