@@ -1,4 +1,9 @@
 //! The program against a running daemon, on an embedded Xen with simulated devices.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

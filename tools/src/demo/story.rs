@@ -135,16 +135,22 @@ fn start(stage: &Stage, checks: &mut Checks) -> Result<Guest, DemoError> {
         &machine.mapped_grants(guest.domain),
         &1,
     );
-    let status = stage.status()?;
-    let served = status.guests.iter();
-    let served = served.filter(|line| line.domain == guest.domain.0);
-    let seen: Vec<(usize, usize, u64)> = served
-        .map(|line| (line.devices.len(), line.failed.len(), line.operations))
-        .collect();
+    let counted = (DEVICES.len(), 0, guest.observer.total());
+    // The daemon does not stop for its status: the last operations show in it a moment later.
+    let mut seen = None;
+    let known = stage.wait_until("pcibackd has counted the operations", || {
+        let mut guests = stage.status()?.guests.into_iter();
+        let line = guests.find(|line| line.domain == guest.domain.0);
+        seen = line.map(|line| (line.devices.len(), line.failed.len(), line.operations));
+        Ok(seen == Some(counted))
+    });
+    if !matches!(known, Err(DemoError::Waited { .. })) {
+        known?;
+    }
     checks.equal(
         "pcibackd counts the guest's devices, failures and operations as the guest does",
         &seen,
-        &vec![(DEVICES.len(), 0, guest.observer.total())],
+        &Some(counted),
     );
     Ok(guest)
 }
