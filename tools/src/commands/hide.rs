@@ -91,7 +91,7 @@ fn carry_out(
 
 /// What became of an entry. A reason often names the device itself, and no name is said twice.
 fn report(Entry { entry, message, .. }: &Entry) -> String {
-    if message.starts_with(entry.as_str()) {
+    if message.contains(entry.as_str()) {
         message.clone()
     } else {
         format!("{entry}: {message}")
