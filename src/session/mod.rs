@@ -427,34 +427,60 @@ impl Session {
         let switched = self
             .store
             .switch_state(&self.paths.backend, current, state)?;
-        info!("domain {}: {current} -> {state}", self.setup.domain);
+        // A guest can make us do this again and again.
+        if self.log_limit.allow() {
+            info!("domain {}: {current} -> {state}", self.setup.domain);
+        }
         debug!("domain {}: {switched:?}", self.setup.domain);
         Ok(())
     }
 
-    /// After a restart: takes up the devices that the guest already has.
+    /// After a restart: takes up the devices that the guest already has, and lets go of those that were taken from it meanwhile.
     fn restore_exports(&mut self) -> Result<(), SessionError> {
+        let domain = self.setup.domain;
+        let held: Vec<_> = self
+            .setup
+            .devices
+            .list()
+            .into_iter()
+            .filter(|device| device.is_held_by(domain))
+            .collect();
         let backend = self.store.read_state(&self.paths.own("state"))?;
-        if matches!(
-            backend,
-            XenbusState::Unknown | XenbusState::Initialising | XenbusState::Closed
-        ) {
-            return Ok(());
-        }
         for node in nodes::devices(&mut self.store, &self.paths)? {
             let exported = matches!(node.state, XenbusState::Initialised | XenbusState::Closing);
-            if let (true, Ok(bdf), Some(seen_as)) = (exported, &node.address, node.seen_as)
-                && let Err(error) = self.exports.add(*bdf, Some(seen_as), None)
-            {
-                error!(
-                    "domain {}: {bdf} cannot be served again: {}",
-                    self.setup.domain,
-                    chain(&error)
-                );
-                self.failed.push((bdf.to_string(), chain(&error)));
+            let (true, Ok(bdf), Some(seen_as)) = (exported, &node.address, node.seen_as) else {
+                continue;
+            };
+            // Closed for good: the nodes still name devices that were released.
+            if backend == XenbusState::Closed && !held.iter().any(|device| device.bdf == *bdf) {
+                continue;
+            }
+            if let Err(error) = self.exports.add(*bdf, Some(seen_as), None) {
+                let why = chain(&error);
+                error!("domain {domain}: {bdf} cannot be served again: {why}");
+                self.failed.push((bdf.to_string(), why));
+            }
+        }
+        for device in held {
+            let exported = self
+                .exports
+                .iter()
+                .any(|export| export.device.bdf == device.bdf);
+            // One that is yet to be exported was claimed, and not written to xenstore: the same claim is made again.
+            if !exported && !self.is_announced(device.bdf)? {
+                info!("domain {domain}: {} was taken away", device.bdf);
+                self.setup.devices.release(&device);
             }
         }
         Ok(())
+    }
+
+    /// Whether the toolstack wants the guest to have the device, and the guest does not have it yet.
+    fn is_announced(&mut self, bdf: Bdf) -> Result<bool, SessionError> {
+        let nodes = nodes::devices(&mut self.store, &self.paths)?;
+        Ok(nodes
+            .iter()
+            .any(|node| node.state == XenbusState::Initialising && node.address == Ok(bdf)))
     }
 
     /// Exports what the toolstack marked 1 and takes away what it marked 5. A device that fails is told of, and the others go on.

@@ -4,9 +4,9 @@ use std::sync::Mutex;
 
 use conf_space::Width;
 use conf_space::address::Bdf;
-use xenbus::PciDevice;
+use xenbus::{DomId, PciDevice};
 
-use crate::host::record::Record;
+use crate::host::record::{Phase, Record};
 use crate::host::{Config, Description};
 
 /// A hidden device.
@@ -32,6 +32,15 @@ impl Device {
     /// The device as hypercalls name it.
     pub fn xen(&self) -> PciDevice {
         for_xen(self.bdf)
+    }
+
+    /// Whether a guest has it.
+    pub fn is_held_by(&self, domain: DomId) -> bool {
+        self.record.phase() == Some(Phase::Assigned)
+            && self
+                .record
+                .owner()
+                .is_some_and(|owner| owner.domain == domain)
     }
 
     /// Whether its registers can be read at all. A virtual function's identity registers read as absent by design.

@@ -72,9 +72,8 @@ impl Devices {
         force: bool,
         quarantine: Quarantine,
     ) -> Result<Arc<Device>, DeviceError> {
-        const BRIDGE: u32 = 0x06;
         let before = self.bus.describe(bdf)?;
-        if before.class >> 16 == BRIDGE {
+        if is_bridge(before.class) {
             return Err(DeviceError::Bridge { bdf });
         }
         if !force {
@@ -262,6 +261,13 @@ impl Devices {
             log::error!("{}", chain(&error));
         }
     }
+}
+
+/// Host, ISA, PCI bridges and their kin. Not "other" ones (0x80): that is what non-transparent bridges are, which are used as endpoints.
+fn is_bridge(class: u32) -> bool {
+    const BRIDGE: u32 = 0x06;
+    const OTHER: u32 = 0x80;
+    class >> 16 == BRIDGE && class >> 8 & 0xff != OTHER
 }
 
 fn no_iommu(error: &XenError) -> bool {
