@@ -1,11 +1,12 @@
 //! pcibackd: the Xen PCI backend daemon.
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
 use pcibackd::config::Config;
-use pcibackd::daemon::{self, DEFAULT_RUN_DIR, Options, PlatformKind};
+use pcibackd::daemon::{self, DEFAULT_RUN_DIR, DaemonError, Options, PlatformKind};
 use pcibackd::text::chain;
 use pcibackd::{facade, logging, memory};
 
@@ -39,21 +40,29 @@ fn main() -> ExitCode {
         eprintln!("pcibackd: {error}");
     }
     memory::keep_small();
-    let result = Config::load(arguments.config.as_deref())
-        .map_err(|error| chain(&error))
-        .and_then(|config| {
-            daemon::run(Options {
-                config,
-                platform: arguments.platform,
-                run_dir: arguments.run_dir,
-            })
-            .map_err(|error| chain(&error))
-        });
-    match result {
+    let config = match Config::load(arguments.config.as_deref()) {
+        Ok(config) => config,
+        Err(error) => return failed(&error, EX_CONFIG),
+    };
+    let options = Options {
+        config,
+        platform: arguments.platform,
+        run_dir: arguments.run_dir,
+    };
+    match daemon::run(options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(why) => {
-            log::error!("{why}");
-            ExitCode::FAILURE
+        Err(error @ (DaemonError::KernelBackend | DaemonError::Running { .. })) => {
+            failed(&error, EX_CONFIG)
         }
+        Err(error) => failed(&error, EXIT_FAILURE),
     }
+}
+
+/// Something that starting again cannot heal (`sysexits.h`). systemd does not try.
+const EX_CONFIG: u8 = 78;
+const EXIT_FAILURE: u8 = 1;
+
+fn failed(error: &dyn Error, code: u8) -> ExitCode {
+    log::error!("{}", chain(error));
+    ExitCode::from(code)
 }
