@@ -60,7 +60,7 @@ wait_for() {
   shift
   until "$@"; do
     [ "$(date +%s)" -lt $deadline ] || { echo "gave up waiting"; return 1; }
-    sleep 0.2
+    sleep 0.1
   done
 }
 
@@ -90,7 +90,10 @@ start_backend() {
   esac
 }
 
-backend_is_ready() { kill -0 "$(cat $STATE/pid)" && pciback status; }
+backend_is_ready() { backend_runs && pciback status; }
+
+# A zombie runs no program
+backend_runs() { [ -e "/proc/$(cat $STATE/pid)/exe" ]; }
 
 # Gives every device back to dom0 before it stops, so that the next backend, or scenario, finds the machine as it was
 stop_backend() {
@@ -106,7 +109,7 @@ stop_backend() {
   return $failed
 }
 
-backend_is_gone() { ! kill -0 "$(cat $STATE/pid)" 2>/dev/null && ! grep -q ' /sys/bus/pci/drivers ' /proc/mounts; }
+backend_is_gone() { ! backend_runs && ! grep -q ' /sys/bus/pci/drivers ' /proc/mounts; }
 
 # --- guests
 

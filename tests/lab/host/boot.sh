@@ -52,7 +52,7 @@ END
   # shellcheck disable=SC2046,SC2086
   set -- "$@" -- timeout "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,vendor=GenuineIntel -smp 2 -m 3072 -machine q35 \
     -nographic -nodefaults -no-reboot -monitor none -serial "file:$console" -serial stdio \
-    -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit x2apic=0 $xen" \
+    -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit sched_credit_tslice_ms=1 x2apic=0 $xen" \
     -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on rodata=off,$work/dom0.img" $(devices "$@") ${LAB_QEMU:-}
   local play=()
   while [[ $1 != -- ]]; do play+=("$1"); shift; done

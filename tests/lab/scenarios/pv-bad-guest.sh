@@ -8,8 +8,8 @@ story() {
   must "a hostile one starts with the other" create_guest bad 'pci=["00:05.0"]' \
     "extra=\"$GUEST_KERNEL nopcifront\""
 
-  guest good 'lab-guest reads 0000:00:00.0 30 >/tmp/reads 2>&1 &'
-  check "the hostile guest does its worst" guest bad 'modprobe xen-evtchn; modprobe xen-gntalloc; lab-guest misbehave 5 >/tmp/misbehave 2>&1; cat /tmp/misbehave'
+  guest good 'lab-guest reads 0000:00:00.0 20 >/tmp/reads 2>&1 &'
+  check "the hostile guest does its worst" guest bad 'modprobe xen-evtchn; modprobe xen-gntalloc; lab-guest misbehave 3 >/tmp/misbehave 2>&1; cat /tmp/misbehave'
   guest bad cat /tmp/misbehave
   check "and was served in between" has 'honest: answered true, value 0x10d38086' guest bad cat /tmp/misbehave
   [ $BACKEND = stock ] || check "the daemon is still the same one" backend_is_ready

@@ -51,7 +51,8 @@ ratio() {
 size() {
   local daemon keeper before
   daemon=$(cat $STATE/pid)
-  for keeper in $(pgrep -P $daemon); do echo "VALUE memory.keeper $(resident $keeper) KiB"; done
+  keeper=$(pgrep pciback-keeper)
+  echo "VALUE memory.keeper $(resident $keeper) KiB"
   echo "VALUE memory $(resident $daemon) KiB"
   before=$(switches $daemon)
   sleep 10

@@ -153,6 +153,19 @@ fn flood(frontend: &Frontend, duration: Duration) -> Result<u64, Box<dyn Error>>
     Ok(sent)
 }
 
+fn truth(
+    frontend: &mut Frontend,
+    [reference, port, magic]: &[String; 3],
+) -> Result<(), xenbus::xenstore::Error> {
+    frontend
+        .store
+        .write(&format!("{DIRECTORY}/pci-op-ref"), reference)?;
+    frontend
+        .store
+        .write(&format!("{DIRECTORY}/event-channel"), port)?;
+    frontend.store.write(&format!("{DIRECTORY}/magic"), magic)
+}
+
 /// Wrong values in the frontend's nodes, nodes that come and go, states out of order. What xenstored itself refuses is no lie told.
 fn lies(
     frontend: &mut Frontend,
@@ -160,25 +173,23 @@ fn lies(
     duration: Duration,
 ) -> Result<u64, Box<dyn Error>> {
     let long = "9".repeat(1500);
-    let values: [&[u8]; 14] = [
+    // No small number for a grant: those are this guest's own console and xenstore, which it would only spoil for itself.
+    let wrong: [&[u8]; 7] = [
         b"",
-        b"0",
-        b"1",
-        b"3",
-        b"4",
-        b"5",
-        b"6",
-        b"7",
-        b"8",
         b"-1",
+        b"1048575",
         b"4294967296",
         b"7 and more",
         b"\xff\xfe\x00\n",
         long.as_bytes(),
     ];
+    let states: [&[u8]; 10] = [b"0", b"1", b"2", b"3", b"4", b"5", b"6", b"7", b"8", b"9"];
+    let right = [
+        frontend.page.reference.to_string(),
+        frontend.port.number.to_string(),
+        xenbus::pciif::MAGIC.to_owned(),
+    ];
     let nodes = [
-        "state",
-        "state",
         "state",
         "pci-op-ref",
         "event-channel",
@@ -189,12 +200,19 @@ fn lies(
     let mut told = 0u64;
     let begin = Instant::now();
     while begin.elapsed() < duration {
-        let path = format!("{DIRECTORY}/{}", random.of(&nodes).unwrap_or("state"));
-        let value = random.of(&values).unwrap_or(b"");
-        let done = if random.word().is_multiple_of(8) {
-            frontend.store.rm(&path)
-        } else {
-            frontend.store.write(&path, value)
+        let node = random.of(&nodes).unwrap_or("state");
+        let path = format!("{DIRECTORY}/{node}");
+        let done = match random.word() % 8 {
+            0 => frontend.store.rm(&path),
+            1 | 2 => frontend
+                .store
+                .write(&path, random.of(&wrong).unwrap_or(b"")),
+            // The truth, now and then: or there would be nothing left to lie about.
+            3 | 4 => truth(frontend, &right),
+            _ => frontend.store.write(
+                &format!("{DIRECTORY}/state"),
+                random.of(&states).unwrap_or(b""),
+            ),
         };
         told = told.saturating_add(done.is_ok().into());
     }
