@@ -7,11 +7,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown, recvmsg, shutdown};
 
 use super::SOCKET;
 use super::protocol::{Request, Response};
@@ -30,11 +30,35 @@ const MAX_REQUEST: usize = 256 * 1024;
 const IDLE: Duration = Duration::from_secs(10);
 const STACK: usize = 256 * 1024;
 
-/// Opens the socket and answers on threads of its own until the process ends.
+/// An open control socket.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for Server {
+    /// Takes no more commands. One that is being carried out is carried on with.
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Err(error) = shutdown(self.listener.as_raw_fd(), Shutdown::Both) {
+            log::error!("control socket: {error}");
+            return;
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the control socket's thread has panicked; please report this");
+        }
+    }
+}
+
+/// Opens the socket and answers on threads of its own.
 ///
 /// # Errors
 /// When the socket cannot be made.
-pub fn start(run_dir: &Path, service: Arc<dyn Service>) -> io::Result<()> {
+pub fn start(run_dir: &Path, service: Arc<dyn Service>) -> io::Result<Server> {
     let path = run_dir.join(SOCKET);
     // One daemon at a time holds the run directory, so what is there is of one that has died.
     match fs::remove_file(&path) {
@@ -43,17 +67,26 @@ pub fn start(run_dir: &Path, service: Arc<dyn Service>) -> io::Result<()> {
     }
     let listener = UnixListener::bind(&path)?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-    thread::Builder::new()
+    let stop = Arc::new(AtomicBool::new(false));
+    let thread = thread::Builder::new()
         .name("control".into())
         .stack_size(STACK)
-        .spawn(move || listen(&listener, &service))?;
-    Ok(())
+        .spawn({
+            let (listener, stop) = (listener.try_clone()?, Arc::clone(&stop));
+            move || listen(&listener, &service, &stop)
+        })?;
+    Ok(Server {
+        listener,
+        stop,
+        thread: Some(thread),
+    })
 }
 
-fn listen(listener: &UnixListener, service: &Arc<dyn Service>) {
+fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &AtomicBool) {
     let count = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let stream = match stream {
+            _ if stop.load(Ordering::Acquire) => return,
             Ok(stream) => stream,
             Err(error) => {
                 log::warn!("control socket: {error}");

@@ -161,6 +161,12 @@ impl Guests {
         }
     }
 
+    /// Ends all sessions, and waits for it. The guests keep their devices.
+    pub fn end_sessions(&self) {
+        let sessions = std::mem::take(&mut *lock_of(&self.sessions));
+        drop(sessions);
+    }
+
     /// What each session is doing.
     pub fn status(&self) -> Vec<(DomId, Status)> {
         lock_of(&self.sessions)

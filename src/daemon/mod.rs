@@ -1,5 +1,6 @@
 //! The daemon: start-up, and the loop that starts a session for each guest.
 
+mod background;
 mod driver;
 mod embedded;
 mod guests;
@@ -20,6 +21,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
+pub use self::background::Background;
 pub use self::embedded::Embedded;
 pub use self::platform::Kind as PlatformKind;
 
@@ -120,10 +122,12 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         source,
     })?;
     let platform = Platform::start(options.platform, &options.run_dir)?;
-    serve(options, &platform, signals.as_fd(), || {
+    let running = serve(options, &platform, signals.as_fd(), || {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     })?;
+    // The process is about to end. A guest's operation that takes long is not waited for: the next daemon carries it out again.
+    std::mem::forget(running);
     if let Ok(Some(signal)) = signals.read_signal() {
         info!(
             "stopping on signal {}; guests keep their devices and are served again when pcibackd starts",
@@ -134,13 +138,25 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
     Ok(())
 }
 
+/// What goes on after [`serve`] has returned. Dropping it ends it, once the operations under way are done.
+struct Running {
+    guests: Arc<Guests>,
+    _control: server::Server,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.guests.end_sessions();
+    }
+}
+
 /// Serves until `stop` is readable. `ready` is called when guests and commands are served.
 fn serve(
     options: Options,
     platform: &Platform,
     stop: BorrowedFd<'_>,
     ready: impl FnOnce(),
-) -> Result<(), DaemonError> {
+) -> Result<Running, DaemonError> {
     let Options {
         config,
         platform: kind,
@@ -182,10 +198,11 @@ fn serve(
         driver,
         platform.drivers.clone(),
     );
-    server::start(&run_dir, Arc::new(service)).map_err(|source| DaemonError::RunDir {
-        path: run_dir.clone(),
-        source,
-    })?;
+    let control =
+        server::start(&run_dir, Arc::new(service)).map_err(|source| DaemonError::RunDir {
+            path: run_dir.clone(),
+            source,
+        })?;
 
     let registry = poll.registry();
     let register =
@@ -209,7 +226,12 @@ fn serve(
         }
         for event in &events {
             match event.token() {
-                STOP => return Ok(()),
+                STOP => {
+                    return Ok(Running {
+                        guests,
+                        _control: control,
+                    });
+                }
                 SESSIONS => guests.sweep(),
                 KEEPER => revive_keeper(&mut facade, &poll),
                 _ => {}

@@ -1,0 +1,105 @@
+//! The daemon on threads of another program, on whatever platform that has.
+
+use std::net::Shutdown;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver};
+use std::thread::{self, JoinHandle};
+
+use xenbus::Xen;
+
+use super::platform::{Kind, Platform};
+use super::{DaemonError, Options, lock, serve};
+use crate::config::Config;
+use crate::host::Bus;
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Background {
+    /// The daemon ends when this does.
+    stop: UnixStream,
+    thread: Option<JoinHandle<Result<(), DaemonError>>>,
+}
+
+impl Background {
+    /// Starts a daemon, and waits until it serves guests and commands. Its sockets and records are in `run_dir`.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn start(
+        xen: Arc<dyn Xen>,
+        bus: Arc<dyn Bus>,
+        run_dir: PathBuf,
+        config: Config,
+    ) -> Result<Self, DaemonError> {
+        let system = |action| move |source| DaemonError::System { action, source };
+        let (stop, stopped) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
+        let (tell_ready, ready) = mpsc::channel();
+        let daemon = move || {
+            let platform = Platform {
+                xen,
+                bus,
+                drivers: None,
+            };
+            let _lock = lock(&run_dir)?;
+            let options = Options {
+                config,
+                platform: Kind::Sim,
+                run_dir,
+            };
+            let running = serve(options, &platform, stopped.as_fd(), move || {
+                // Whoever started us waits for it.
+                let _ = tell_ready.send(());
+            })?;
+            // Here the process goes on, so all threads are waited for.
+            drop(running);
+            Ok(())
+        };
+        let thread = thread::Builder::new()
+            .name("daemon".into())
+            .spawn(daemon)
+            .map_err(system("start the daemon's thread"))?;
+        let mut background = Self {
+            stop,
+            thread: Some(thread),
+        };
+        background.wait_until_ready(&ready)?;
+        Ok(background)
+    }
+
+    fn wait_until_ready(&mut self, ready: &Receiver<()>) -> Result<(), DaemonError> {
+        match ready.recv() {
+            Ok(()) => Ok(()),
+            // It ended before it was ready.
+            Err(_) => self.end(),
+        }
+    }
+
+    /// Stops the daemon, as a signal does, once the operations under way are done. Guests keep their devices.
+    ///
+    /// # Errors
+    /// What ended it before.
+    pub fn stop(mut self) -> Result<(), DaemonError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<(), DaemonError> {
+        // It may have ended by itself.
+        let _ = self.stop.shutdown(Shutdown::Both);
+        match self.thread.take().map(JoinHandle::join) {
+            None | Some(Ok(Ok(()))) => Ok(()),
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(panic)) => std::panic::resume_unwind(panic),
+        }
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            log::error!("{}", crate::text::chain(&error));
+        }
+    }
+}
