@@ -154,7 +154,7 @@ impl Devices {
             .remove(&domain);
     }
 
-    fn wake(&self) {
+    pub(super) fn wake(&self) {
         for waker in self
             .wakers
             .lock()

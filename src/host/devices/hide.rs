@@ -60,10 +60,16 @@ impl Devices {
             }
         }
         let result = self.take(bdf, force, quarantine);
-        let mut table = self.table();
-        table.coming.remove(&bdf);
-        table.hidden.insert(bdf, result?);
-        Ok(true)
+        {
+            let mut table = self.table();
+            table.coming.remove(&bdf);
+            if let Ok(device) = &result {
+                table.hidden.insert(bdf, Arc::clone(device));
+            }
+        }
+        // A guest may be waiting for it, or for being told that it cannot have it.
+        self.wake();
+        result.map(|_| true)
     }
 
     fn take(
