@@ -107,7 +107,10 @@ impl Devices {
             }
             other => other?,
         };
-        if let Some(driver) = &description.driver {
+        // While it was being hidden, its driver may not have been unbound yet.
+        if let Some(driver) = &description.driver
+            && phase != Phase::Hiding
+        {
             log::warn!(
                 "{bdf} was hidden, but dom0's driver {driver} has been bound to it since; it stays in dom0 (hide it again: pciback hide {bdf})"
             );
