@@ -94,11 +94,12 @@ impl Devices {
             }
         }
         let record = Record::open(&self.directory, bdf)?;
-        if record.phase().is_none() {
+        let resumed = record.phase().is_some();
+        if !resumed {
             record.set_driver(before.driver.as_deref());
             record.set_phase(Phase::Hiding);
         }
-        self.prepare(bdf, record, quarantine)
+        self.prepare(bdf, record, resumed, quarantine)
             .map_err(|(record, error)| {
                 // Nothing stays half-way: dom0 gets it back as it was.
                 self.undo(bdf, &record, Rebind::Driver);
@@ -111,6 +112,7 @@ impl Devices {
         &self,
         bdf: Bdf,
         record: Record,
+        resumed: bool,
         quarantine: Quarantine,
     ) -> Result<Arc<Device>, (Record, DeviceError)> {
         let steps = || -> Result<Parts, DeviceError> {
@@ -118,6 +120,10 @@ impl Devices {
             self.bus.set_driver_override(bdf, Some(RESERVED_FOR))?;
             self.bus.unbind(bdf)?;
             if !record.flags().contains(Flags::ENABLED) {
+                if resumed {
+                    // It may be on already, by a daemon that did not live to write that down. If not, this is refused.
+                    let _ = self.bus.enable(bdf, false);
+                }
                 self.bus.enable(bdf, true)?;
                 record.insert(Flags::ENABLED);
             }
