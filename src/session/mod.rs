@@ -199,6 +199,8 @@ struct Session {
     paths: Paths,
     exports: Exports,
     link: Option<Link>,
+    /// What the frontend offered for it.
+    linked_to: Option<(GrantRef, Port)>,
     hvm: bool,
     failed: Vec<(String, String)>,
     log_limit: RateLimit,
@@ -245,6 +247,7 @@ impl Session {
             paths,
             exports,
             link: None,
+            linked_to: None,
             hvm,
             failed: Vec::new(),
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
@@ -413,13 +416,20 @@ impl Session {
             Some(info) if info.gone || info.hvm => Peer::Nobody,
             Some(_) => Peer::Frontend,
         };
+        let frontend = self.store.read_state(&self.paths.theirs("state"))?;
+        // A frontend that was loaded anew before its closing was seen offers another page.
+        let offers_another = frontend == XenbusState::Initialised
+            && self.link.is_some()
+            && self
+                .offer()
+                .is_ok_and(|offer| Some(offer) != self.linked_to);
         Ok(View {
             backend: self.store.read_state(&self.paths.own("state"))?,
-            frontend: self.store.read_state(&self.paths.theirs("state"))?,
+            frontend,
             online: optional(self.store.read(&self.paths.own("online")))?
                 .is_some_and(|value| value == b"1"),
             peer,
-            linked: self.link.is_some(),
+            linked: self.link.is_some() && !offers_another,
         })
     }
 
@@ -451,8 +461,9 @@ impl Session {
             let (true, Ok(bdf), Some(seen_as)) = (exported, &node.address, node.seen_as) else {
                 continue;
             };
-            // Closed for good: the nodes still name devices that were released.
-            if backend == XenbusState::Closed && !held.iter().any(|device| device.bdf == *bdf) {
+            // Of a device that is to go, or of a backend that is closed for good, the nodes stay a while after its release.
+            let going = node.state == XenbusState::Closing || backend == XenbusState::Closed;
+            if going && !held.iter().any(|device| device.bdf == *bdf) {
                 continue;
             }
             if let Err(error) = self.exports.add(*bdf, Some(seen_as), None) {
@@ -574,26 +585,36 @@ impl Session {
         self.show(current, XenbusState::Closing)
     }
 
-    fn connect(&mut self) -> Result<(), FrontendError> {
-        let domain = self.setup.domain;
+    /// The page and the port that the frontend offers.
+    fn offer(&mut self) -> Result<(GrantRef, Port), FrontendError> {
         let node = |node| move |source| FrontendError::Node { node, source };
+        let reference = self
+            .store
+            .read_number(&self.paths.theirs("pci-op-ref"))
+            .map_err(node("pci-op-ref"))?;
+        let remote = self
+            .store
+            .read_number(&self.paths.theirs("event-channel"))
+            .map_err(node("event-channel"))?;
+        Ok((reference, remote))
+    }
+
+    fn connect(&mut self) -> Result<(), FrontendError> {
+        self.disconnect();
+        let domain = self.setup.domain;
         let magic = self
             .store
             .read_string(&self.paths.theirs("magic"))
-            .map_err(node("magic"))?;
+            .map_err(|source| FrontendError::Node {
+                node: "magic",
+                source,
+            })?;
         if magic != MAGIC {
             return Err(FrontendError::Magic {
                 found: magic.chars().take(20).collect(),
             });
         }
-        let reference: GrantRef = self
-            .store
-            .read_number(&self.paths.theirs("pci-op-ref"))
-            .map_err(node("pci-op-ref"))?;
-        let remote: Port = self
-            .store
-            .read_number(&self.paths.theirs("event-channel"))
-            .map_err(node("event-channel"))?;
+        let (reference, remote) = self.offer()?;
         let page = self
             .setup
             .xen
@@ -616,10 +637,12 @@ impl Session {
             }));
         }
         self.link = Some(link);
+        self.linked_to = Some((reference, remote));
         Ok(())
     }
 
     fn disconnect(&mut self) {
+        self.linked_to = None;
         if let Some(link) = self.link.take()
             && let Err(error) = self
                 .poll

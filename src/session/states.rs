@@ -111,6 +111,10 @@ fn with_frontend(view: View) -> Step {
         // A frontend that was closed comes back: the guest has loaded its driver anew, or another kernel (kexec).
         (Initialising | InitWait, Closed) => Step::Show(InitWait),
         (Initialised, Closed) => Step::Show(Initialised),
+        // The same, of one whose closing was not seen: it hurried, or there was no daemon.
+        (Initialising, Connected | Closing | Reconfiguring | Reconfigured) => {
+            Step::Disconnect(InitWait)
+        }
 
         (Initialised | Connected | Reconfiguring, Connected | Reconfiguring | Reconfigured)
             if !view.linked =>
@@ -254,6 +258,22 @@ mod tests {
         let (_, end) = run(view(Closed, Initialising));
         assert_eq!(end.backend, Initialised);
         assert_eq!(next(view(Closed, Initialising)), Step::Show(InitWait));
+    }
+
+    #[test]
+    fn a_frontend_that_starts_anew_is_ready_to_be_connected_whatever_was_missed_of_its_closing() {
+        for backend in ALL {
+            for linked in [false, true] {
+                let (_, end) = run(View {
+                    linked,
+                    ..view(backend, Initialising)
+                });
+                if backend == Unknown {
+                    continue;
+                }
+                assert_eq!(end.backend, Initialised, "{backend}");
+            }
+        }
     }
 
     #[test]
