@@ -144,8 +144,7 @@ guest() {
   each_change "${GUEST_TIMEOUT:-60}" "$path/result" guest_has_answered "$path/result" $number ||
     { echo "the guest does not answer"; return 124; }
   xenstore-read -R "$path/output" && echo
-  set -- $(xenstore-read "$path/result")
-  return "$2"
+  return "$(xenstore-read "$path/result" | cut -d' ' -f2)"
 }
 
 guest_has_answered() { case "$(xenstore-read "$1" 2>/dev/null)" in "$2 "*) ;; *) return 1 ;; esac; }

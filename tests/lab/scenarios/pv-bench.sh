@@ -21,11 +21,13 @@ round() {
   must "a guest starts with it" create_guest pv 'pci=["00:05.0"]'
   wait $watcher
   figure connect "$(seconds $(($(cat $STATE/connected) - begin)))" s
-  must "the guest measures" guest pv "lab-guest bench 0000:00:00.0 3000 >/tmp/bench"
-  figure conf_read_median "$(guest pv "awk '/read/ {print \$2}' /tmp/bench")" us
-  figure conf_read_p99 "$(guest pv "awk '/read/ {print \$3}' /tmp/bench")" us
-  figure conf_write_median "$(guest pv "awk '/write/ {print \$2}' /tmp/bench")" us
-  figure conf_write_p99 "$(guest pv "awk '/write/ {print \$3}' /tmp/bench")" us
+  # Other work on the host can only make it slower: three times, and the quietest counts
+  must "the guest measures" guest pv "for i in 1 2 3; do lab-guest bench 0000:00:00.0 3000; done >/tmp/bench"
+  guest pv cat /tmp/bench >$STATE/bench
+  figure conf_read_median "$(least read 2)" us
+  figure conf_read_p99 "$(least read 3)" us
+  figure conf_write_median "$(least write 2)" us
+  figure conf_write_p99 "$(least write 3)" us
   [ $turn != 2 ] || size
   check "the guest ends" destroy pv
   must "$BACKEND gives the card back and stops" stop_backend
@@ -41,6 +43,9 @@ figure() {
   echo "VALUE $1.$BACKEND.$turn $2 $3"
 }
 
+# least KIND COLUMN: the smallest figure of that kind
+least() { awk -v kind="$1" -v column="$2" '$1 == kind {print $column}' $STATE/bench | sort -n | sed -n 1p; }
+
 # Mean of ours by mean of theirs: in the order A-B-B-A, what slows all of it down evenly cancels out
 ratio() {
   awk -v name=$1 'FNR == 1 {file++} {sum[file] += $1; count[file]++}
@@ -51,12 +56,12 @@ ratio() {
 size() {
   local daemon keeper before
   daemon=$(cat $STATE/pid)
-  keeper=$(pgrep pciback-keeper)
+  keeper=$(grep -l pciback-keeper /proc/[0-9]*/comm | cut -d/ -f3)
   echo "VALUE memory.keeper $(resident $keeper) KiB"
   echo "VALUE memory $(resident $daemon) KiB"
   before=$(switches $daemon)
   sleep 10
-  echo "VALUE idle_switches $(($(switches $daemon) - before)) in 10 s"
+  echo "VALUE idle_switches $(($(switches $daemon) - before)) per-10s"
 }
 
 resident() { awk '/^VmRSS/ {print $2}' /proc/$1/status; }
