@@ -1,0 +1,225 @@
+//! The daemon is killed at each of its steps in turn, in the middle of all that it does, and started again.
+
+use pcibackd::control::client;
+use pcibackd::control::protocol::Request;
+use pcibackd::host::Bus;
+use pcibackd::host::record::Phase;
+use pcibackd::host::sim::{INTX_ONLY, NVME};
+use xenbus::PciDevice;
+use xenbus::sim::Frontend;
+
+use crate::house::{House, LONG, at, until};
+
+const FIRST: PciDevice = at(0, 0);
+
+/// Tries with a daemon that is killed at its first step, its second, and so on, until it gets to the end before it is killed.
+fn at_each_step(mut attempt: impl FnMut(usize) -> bool) {
+    let mut step = 1;
+    while attempt(step) {
+        step += 1;
+    }
+    // Otherwise nothing was tried.
+    assert!(step > 5, "killed {step} times only");
+}
+
+/// The guest has its device whole, and so has the next one.
+fn end(house: &House, domain: xenbus::DomId, frontend: Frontend) {
+    drop(frontend);
+    house.machine.domain_shut_down(domain).unwrap();
+    house.machine.destroy_domain(domain).unwrap();
+    house.until_gone(domain);
+    house.until_free(NVME);
+}
+
+fn takes_interrupts(house: &House, frontend: &Frontend, vectors: &[u16]) {
+    for (index, vector) in vectors.iter().enumerate() {
+        assert!(house.bus.raise_interrupt(NVME, *vector));
+        assert!(frontend.wait_for_interrupt(FIRST, index, LONG).unwrap());
+    }
+}
+
+#[test]
+fn while_a_guest_boots() {
+    let house = House::new(&[NVME]);
+    at_each_step(|step| {
+        let domain = house
+            .machine
+            .create_domain("guest", xenbus::sim::DomainKind::Pv);
+        let domain = domain.unwrap();
+        let mut frontend = None;
+        let died = house.surviving(step, || {
+            house.attach(domain, NVME).unwrap();
+            house.machine.unpause_domain(domain).unwrap();
+            frontend = Some(house.connected(domain));
+        });
+        let mut frontend = frontend.unwrap();
+        assert_eq!(frontend.functions().count(), 1, "step {step}");
+        until(("its page alone is mapped", step), || {
+            house.machine.mapped_grants(domain) == 1
+        });
+        assert_eq!(frontend.conf_read(FIRST, 0, 4).unwrap(), 0x0010_1b36);
+        assert_eq!(house.node(domain, "root_num").as_deref(), Some("1"));
+        end(&house, domain, frontend);
+        died
+    });
+}
+
+#[test]
+fn while_a_guest_enables_and_disables_msix() {
+    let house = House::new(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    frontend.enable_device(FIRST).unwrap();
+    at_each_step(|step| {
+        let died = house.surviving(step, || {
+            frontend.enable_msix(FIRST, &[0]).unwrap();
+            frontend.release_interrupts(FIRST).unwrap();
+            frontend.enable_msix(FIRST, &[0, 1]).unwrap();
+        });
+        assert_eq!(house.pirqs(domain), 2, "step {step}");
+        takes_interrupts(&house, &frontend, &[0, 1]);
+        frontend.release_interrupts(FIRST).unwrap();
+        assert_eq!(house.pirqs(domain), 0, "step {step}");
+        died
+    });
+}
+
+#[test]
+fn while_a_guest_sizes_a_bar_and_puts_its_device_to_sleep() {
+    let house = House::new(&[NVME]);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    frontend.enable_device(FIRST).unwrap();
+    frontend.enable_msix(FIRST, &[0, 1]).unwrap();
+    let power = frontend.function(FIRST).unwrap().capability(1).unwrap() + 4;
+    let before = frontend.conf_read(FIRST, 0x10, 4).unwrap();
+    at_each_step(|step| {
+        let died = house.surviving(step, || {
+            frontend.conf_write(FIRST, 0x10, 4, u32::MAX).unwrap();
+            assert_eq!(frontend.conf_read(FIRST, 0x10, 4).unwrap(), !0x3fff | 0xc);
+            frontend.conf_write(FIRST, 0x10, 4, before).unwrap();
+            frontend.conf_write(FIRST, power, 2, 3).unwrap();
+            frontend.conf_write(FIRST, power, 2, 0).unwrap();
+        });
+        assert_eq!(frontend.conf_read(FIRST, 0x10, 4).unwrap(), before);
+        let hardware = house.config(NVME).read(0x10, conf_space::Width::Four);
+        assert_eq!(hardware.unwrap(), before, "step {step}");
+        takes_interrupts(&house, &frontend, &[0, 1]);
+        died
+    });
+}
+
+#[test]
+fn while_devices_come_and_go() {
+    let house = House::new(&[INTX_ONLY, NVME]);
+    let (domain, mut frontend) = house.boot(&[INTX_ONLY]);
+    at_each_step(|step| {
+        let died = house.surviving(step, || {
+            house.while_following(&mut frontend, || house.attach(domain, NVME));
+            assert_eq!(frontend.functions().count(), 2, "step {step}");
+            house.while_following(&mut frontend, || house.detach(domain, NVME));
+        });
+        house.until_free(NVME);
+        assert_eq!(frontend.functions().count(), 1, "step {step}");
+        until(("its page alone is mapped", step), || {
+            house.machine.mapped_grants(domain) == 1
+        });
+        died
+    });
+}
+
+#[test]
+fn while_a_frontend_closes_and_comes_back() {
+    let house = House::new(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    frontend.enable_device(FIRST).unwrap();
+    at_each_step(|step| {
+        let died = house.surviving(step, || {
+            frontend.close(LONG).unwrap();
+            house.until_node(domain, "state", "6");
+            frontend.publish().unwrap();
+            house.until_node(domain, "state", "4");
+            let connected = xenbus::XenbusState::Connected;
+            frontend.wait_for_backend(connected, LONG).unwrap();
+        });
+        assert_eq!(frontend.functions().count(), 1, "step {step}");
+        assert_eq!(house.phase(NVME), Some(Phase::Assigned));
+        until(("its page alone is mapped", step), || {
+            house.machine.mapped_grants(domain) == 1
+        });
+        died
+    });
+}
+
+#[test]
+fn while_a_guest_is_destroyed() {
+    let house = House::impatient(&[NVME]);
+    at_each_step(|step| {
+        let (domain, mut frontend) = house.boot(&[NVME]);
+        frontend.enable_device(FIRST).unwrap();
+        frontend.enable_msix(FIRST, &[0, 1]).unwrap();
+        house
+            .record(NVME)
+            .insert(pcibackd::host::record::Flags::PERMISSIVE);
+        let died = house.surviving(step, || end(&house, domain, frontend));
+        house.until_free(NVME);
+        let flags = house.record(NVME).flags();
+        assert!(!flags.contains(pcibackd::host::record::Flags::PERMISSIVE));
+        died
+    });
+}
+
+#[test]
+fn while_a_device_is_hidden() {
+    let house = House::new(&[]);
+    at_each_step(|step| {
+        let died = house.surviving(step, || {
+            let request = Request::Hide {
+                devices: vec![NVME.to_string()],
+                force: false,
+            };
+            // Whoever asked is told nothing by a daemon that is killed.
+            let _ = client::ask(house.machine.run_dir(), &request);
+        });
+        let description = house.bus.describe(NVME).unwrap();
+        if house.records().is_empty() {
+            // Nothing was begun.
+            assert_eq!(description.driver.as_deref(), Some("nvme"), "step {step}");
+        } else {
+            house.until_free(NVME);
+            assert_eq!(description.driver, None, "step {step}");
+            house.unhide(NVME);
+        }
+        as_before(&house, step);
+        died
+    });
+}
+
+#[test]
+fn while_a_device_is_given_back() {
+    let house = House::new(&[]);
+    at_each_step(|step| {
+        house.hide(&[NVME]);
+        let died = house.surviving(step, || {
+            let devices = vec![NVME.to_string()];
+            let _ = client::ask(house.machine.run_dir(), &Request::Unhide { devices });
+        });
+        if !house.records().is_empty() {
+            // Not begun.
+            house.unhide(NVME);
+        }
+        as_before(&house, step);
+        died
+    });
+}
+
+/// The device is dom0's as it was in the beginning.
+fn as_before(house: &House, step: usize) {
+    until("dom0 has it", || house.records().is_empty());
+    let description = house.bus.describe(NVME).unwrap();
+    assert_eq!(description.driver.as_deref(), Some("nvme"), "step {step}");
+    assert_eq!(house.bus.enable_count(NVME), 1, "step {step}");
+    assert_eq!(house.bus.driver_override(NVME).unwrap(), None);
+    let owner = house
+        .machine
+        .device_owner(pcibackd::host::devices::for_xen(NVME));
+    assert_eq!(owner, Some(xenbus::DomId::DOM0), "step {step}");
+}

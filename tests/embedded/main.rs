@@ -1,0 +1,21 @@
+//! The daemon end to end, on the embedded Xen with simulated devices and simulated guests.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+mod house;
+mod mortal;
+
+mod connecting;
+mod hotplug;
+mod interrupts;
+mod isolation;
+mod killed;
+mod properties;
+mod restart;
+mod returning;
+mod variants;

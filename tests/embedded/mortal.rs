@@ -1,0 +1,282 @@
+//! A platform whose daemon can be killed between any two things that it does.
+//!
+//! Whatever a daemon asks of Xen, of xenstore or of the host's devices is a step, and so is each answer. At the step at which its life ends,
+//! the thread that makes it unwinds, every other does at its own next step, and all connections to xenstore are cut. What was mapped is
+//! unmapped and what was open is closed as the threads end, as the kernel does; nothing else is cleaned up.
+
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use conf_space::{AccessError, Bdf, ConfigSpace, Width};
+use pcibackd::host::{Bus, Config, Description, HostError};
+use xenbus::xenstore::{self, Client};
+use xenbus::{
+    DomId, DomainInfo, EventPort, GrantRef, MsiRequest, PageMapping, PciDevice, Pirq, Port, Xen,
+    XenError, sim,
+};
+
+const NEVER: usize = usize::MAX;
+
+/// One daemon's life.
+#[derive(Debug)]
+pub struct Life {
+    ended: AtomicBool,
+    left: AtomicUsize,
+    sockets: Mutex<Vec<UnixStream>>,
+}
+
+impl Life {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            ended: AtomicBool::new(false),
+            left: AtomicUsize::new(NEVER),
+            sockets: Mutex::default(),
+        })
+    }
+
+    pub fn end(&self) {
+        let sockets = self.sockets.lock().unwrap();
+        self.ended.store(true, Ordering::SeqCst);
+        for socket in &*sockets {
+            // Ended before.
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    /// Ends at the `step`th step from now, counted from 1.
+    pub fn end_at(&self, step: usize) {
+        self.left.store(step, Ordering::SeqCst);
+    }
+
+    pub fn never_end(&self) {
+        self.left.store(NEVER, Ordering::SeqCst);
+    }
+
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::SeqCst)
+    }
+
+    /// Counts a step. False: it is not made any more.
+    fn lives_on(&self) -> bool {
+        let down = |left: usize| (left != NEVER && left > 0).then(|| left - 1);
+        let before = self
+            .left
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, down);
+        if before == Ok(1) {
+            self.end();
+        }
+        !self.has_ended()
+    }
+
+    fn step(&self) {
+        self.lives_on();
+        self.be_alive();
+    }
+
+    fn be_alive(&self) {
+        if self.has_ended() {
+            // No message: nothing went wrong.
+            resume_unwind(Box::new("killed"));
+        }
+    }
+
+    fn around<T>(&self, action: impl FnOnce() -> T) -> T {
+        self.step();
+        let result = action();
+        self.step();
+        result
+    }
+}
+
+/// Carries whole requests from the daemon to xenstored.
+fn relay(life: &Life, mut from: UnixStream, mut to: UnixStream) {
+    let mut header = [0; 16];
+    while from.read_exact(&mut header).is_ok() {
+        let length = u32::from_le_bytes(header[12..].try_into().unwrap());
+        let mut message = header.to_vec();
+        message.resize(header.len() + length as usize, 0);
+        let read = from.read_exact(&mut message[header.len()..]).is_ok();
+        if !(read && life.lives_on() && to.write_all(&message).is_ok() && life.lives_on()) {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+/// Xen, as a daemon with such a life sees it.
+#[derive(Debug)]
+pub struct Machine {
+    machine: sim::Machine,
+    life: Arc<Life>,
+}
+
+impl Machine {
+    pub fn new(machine: &sim::Machine, life: &Arc<Life>) -> Self {
+        Self {
+            machine: machine.clone(),
+            life: Arc::clone(life),
+        }
+    }
+}
+
+impl Xen for Machine {
+    fn connect_xenstore(&self) -> Result<Client, xenstore::Error> {
+        self.life.step();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let xenstored = UnixStream::connect(self.machine.run_dir().join("xenstored.sock")).unwrap();
+        {
+            let mut sockets = self.life.sockets.lock().unwrap();
+            sockets.push(theirs.try_clone().unwrap());
+            sockets.push(xenstored.try_clone().unwrap());
+        }
+        let life = Arc::clone(&self.life);
+        let (from, to) = (theirs.try_clone().unwrap(), xenstored.try_clone().unwrap());
+        thread::spawn(move || relay(&life, from, to));
+        thread::spawn(move || {
+            let (mut from, mut to) = (xenstored, theirs);
+            let _ = std::io::copy(&mut from, &mut to);
+            let _ = to.shutdown(Shutdown::Both);
+        });
+        if self.life.has_ended() {
+            self.life.end();
+        }
+        Client::from_stream(ours)
+    }
+
+    fn map_page(
+        &self,
+        domain: DomId,
+        reference: GrantRef,
+    ) -> Result<Box<dyn PageMapping>, XenError> {
+        self.life
+            .around(|| self.machine.map_page(domain, reference))
+    }
+
+    fn bind_interdomain(&self, domain: DomId, port: Port) -> Result<Box<dyn EventPort>, XenError> {
+        self.life
+            .around(|| self.machine.bind_interdomain(domain, port))
+    }
+
+    fn domain_info(&self, domain: DomId) -> Result<Option<DomainInfo>, XenError> {
+        self.life.around(|| self.machine.domain_info(domain))
+    }
+
+    fn map_msi(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        request: MsiRequest,
+    ) -> Result<Pirq, XenError> {
+        self.life
+            .around(|| self.machine.map_msi(domain, device, request))
+    }
+
+    fn unmap_pirq(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError> {
+        self.life.around(|| self.machine.unmap_pirq(domain, pirq))
+    }
+
+    fn prepare_msix(&self, device: PciDevice) -> Result<(), XenError> {
+        self.life.around(|| self.machine.prepare_msix(device))
+    }
+
+    fn release_msix(&self, device: PciDevice) -> Result<(), XenError> {
+        self.life.around(|| self.machine.release_msix(device))
+    }
+
+    fn restore_msi(&self, device: PciDevice) -> Result<(), XenError> {
+        self.life.around(|| self.machine.restore_msi(device))
+    }
+
+    fn assign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
+        self.life
+            .around(|| self.machine.assign_device(domain, device))
+    }
+
+    fn deassign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
+        self.life
+            .around(|| self.machine.deassign_device(domain, device))
+    }
+}
+
+/// The host's devices, as a daemon with such a life sees them.
+#[derive(Debug)]
+pub struct Host {
+    bus: Arc<dyn Bus>,
+    life: Arc<Life>,
+}
+
+impl Host {
+    pub fn new(bus: Arc<dyn Bus>, life: &Arc<Life>) -> Self {
+        let life = Arc::clone(life);
+        Self { bus, life }
+    }
+}
+
+impl Bus for Host {
+    fn list(&self) -> Result<Vec<Bdf>, HostError> {
+        self.bus.list()
+    }
+
+    fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {
+        self.life.around(|| self.bus.describe(bdf))
+    }
+
+    fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
+        let config = self.bus.open(bdf)?;
+        let life = Arc::clone(&self.life);
+        Ok(Arc::new(OpenConfig { config, life }))
+    }
+
+    fn unbind(&self, bdf: Bdf) -> Result<(), HostError> {
+        self.life.around(|| self.bus.unbind(bdf))
+    }
+
+    fn set_driver_override(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError> {
+        self.life
+            .around(|| self.bus.set_driver_override(bdf, driver))
+    }
+
+    fn driver_override(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
+        self.life.around(|| self.bus.driver_override(bdf))
+    }
+
+    fn bind(&self, bdf: Bdf, driver: Option<&str>) -> Result<(), HostError> {
+        self.life.around(|| self.bus.bind(bdf, driver))
+    }
+
+    fn enable(&self, bdf: Bdf, on: bool) -> Result<(), HostError> {
+        self.life.around(|| self.bus.enable(bdf, on))
+    }
+
+    fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
+        self.life.around(|| self.bus.reset(bdf))
+    }
+
+    fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
+        self.bus.needed_by_dom0(bdf)
+    }
+}
+
+#[derive(Debug)]
+struct OpenConfig {
+    config: Config,
+    life: Arc<Life>,
+}
+
+impl ConfigSpace for OpenConfig {
+    fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError> {
+        // Changes nothing, so no step of its own: to be killed here is to be killed at the next.
+        self.life.be_alive();
+        self.config.read(offset, width)
+    }
+
+    fn write(&self, offset: u16, width: Width, value: u32) -> Result<(), AccessError> {
+        self.life.around(|| self.config.write(offset, width, value))
+    }
+}
