@@ -39,6 +39,7 @@ boot() {
   cat >"$work/settings/lab/settings" <<END
 PLAY="$*"
 BACKEND=$backend
+PCIBACKD_FLAGS="$flags"
 SATA_SUM=$(first_mib_sum "$work/sata.img")
 NVME_SUM=$(first_mib_sum "$work/nvme.img")
 END
