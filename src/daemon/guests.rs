@@ -148,17 +148,24 @@ impl Guests {
     }
 
     /// Takes devices from guests that went away while no daemon was there to see it.
-    pub fn release_orphans(&self) {
-        let sessions = lock_of(&self.sessions);
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub fn release_orphans(&self, store: &mut Client) -> Result<(), StoreError> {
         for device in self.devices.list() {
+            let Some(owner) = device.record.owner() else {
+                continue;
+            };
+            let backend = format!("{}/state", Paths::backend(owner.domain, 0));
+            // Not whether it has a session: one that could not be started is no reason to reset the device under its guest.
             if device.record.phase() == Some(Phase::Assigned)
-                && let Some(owner) = device.record.owner()
-                && !sessions.keys().any(|(domain, _)| *domain == owner.domain)
+                && store.read_state(&backend)? == XenbusState::Unknown
             {
                 info!("{}: domain {} is gone", device.bdf, owner.domain);
                 self.devices.release(&device);
             }
         }
+        Ok(())
     }
 
     /// Ends all sessions, and waits for it. The guests keep their devices.

@@ -181,7 +181,7 @@ fn serve(
     );
     // Guests wait for us: they come first.
     let mut watcher = guests.watch()?;
-    guests.release_orphans();
+    guests.release_orphans(&mut watcher)?;
 
     let driver = Arc::new(SlotDriver::new(Arc::clone(&devices)));
     let mut facade = lay_facade(&config, platform, &driver);

@@ -69,14 +69,18 @@ impl Interrupts {
         })
     }
 
-    /// Disables whichever is on, and returns the PIRQ of the legacy interrupt that the device has then; 0: none.
-    pub fn disable(&self) -> u32 {
-        let done = with(&self.device, &*self.xen, self.domain, |operations| {
+    /// Disables whichever is on.
+    ///
+    /// # Errors
+    /// [`CleanupError`]; it is off all the same.
+    pub fn disable(&self) -> Result<(), CleanupError> {
+        with(&self.device, &*self.xen, self.domain, |operations| {
             operations.disable_msi()
-        });
-        if let Err(error) = done {
-            error!("{}: disabled, but {}", self.device.bdf, chain(&error));
-        }
+        })
+    }
+
+    /// The PIRQ of the legacy interrupt, which the device has while neither is on; 0: none.
+    pub fn legacy(&self) -> u32 {
         self.device.description.irq
     }
 

@@ -131,20 +131,19 @@ impl Exports {
         })
     }
 
-    /// Gives a device to the guest and returns where the guest sees it. `seen_as` is where it was before the daemon restarted.
+    /// Gives a device to the guest and returns where the guest sees it: where it did before, if it has had it since before a restart
+    /// of the daemon.
     ///
     /// # Errors
     /// [`ExportError`]; nothing has changed then.
-    pub fn add(
-        &mut self,
-        bdf: Bdf,
-        seen_as: Option<Bdf>,
-        wished: Option<u8>,
-    ) -> Result<Bdf, ExportError> {
+    pub fn add(&mut self, bdf: Bdf, wished: Option<u8>) -> Result<Bdf, ExportError> {
         if let Some(address) = self.topology.address_of(bdf) {
             return Ok(address);
         }
         let device = self.devices.find(bdf)?;
+        // Not even looked at before it is this guest's to have: it may be another's, or in the middle of a reset.
+        self.devices.check(&device, self.domain)?;
+        let held = device.held_by(self.domain);
         let identity = &device.description.identity;
         let placement = Placement {
             bdf,
@@ -153,24 +152,25 @@ impl Exports {
         };
         let place = |source| ExportError::Place { bdf, source };
         let mut overlay = Overlay::new(identity, &*device.config)?;
-        let address = match seen_as {
-            Some(address) => self
+        let address = match held {
+            Some(owner) => self
                 .topology
-                .restore(placement, address)
-                .map(|()| address)
+                .restore(placement, owner.seen_as)
+                .map(|()| owner.seen_as)
                 .map_err(place)?,
             None => self.topology.place(placement).map_err(place)?,
         };
-        match self.devices.claim(
-            &device,
-            Owner {
-                domain: self.domain,
-                seen_as: address,
-            },
-        ) {
-            Ok(Claim::Taken) => device.record.set_overlay(overlay.state().to_bits()),
+        let owner = Owner {
+            domain: self.domain,
+            seen_as: address,
+        };
+        match self
+            .devices
+            .claim(&device, owner, overlay.state().to_bits())
+        {
+            Ok(Claim::Taken) => {}
             Ok(Claim::Resumed) => {
-                overlay.set_state(OverlayState::from_bits(device.record.overlay()))
+                overlay.set_state(OverlayState::from_bits(device.record.overlay()));
             }
             Err(error) => {
                 self.topology.remove(bdf);
@@ -188,13 +188,9 @@ impl Exports {
         Ok(address)
     }
 
-    /// Takes the device at a virtual address from the guest. `false`: there is none.
-    pub fn remove(&mut self, seen_as: Bdf) -> bool {
-        let Some(index) = self
-            .list
-            .iter()
-            .position(|export| export.seen_as == seen_as)
-        else {
+    /// Takes a device from the guest. `false`: the guest does not have it.
+    pub fn remove(&mut self, bdf: Bdf) -> bool {
+        let Some(index) = self.list.iter().position(|export| export.device.bdf == bdf) else {
             return false;
         };
         let export = self.list.swap_remove(index);
@@ -207,6 +203,8 @@ impl Exports {
         for export in std::mem::take(&mut self.list) {
             self.let_go(&export);
         }
+        // And what a daemon that was killed had just claimed for it.
+        self.devices.release_all_of(self.domain);
     }
 
     fn let_go(&mut self, export: &Export) {

@@ -18,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use conf_space::address::Bdf;
+use conf_space::topology::TopologyKind;
 use log::{debug, error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -40,6 +41,9 @@ const WAKE: Token = Token(2);
 
 /// A session's stack. Its deepest path copies a few kilobytes.
 const STACK: usize = 256 * 1024;
+
+/// What is told of a device that failed: it must fit into a node, whatever the toolstack wrote.
+const LONGEST_REASON: usize = 400;
 
 /// Changes of state in a row that are followed at once. The machine comes to rest in fewer; a guest that writes its state without end is
 /// looked at again when its next event is due.
@@ -222,7 +226,7 @@ impl Session {
             Interest::READABLE,
         )?;
         let name = optional(store.read_string(&paths.own("domain")))?.unwrap_or_default();
-        let kind = setup.config.topology_of(&name);
+        let kind = topology_of(&setup, &name);
         let hvm = setup
             .xen
             .domain_info(setup.domain)
@@ -367,12 +371,18 @@ impl Session {
                     }
                     self.show(view.backend, state)?;
                 }
+                // The frontend would not ask for a device that comes after it has connected.
+                Step::Connect if self.waiting_for_device => break,
                 Step::Connect => match self.connect() {
                     Ok(()) => self.show(view.backend, XenbusState::Connected)?,
                     Err(error) => self.fail(view.backend, &error)?,
                 },
                 Step::Relink => match self.connect() {
-                    Ok(()) => info!("domain {}: serving again", self.setup.domain),
+                    Ok(()) => {
+                        if self.log_limit.allow() {
+                            info!("domain {}: serving again", self.setup.domain);
+                        }
+                    }
                     Err(error) => self.fail(view.backend, &error)?,
                 },
                 Step::Disconnect(state) => {
@@ -445,53 +455,27 @@ impl Session {
         Ok(())
     }
 
-    /// After a restart: takes up the devices that the guest already has, and lets go of those that were taken from it meanwhile.
+    /// After a restart: takes up the devices that the guest has, as their records say, and lets go of those that were taken from it
+    /// meanwhile.
     fn restore_exports(&mut self) -> Result<(), SessionError> {
         let domain = self.setup.domain;
-        let held: Vec<_> = self
-            .setup
-            .devices
-            .list()
-            .into_iter()
-            .filter(|device| device.is_held_by(domain))
-            .collect();
-        let backend = self.store.read_state(&self.paths.own("state"))?;
-        for node in nodes::devices(&mut self.store, &self.paths)? {
-            let exported = matches!(node.state, XenbusState::Initialised | XenbusState::Closing);
-            let (true, Ok(bdf), Some(seen_as)) = (exported, &node.address, node.seen_as) else {
-                continue;
-            };
-            // Of a device that is to go, or of a backend that is closed for good, the nodes stay a while after its release.
-            let going = node.state == XenbusState::Closing || backend == XenbusState::Closed;
-            if going && !held.iter().any(|device| device.bdf == *bdf) {
+        let nodes = nodes::devices(&mut self.store, &self.paths)?;
+        for device in self.setup.devices.list() {
+            let bdf = device.bdf;
+            if !device.is_held_by(domain) {
                 continue;
             }
-            if let Err(error) = self.exports.add(*bdf, Some(seen_as), None) {
+            if !nodes.iter().any(|node| node.address == Ok(bdf)) {
+                info!("domain {domain}: {bdf} was taken away");
+                self.setup.devices.release(&device);
+            } else if let Err(error) = self.exports.add(bdf, None) {
+                // It stays the guest's: taking it away would be worse.
                 let why = chain(&error);
                 error!("domain {domain}: {bdf} cannot be served again: {why}");
                 self.failed.push((bdf.to_string(), why));
             }
         }
-        for device in held {
-            let exported = self
-                .exports
-                .iter()
-                .any(|export| export.device.bdf == device.bdf);
-            // One that is yet to be exported was claimed, and not written to xenstore: the same claim is made again.
-            if !exported && !self.is_announced(device.bdf)? {
-                info!("domain {domain}: {} was taken away", device.bdf);
-                self.setup.devices.release(&device);
-            }
-        }
         Ok(())
-    }
-
-    /// Whether the toolstack wants the guest to have the device, and the guest does not have it yet.
-    fn is_announced(&mut self, bdf: Bdf) -> Result<bool, SessionError> {
-        let nodes = nodes::devices(&mut self.store, &self.paths)?;
-        Ok(nodes
-            .iter()
-            .any(|node| node.state == XenbusState::Initialising && node.address == Ok(bdf)))
     }
 
     /// Exports what the toolstack marked 1 and takes away what it marked 5. A device that fails is told of, and the others go on.
@@ -499,13 +483,7 @@ impl Session {
         for node in nodes::devices(&mut self.store, &self.paths)? {
             match node.state {
                 XenbusState::Initialising => self.export(&node)?,
-                XenbusState::Closing => {
-                    if let Some(seen_as) = node.seen_as
-                        && self.exports.remove(seen_as)
-                    {
-                        info!("domain {}: {seen_as} was taken away", self.setup.domain);
-                    }
-                }
+                XenbusState::Closing => self.take_away(&node)?,
                 _ => {}
             }
         }
@@ -527,7 +505,7 @@ impl Session {
                 );
             }
         };
-        match self.exports.add(bdf, node.seen_as, node.wished) {
+        match self.exports.add(bdf, node.wished) {
             Ok(seen_as) => {
                 info!("domain {domain}: {bdf} is {seen_as} in the guest");
                 self.store.write(
@@ -549,13 +527,34 @@ impl Session {
         }
     }
 
+    /// By its address on the host: indices shift, and the address in the guest may be another device's by now.
+    fn take_away(&mut self, node: &DeviceNode) -> Result<(), SessionError> {
+        if let Ok(bdf) = node.address
+            && self.exports.remove(bdf)
+        {
+            info!("domain {}: {bdf} was taken away", self.setup.domain);
+        }
+        // Not to be done again, should the toolstack leave the node behind.
+        self.store.write(
+            &self.paths.indexed("state", node.n),
+            XenbusState::Closed.number().to_string(),
+        )?;
+        Ok(())
+    }
+
     fn fail_device(
         &mut self,
         node: &DeviceNode,
         device: &str,
         why: &str,
     ) -> Result<(), SessionError> {
-        let (device, why) = (printable(device), printable(why));
+        let short = |text: &str| {
+            printable(text)
+                .chars()
+                .take(LONGEST_REASON)
+                .collect::<String>()
+        };
+        let (device, why) = (short(device), short(why));
         error!("domain {}: cannot have {device}: {why}", self.setup.domain);
         self.store
             .write(&self.paths.indexed("error", node.n), &why)?;
@@ -682,5 +681,24 @@ impl Session {
             .collect();
         status.failed.clone_from(&self.failed);
         Ok(())
+    }
+}
+
+/// How the guest sees its devices: as it has seen them until now, whatever the configuration says meanwhile.
+fn topology_of(setup: &Setup, name: &str) -> TopologyKind {
+    let configured = setup.config.topology_of(name);
+    let held: Vec<_> = setup
+        .devices
+        .list()
+        .iter()
+        .filter_map(|device| Some((device.bdf, device.held_by(setup.domain)?.seen_as)))
+        .collect();
+    let on_the_virtual_bus = |at: &Bdf| at.segment() == 0 && at.bus() == 0;
+    if held.iter().any(|(bdf, seen_as)| bdf != seen_as) {
+        TopologyKind::Vpci
+    } else if held.iter().all(|(_, seen_as)| on_the_virtual_bus(seen_as)) {
+        configured
+    } else {
+        TopologyKind::Passthrough
     }
 }

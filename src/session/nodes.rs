@@ -89,8 +89,6 @@ pub struct DeviceNode {
     pub address: Result<Bdf, String>,
     /// `state-N`.
     pub state: XenbusState,
-    /// `vdev-N`.
-    pub seen_as: Option<Bdf>,
     /// `vdevfn-N`: device in bits 7:3, function in bits 2:0. libxl's own xenstore form is hexadecimal.
     pub wished: Option<u8>,
 }
@@ -118,8 +116,6 @@ pub fn devices(store: &mut Client, paths: &Paths) -> Result<Vec<DeviceNode>, Err
             n,
             address: text.parse().map_err(|_| text),
             state: store.read_state(&paths.indexed("state", n))?,
-            seen_as: optional(store.read_string(&paths.indexed("vdev", n)))?
-                .and_then(|text| text.parse().ok()),
             wished: optional(store.read_string(&paths.indexed("vdevfn", n)))?
                 .and_then(|text| u8::from_str_radix(&text, 16).ok()),
         });

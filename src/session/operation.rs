@@ -86,7 +86,16 @@ pub fn serve(exports: &mut Exports, op: &PciOp, limit: &mut RateLimit) -> Reply 
         }
         // Newer Linux frontends send disable_msi for MSI-X as well: whichever is on goes off.
         Some(Command::DisableMsi | Command::DisableMsix) => {
-            Reply::done(export.interrupts.disable())
+            if let Err(error) = export.interrupts.disable()
+                && limit.allow()
+            {
+                warn!(
+                    "domain {domain}: {} is disabled, but {}",
+                    export.device.bdf,
+                    chain(&error)
+                );
+            }
+            Reply::done(export.interrupts.legacy())
         }
         None => Reply::new(PciError::NOT_IMPLEMENTED, op.value),
     }

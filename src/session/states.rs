@@ -82,7 +82,7 @@ pub fn next(view: View) -> Step {
 /// Nobody will answer us, so nothing is waited for. The toolstack waits for Connected before it adds or takes a device: it shall see it.
 fn without_frontend(view: View) -> Step {
     if view.linked {
-        return Step::Disconnect(Connected);
+        return Step::Disconnect(view.backend);
     }
     match view.backend {
         Initialising | InitWait | Initialised => Step::Export(Connected),
@@ -98,6 +98,11 @@ fn with_frontend(view: View) -> Step {
         (Unknown, Closed) => Step::Wait,
         (Unknown, _) => Step::Release,
 
+        // The toolstack takes devices away, and the frontend will not answer any more: done without it.
+        (Closing | Closed, Reconfiguring) if view.linked => Step::Disconnect(Reconfiguring),
+        (Closing, Reconfiguring) => Step::Reconfigure(Closing),
+        (Closed, Reconfiguring) if view.online => Step::Reconfigure(Closed),
+
         (Closing, Closing | Closed) if !view.linked => Step::Wait,
         (Closing, _) => Step::Disconnect(Closing),
         (Closed, Closed) if !view.linked => Step::Wait,
@@ -109,8 +114,8 @@ fn with_frontend(view: View) -> Step {
         (Initialised, Initialised) => Step::Connect,
 
         // A frontend that was closed comes back: the guest has loaded its driver anew, or another kernel (kexec).
-        (Initialising | InitWait, Closed) => Step::Show(InitWait),
-        (Initialised, Closed) => Step::Show(Initialised),
+        (Initialising | InitWait, Closed) if view.online => Step::Show(InitWait),
+        (Initialised, Closed) if view.online => Step::Show(Initialised),
         // The same, of one whose closing was not seen: it hurried, or there was no daemon.
         (Initialising, Connected | Closing | Reconfiguring | Reconfigured) => {
             Step::Disconnect(InitWait)

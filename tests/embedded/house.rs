@@ -122,6 +122,13 @@ impl House {
         });
     }
 
+    /// Starts the daemon anew with another configuration.
+    pub fn restart_with(&mut self, config: Config) {
+        self.kill();
+        self.config = config;
+        self.start();
+    }
+
     pub fn restart(&self) {
         self.kill();
         self.start();

@@ -202,10 +202,14 @@ fn while_a_device_is_given_back() {
             let devices = vec![NVME.to_string()];
             let _ = client::ask(house.machine.run_dir(), &Request::Unhide { devices });
         });
-        if !house.records().is_empty() {
-            // Not begun.
-            house.unhide(NVME);
-        }
+        // Not begun, or still under way.
+        until("it is given back", || {
+            let devices = vec![NVME.to_string()];
+            house.records().is_empty() || {
+                house.ask(&Request::Unhide { devices });
+                false
+            }
+        });
         as_before(&house, step);
         died
     });

@@ -11,6 +11,7 @@ mod house;
 mod mortal;
 
 mod connecting;
+mod handover;
 mod hotplug;
 mod interrupts;
 mod isolation;

@@ -6,7 +6,7 @@ use conf_space::Width;
 use conf_space::address::Bdf;
 use xenbus::{DomId, PciDevice};
 
-use crate::host::record::{Phase, Record};
+use crate::host::record::{Owner, Phase, Record};
 use crate::host::{Config, Description};
 
 /// A hidden device.
@@ -34,13 +34,17 @@ impl Device {
         for_xen(self.bdf)
     }
 
+    /// Where a guest sees it, if that guest has it.
+    pub fn held_by(&self, domain: DomId) -> Option<Owner> {
+        let assigned = self.record.phase() == Some(Phase::Assigned);
+        self.record
+            .owner()
+            .filter(|owner| assigned && owner.domain == domain)
+    }
+
     /// Whether a guest has it.
     pub fn is_held_by(&self, domain: DomId) -> bool {
-        self.record.phase() == Some(Phase::Assigned)
-            && self
-                .record
-                .owner()
-                .is_some_and(|owner| owner.domain == domain)
+        self.held_by(domain).is_some()
     }
 
     /// Whether its registers can be read at all. A virtual function's identity registers read as absent by design.

@@ -1,7 +1,6 @@
 //! From hidden to a guest, and back.
 
 use std::sync::{Arc, PoisonError};
-use std::thread;
 
 use conf_space::address::Bdf;
 use xenbus::DomId;
@@ -23,9 +22,6 @@ pub enum Claim {
 /// Called when a device has become free.
 pub type Waker = Box<dyn Fn() + Send>;
 
-/// A reset writes a few files: it needs no more.
-const RESET_STACK: usize = 128 * 1024;
-
 impl Devices {
     /// A hidden device that a guest is to have.
     ///
@@ -43,22 +39,16 @@ impl Devices {
         }
     }
 
-    /// Gives a hidden device to a guest, or finds that the guest has it already (after a restart of the daemon).
+    /// Whether `domain` may have the device now, without touching it.
     ///
     /// # Errors
     /// [`DeviceError::Busy`] when waiting for the next call of the waker will help; others when it will not.
-    pub fn claim(&self, device: &Device, owner: Owner) -> Result<Claim, DeviceError> {
-        // Keeps two claimants apart between the two stores.
-        let _table = self.table();
+    pub fn check(&self, device: &Device, domain: DomId) -> Result<(), DeviceError> {
         let (bdf, record) = (device.bdf, &device.record);
         match record.phase() {
-            Some(Phase::Hidden) => {
-                record.set_owner(owner);
-                record.set_phase(Phase::Assigned);
-                Ok(Claim::Taken)
-            }
+            Some(Phase::Hidden) => Ok(()),
             Some(Phase::Assigned) => match record.owner() {
-                Some(holder) if holder == owner => Ok(Claim::Resumed),
+                Some(holder) if holder.domain == domain => Ok(()),
                 Some(holder) => Err(DeviceError::InUse {
                     bdf,
                     domain: holder.domain,
@@ -77,17 +67,52 @@ impl Devices {
         }
     }
 
+    /// Gives a hidden device to a guest, whose overlay begins as `overlay`; or finds that the guest has it already (after a restart of the
+    /// daemon).
+    ///
+    /// # Errors
+    /// As [`Devices::check`].
+    pub fn claim(&self, device: &Device, owner: Owner, overlay: u64) -> Result<Claim, DeviceError> {
+        // Keeps two claimants apart between the stores.
+        let _table = self.table();
+        let record = &device.record;
+        self.check(device, owner.domain)?;
+        if record.phase() == Some(Phase::Assigned) {
+            return Ok(Claim::Resumed);
+        }
+        record.set_owner(owner);
+        record.set_overlay(overlay);
+        // It may be on its way back to dom0 by now.
+        if !record.advance(Phase::Hidden, Phase::Assigned) {
+            return Err(DeviceError::NotHidden { bdf: device.bdf });
+        }
+        Ok(Claim::Taken)
+    }
+
     /// Takes a device from its guest: at once as far as the guest is concerned, and free for the next one after its reset.
     pub fn release(self: &Arc<Self>, device: &Arc<Device>) {
-        if device.record.advance(Phase::Assigned, Phase::Releasing) {
+        let record = &device.record;
+        if record.phase() == Some(Phase::Assigned) {
+            // Nothing that one guest was granted reaches the next. Not later: the next one's grants may come during the reset.
+            record.clear(Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL);
+        }
+        if record.advance(Phase::Assigned, Phase::Releasing) {
             self.reset_in_background(Arc::clone(device));
+        }
+    }
+
+    /// Takes from a guest all that it holds.
+    pub fn release_all_of(self: &Arc<Self>, domain: DomId) {
+        for device in self.list() {
+            if device.is_held_by(domain) {
+                self.release(&device);
+            }
         }
     }
 
     pub(super) fn reset_in_background(self: &Arc<Self>, device: Arc<Device>) {
         let bdf = device.bdf;
-        let devices = Arc::clone(self);
-        let work = move || {
+        self.in_background(bdf, "reset", move |devices| {
             interrupts::release(&device, &*devices.xen);
             let phase = match devices.reset_and_restore(&device) {
                 Ok(()) => Phase::Hidden,
@@ -96,24 +121,12 @@ impl Devices {
                     Phase::Dead
                 }
             };
-            // Nothing that one guest did or was granted reaches the next.
-            device
-                .record
-                .clear(Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL);
-            device.record.set_overlay(0);
             device.record.set_phase(phase);
-            log::info!("{bdf} is free for the next guest");
+            if phase == Phase::Hidden {
+                log::info!("{bdf} is free for the next guest");
+            }
             devices.wake();
-        };
-        if let Err(error) = thread::Builder::new()
-            .name(format!("reset {bdf}"))
-            .stack_size(RESET_STACK)
-            .spawn(work)
-        {
-            log::error!(
-                "{bdf} stays unusable, as no thread can be started to reset it ({error}); restart pcibackd when memory is free again"
-            );
-        }
+        });
     }
 
     /// Resets a device now, on the caller's thread. A guest that has it keeps its configuration and interrupts.

@@ -94,6 +94,16 @@ impl Devices {
             }
         }
         let record = Record::open(&self.directory, bdf)?;
+        if let (Some(phase @ (Phase::Assigned | Phase::Releasing)), Some(owner)) =
+            (record.phase(), record.owner())
+        {
+            // It could not be taken up when the daemon started, and is not ours to take from its guest.
+            log::error!("{bdf} is {} (domain {})", phase.name(), owner.domain);
+            return Err(DeviceError::InUse {
+                bdf,
+                domain: owner.domain,
+            });
+        }
         let resumed = record.phase().is_some();
         if !resumed {
             record.set_driver(before.driver.as_deref());
@@ -207,7 +217,7 @@ impl Devices {
     /// # Errors
     /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`], and what the host refuses.
     pub fn unhide(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {
-        let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
+        let device = self.find(bdf)?;
         let record = &device.record;
         if record.advance(Phase::Hidden, Phase::Returning)
             || record.advance(Phase::Dead, Phase::Returning)
@@ -231,8 +241,14 @@ impl Devices {
         if let Err(error) = self.reset_and_restore(&device) {
             log::warn!("{}", chain(&error));
         }
-        self.table().hidden.remove(&bdf);
+        {
+            let mut table = self.table();
+            table.hidden.remove(&bdf);
+            // Its record is in use until the last step.
+            table.coming.insert(bdf);
+        }
         self.undo(bdf, &device.record, rebind);
+        self.table().coming.remove(&bdf);
         Ok(())
     }
 

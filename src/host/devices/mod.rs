@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 
 use conf_space::address::Bdf;
 use xenbus::{DomId, Xen};
@@ -29,7 +30,7 @@ use crate::text::chain;
 #[derive(Debug, Default)]
 struct Table {
     hidden: BTreeMap<Bdf, Arc<Device>>,
-    /// Being hidden: not in `hidden` yet.
+    /// Being hidden, or given back: not in `hidden`.
     coming: BTreeSet<Bdf>,
 }
 
@@ -119,12 +120,21 @@ impl Devices {
         match phase {
             Phase::Hiding => {
                 drop(record);
-                let quarantine = Quarantine::Ours;
-                self.hide(bdf, true, quarantine).map(drop)
+                self.in_background(bdf, "hide", move |devices| {
+                    if let Err(error) = devices.hide(bdf, true, Quarantine::Ours) {
+                        log::error!("{}", chain(&error));
+                    }
+                });
+                Ok(())
             }
             Phase::Returning => {
                 self.insert(bdf, record, description)?;
-                self.give_back(bdf, Rebind::Driver)
+                self.in_background(bdf, "give back", move |devices| {
+                    if let Err(error) = devices.give_back(bdf, Rebind::Driver) {
+                        log::error!("{}", chain(&error));
+                    }
+                });
+                Ok(())
             }
             Phase::Hidden | Phase::Assigned | Phase::Dead => {
                 self.insert(bdf, record, description).map(drop)
@@ -134,6 +144,27 @@ impl Devices {
                 self.reset_in_background(device);
                 Ok(())
             }
+        }
+    }
+
+    /// Does on a thread of its own what may wait for a reset.
+    fn in_background(
+        self: &Arc<Self>,
+        bdf: Bdf,
+        what: &str,
+        work: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) {
+        /// A reset writes a few files: it needs no more.
+        const STACK: usize = 128 * 1024;
+        let devices = Arc::clone(self);
+        let spawned = thread::Builder::new()
+            .name(format!("{what} {bdf}"))
+            .stack_size(STACK)
+            .spawn(move || work(&devices));
+        if let Err(error) = spawned {
+            log::error!(
+                "{bdf} stays unusable, as no thread can be started to {what} it ({error}); restart pcibackd when memory is free again"
+            );
         }
     }
 

@@ -14,15 +14,15 @@ pub enum Switched {
     Already,
     /// Nothing: there is no such node any more.
     Vanished,
-    /// Nothing: the device was removed and made anew.
-    Recreated,
+    /// Nothing: somebody else has written another state since.
+    Overtaken,
 }
 
 impl Client {
-    /// Changes a device's `state` node as xenbus drivers do. `current` is the state that the caller
-    /// last wrote or took note of. Nothing is written when the node has vanished (a removed device
-    /// must not come back), when it holds `target` already, or when somebody has made the device
-    /// anew (it holds [`XenbusState::Initialising`] and `current` is another).
+    /// Changes a device's `state` node from `current`, the state that the caller decided upon, to
+    /// `target`. Nothing is written when the node has vanished (a removed device must not come
+    /// back), when it holds `target` already, or when it holds neither: the toolstack writes it too,
+    /// and what it asked for must not be lost.
     ///
     /// # Errors
     /// Those of a transaction.
@@ -42,8 +42,8 @@ impl Client {
             if stored == target {
                 return Ok(Switched::Already);
             }
-            if stored == XenbusState::Initialising && current != XenbusState::Initialising {
-                return Ok(Switched::Recreated);
+            if stored != current {
+                return Ok(Switched::Overtaken);
             }
             transaction.write(&path, target.number().to_string())?;
             Ok(Switched::Written)

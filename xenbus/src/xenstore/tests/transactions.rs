@@ -125,10 +125,8 @@ fn switch(stored: Option<&'static str>, written: bool) -> Switched {
 }
 
 #[test]
-fn a_state_is_written_over_another() {
+fn a_state_is_written_over_the_one_that_it_follows() {
     assert_eq!(switch(Some("4"), true), Switched::Written);
-    assert_eq!(switch(Some("7"), true), Switched::Written);
-    assert_eq!(switch(Some(""), true), Switched::Written);
 }
 
 #[test]
@@ -142,6 +140,8 @@ fn a_removed_device_does_not_come_back() {
 }
 
 #[test]
-fn a_device_that_was_made_anew_is_left_alone() {
-    assert_eq!(switch(Some("1"), false), Switched::Recreated);
+fn what_somebody_else_has_written_since_is_left_alone() {
+    assert_eq!(switch(Some("1"), false), Switched::Overtaken);
+    assert_eq!(switch(Some("7"), false), Switched::Overtaken);
+    assert_eq!(switch(Some(""), false), Switched::Overtaken);
 }
