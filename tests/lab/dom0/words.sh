@@ -149,6 +149,12 @@ guest() {
 
 guest_has_answered() { case "$(xenstore-read "$1" 2>/dev/null)" in "$2 "*) ;; *) return 1 ;; esac; }
 
+# reads_end NAME: ends what the guest began with start_reads; what came of them is in $STATE/reads
+reads_end() {
+  guest "$1" end_reads >$STATE/reads || return
+  echo "VALUE $(cat $STATE/reads)"
+}
+
 shut_down() { xl shutdown "$1" >/dev/null && wait_for 60 guest_is_gone "$1"; }
 destroy() { xl destroy "$1" && guest_is_gone "$1"; }
 guest_is_gone() { ! xl domid "$1" >/dev/null 2>&1; }

@@ -21,3 +21,15 @@ wait_until() {
 
 # sum_of DISK: of its first MiB, past the page cache
 sum_of() { wait_until [ -b "$1" ] && dd if="$1" bs=64k count=16 iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1; }
+
+# start_reads BDF, end_reads: configuration reads, one after the other, in between; what came of them
+start_reads() {
+  rm -f /tmp/stop
+  lab-guest reads "$1" /tmp/stop >/tmp/reads 2>&1 &
+  wait_until grep -q reading /tmp/reads
+}
+
+end_reads() {
+  touch /tmp/stop
+  wait_until grep wrong /tmp/reads
+}

@@ -44,8 +44,9 @@ SATA_SUM=$(first_mib_sum "$work/sata.img")
 NVME_SUM=$(first_mib_sum "$work/nvme.img")
 END
   { cat "$dom0_base"; archive "$work/dom0"; archive "$work/settings"; } >"$work/dom0.img"
-  # Mitigations for the faults of old processors cost half of the time here and protect nothing: off, unless a scenario says otherwise.
-  xen=spec-ctrl=no
+  # Mitigations for the faults of old processors cost half of the time here and protect nothing: off, unless a scenario says otherwise. But not
+  # eager-fpu: with lazy FPU switching, programs in dom0 and in guests lose their SSE registers now and then, and crash.
+  xen=spec-ctrl=no,eager-fpu=yes
   [[ $# -gt 1 ]] || xen=$(setting "$1" XEN "$xen")
   # x2apic=0: with x2APIC, interrupts that Xen routes to CPU 1 arrive at CPU 0 under this emulation
   # sched=credit: with credit2, Xen's default, dom0 sooner or later stays in the run queue for ever while both CPUs are idle, mostly in `xl create`

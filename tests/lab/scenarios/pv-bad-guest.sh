@@ -8,15 +8,14 @@ story() {
   must "a hostile one starts with the other" create_guest bad 'pci=["00:05.0"]' \
     "extra=\"$GUEST_KERNEL nopcifront\""
 
-  guest good 'lab-guest reads 0000:00:00.0 20 >/tmp/reads 2>&1 &'
+  check "the honest guest reads" guest good start_reads 0000:00:00.0
   check "the hostile guest does its worst" guest bad 'modprobe xen-evtchn; modprobe xen-gntalloc; lab-guest misbehave 3 >/tmp/misbehave 2>&1; cat /tmp/misbehave'
   guest bad cat /tmp/misbehave
   check "and was served in between" has 'honest: answered true, value 0x10d38086' guest bad cat /tmp/misbehave
   [ $BACKEND = stock ] || check "the daemon is still the same one" backend_is_ready
 
-  check "the honest guest's reads come to an end" guest good 'wait_until [ -s /tmp/reads ]'
-  guest good cat /tmp/reads
-  check "not one was wrong" has ' 0 wrong' guest good cat /tmp/reads
+  must "the honest guest's reads come to an end" reads_end good
+  check "not one was wrong" has ', 0 wrong' cat $STATE/reads
   check "it still pings" guest good ping -c 3 -A -W 5 10.0.2.2
   [ $BACKEND = stock ] || check "the daemon's log is small" smaller_than 32768 $LOG
   dmesg -c >/tmp/dmesg

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Offset of the command register, with the status register behind it (PCI Local Bus 3.0, 6.2). Nobody caches them.
@@ -69,13 +70,14 @@ fn print(what: &str, mut times: Vec<Duration>) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Prints `reads N, M wrong, the longest took T ms`. A read that the backend does not answer in time comes back as all ones.
-pub fn reads(bdf: &str, duration: Duration) -> Result<(), Box<dyn Error>> {
+/// Prints `reading` when it begins, and `reads N, M wrong, the longest took T ms` when it ends, which is when there is a file `stop`. A read
+/// that the backend does not answer in time comes back as all ones.
+pub fn reads(bdf: &str, stop: &Path) -> Result<(), Box<dyn Error>> {
     let config = open(bdf)?;
     let expected = read_dword(&config, VENDOR)?;
+    println!("reading");
     let (mut count, mut wrong, mut longest) = (0u64, 0u64, Duration::ZERO);
-    let start = Instant::now();
-    while start.elapsed() < duration {
+    while !stop.exists() {
         let begin = Instant::now();
         let value = read_dword(&config, VENDOR);
         longest = longest.max(begin.elapsed());

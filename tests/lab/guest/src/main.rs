@@ -7,12 +7,13 @@ mod misbehave;
 mod random;
 
 use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 const USAGE: &str = "usage:
   lab-guest bench BDF COUNT      times COUNT 4-byte reads and 2-byte writes of the command register; prints median and 99th percentile
-  lab-guest reads BDF SECONDS    reads the vendor and device ID over and over; prints how many, how many wrong, and the longest wait
+  lab-guest reads BDF FILE       reads the vendor and device ID until FILE exists; prints how often, how often wrong, and the longest wait
   lab-guest misbehave SECONDS    plays a PCI frontend, without the kernel's, that is hostile in every way it knows; SECONDS for each";
 
 fn main() -> ExitCode {
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
 fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
     match arguments {
         ["bench", bdf, count] => config::bench(bdf, count.parse()?)?,
-        ["reads", bdf, seconds] => config::reads(bdf, Duration::from_secs(seconds.parse()?))?,
+        ["reads", bdf, file] => config::reads(bdf, Path::new(file))?,
         ["misbehave", seconds] => misbehave::misbehave(Duration::from_secs(seconds.parse()?))?,
         _ => return Ok(false),
     }
