@@ -107,6 +107,7 @@ impl Link {
         log_limit: &mut RateLimit,
     ) -> std::io::Result<()> {
         let fetched = Instant::now();
+        self.spin.found(fetched);
         let op = self.page.fetch();
         let reply = operation::serve(exports, &op, log_limit);
         self.operations = self.operations.saturating_add(1);
@@ -122,7 +123,9 @@ impl Link {
             reply.value,
             reply.vectors.as_ref().map(Vectors::as_slice),
         );
-        self.port.notify()
+        self.port.notify()?;
+        self.spin.answered(Instant::now());
+        Ok(())
     }
 }
 
