@@ -4,13 +4,13 @@
 //! | module | holds |
 //! |---|---|
 //! | this one | the bus, and what a test or a demonstration does to its devices |
-//! | [`builder`], [`assembly`] | how a device is described, and what becomes of that |
-//! | [`examples`] | the devices of the embedded platform |
-//! | [`function`] | one function's hardware: configuration space, reset, power |
-//! | [`interrupts`] | its interrupts, from the device's side |
-//! | [`memory`], [`models`] | what lies behind its BARs |
-//! | [`dom0`] | drivers, `driver_override`, enabling and resetting: the kernel's side ([`Bus`](super::Bus)) |
-//! | [`xen`] | the hypervisor's side ([`Hardware`](xenbus::sim::Hardware)) |
+//! | `builder`, `assembly` | how a device is described, and what becomes of that |
+//! | `examples` | the devices of the embedded platform |
+//! | `function` | one function's hardware: configuration space, reset, power |
+//! | `interrupts` | its interrupts, from the device's side |
+//! | `memory`, `models` | what lies behind its BARs |
+//! | `dom0` | drivers, `driver_override`, enabling and resetting: the kernel's side ([`Bus`](super::Bus)) |
+//! | `xen` | the hypervisor's side ([`Hardware`](xenbus::sim::Hardware)) |
 
 mod assembly;
 mod builder;
@@ -63,7 +63,7 @@ impl SimBus {
         bus
     }
 
-    /// A bus with the devices of [`examples`].
+    /// A bus with the devices of `examples`.
     pub fn with_example_devices(machine: &Machine) -> Arc<Self> {
         let bus = Self::new(machine);
         examples::add_all(&bus);
