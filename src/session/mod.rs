@@ -4,6 +4,7 @@
 //! operation, and whatever its guest does costs this thread's time only.
 
 pub mod exports;
+mod handle;
 pub mod link;
 pub mod nodes;
 pub mod operation;
@@ -12,21 +13,23 @@ pub mod states;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use conf_space::address::Bdf;
 use conf_space::topology::TopologyKind;
 use log::{debug, error, info, warn};
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Interest, Poll, Token};
 use xenbus::pciif::MAGIC;
 use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, GrantRef, Port, Xen, XenError, XenbusState};
 
+pub use self::handle::{Handle, Status};
+
 use self::exports::Exports;
+use self::handle::Shared;
 use self::link::{Link, Served};
 use self::nodes::{DeviceNode, Paths, optional};
 use self::states::{Peer, Step, View};
@@ -38,9 +41,6 @@ use crate::text::{chain, printable};
 const STORE: Token = Token(0);
 const PORT: Token = Token(1);
 const WAKE: Token = Token(2);
-
-/// A session's stack. Its deepest path copies a few kilobytes.
-const STACK: usize = 256 * 1024;
 
 /// What is told of a device that failed: it must fit into a node, whatever the toolstack wrote.
 const LONGEST_REASON: usize = 400;
@@ -88,111 +88,6 @@ enum FrontendError {
     Page(#[source] XenError),
     #[error("its event channel cannot be bound")]
     Port(#[source] XenError),
-}
-
-/// What is known of a session from outside.
-#[derive(Debug, Clone, Default)]
-pub struct Status {
-    /// The guest's name, as the toolstack wrote it.
-    pub name: String,
-    /// The states of backend and frontend.
-    pub states: Option<(XenbusState, XenbusState)>,
-    /// The devices: address on the host and in the guest.
-    pub devices: Vec<(Bdf, Bdf)>,
-    /// Devices that could not be given to the guest, and why.
-    pub failed: Vec<(String, String)>,
-    /// Operations carried out since the frontend was last connected.
-    pub operations: u64,
-}
-
-/// What a session and its owner share.
-#[derive(Debug, Default)]
-struct Shared {
-    stop: AtomicBool,
-    ended: AtomicBool,
-    status: Mutex<Status>,
-}
-
-/// A running session.
-#[derive(Debug)]
-pub struct Handle {
-    shared: Arc<Shared>,
-    waker: Arc<Waker>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Handle {
-    /// Starts a session. `ended` is called at its end, on its thread.
-    ///
-    /// # Errors
-    /// When there is no memory or file descriptor for it.
-    pub fn start(setup: Setup, ended: impl FnOnce() + Send + 'static) -> io::Result<Self> {
-        let poll = Poll::new()?;
-        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
-        let shared = Arc::new(Shared::default());
-        let domain = setup.domain;
-        setup.devices.set_waker(domain, {
-            let waker = Arc::clone(&waker);
-            Box::new(move || wake(&waker))
-        });
-        let thread = thread::Builder::new()
-            .name(format!("domain {domain}"))
-            .stack_size(STACK)
-            .spawn({
-                let shared = Arc::clone(&shared);
-                move || {
-                    let devices = Arc::clone(&setup.devices);
-                    match Session::new(setup, poll, Arc::clone(&shared)).map(Session::run) {
-                        Ok(Ok(())) => debug!("domain {domain}: session ended"),
-                        Ok(Err(error)) | Err(error) => error!(
-                            "domain {domain}: its PCI devices are no longer served: {}",
-                            chain(&error)
-                        ),
-                    }
-                    devices.forget_waker(domain);
-                    shared.ended.store(true, Ordering::Release);
-                    ended();
-                }
-            })?;
-        Ok(Self {
-            shared,
-            waker,
-            thread: Some(thread),
-        })
-    }
-
-    /// Whether it has come to its end.
-    pub fn has_ended(&self) -> bool {
-        self.shared.ended.load(Ordering::Acquire)
-    }
-
-    /// What it is doing.
-    pub fn status(&self) -> Status {
-        self.shared
-            .status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-    }
-}
-
-impl Drop for Handle {
-    /// Ends the session's thread. The guest keeps its devices: the next daemon goes on.
-    fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::Release);
-        wake(&self.waker);
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("a session's thread has panicked; please report this");
-        }
-    }
-}
-
-fn wake(waker: &Waker) {
-    if let Err(error) = waker.wake() {
-        error!("cannot wake a session: {error}");
-    }
 }
 
 struct Session {

@@ -1,0 +1,122 @@
+//! A running session, as the daemon holds it.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use conf_space::address::Bdf;
+use log::{debug, error};
+use mio::{Poll, Waker};
+use xenbus::XenbusState;
+
+use super::{Session, Setup, WAKE};
+use crate::text::chain;
+
+/// A session's stack. Its deepest path copies a few kilobytes.
+const STACK: usize = 256 * 1024;
+
+/// What is known of a session from outside.
+#[derive(Debug, Clone, Default)]
+pub struct Status {
+    /// The guest's name, as the toolstack wrote it.
+    pub name: String,
+    /// The states of backend and frontend.
+    pub states: Option<(XenbusState, XenbusState)>,
+    /// The devices: address on the host and in the guest.
+    pub devices: Vec<(Bdf, Bdf)>,
+    /// Devices that could not be given to the guest, and why.
+    pub failed: Vec<(String, String)>,
+    /// Operations carried out since the frontend was last connected.
+    pub operations: u64,
+}
+
+/// What a session and its owner share.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    pub(super) stop: AtomicBool,
+    ended: AtomicBool,
+    pub(super) status: Mutex<Status>,
+}
+
+/// A running session.
+#[derive(Debug)]
+pub struct Handle {
+    shared: Arc<Shared>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Starts a session. `ended` is called at its end, on its thread.
+    ///
+    /// # Errors
+    /// When there is no memory or file descriptor for it.
+    pub fn start(setup: Setup, ended: impl FnOnce() + Send + 'static) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
+        let shared = Arc::new(Shared::default());
+        let domain = setup.domain;
+        setup.devices.set_waker(domain, {
+            let waker = Arc::clone(&waker);
+            Box::new(move || wake(&waker))
+        });
+        let thread = thread::Builder::new()
+            .name(format!("domain {domain}"))
+            .stack_size(STACK)
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    let devices = Arc::clone(&setup.devices);
+                    match Session::new(setup, poll, Arc::clone(&shared)).map(Session::run) {
+                        Ok(Ok(())) => debug!("domain {domain}: session ended"),
+                        Ok(Err(error)) | Err(error) => error!(
+                            "domain {domain}: its PCI devices are no longer served: {}",
+                            chain(&error)
+                        ),
+                    }
+                    devices.forget_waker(domain);
+                    shared.ended.store(true, Ordering::Release);
+                    ended();
+                }
+            })?;
+        Ok(Self {
+            shared,
+            waker,
+            thread: Some(thread),
+        })
+    }
+
+    /// Whether it has come to its end.
+    pub fn has_ended(&self) -> bool {
+        self.shared.ended.load(Ordering::Acquire)
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> Status {
+        self.shared
+            .status
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Drop for Handle {
+    /// Ends the session's thread. The guest keeps its devices: the next daemon goes on.
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Release);
+        wake(&self.waker);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("a session's thread has panicked; please report this");
+        }
+    }
+}
+
+fn wake(waker: &Waker) {
+    if let Err(error) = waker.wake() {
+        error!("cannot wake a session: {error}");
+    }
+}
