@@ -86,7 +86,7 @@ start_backend() {
     *)
       pcibackd $PCIBACKD_FLAGS >>$LOG 2>&1 &
       echo $! >$STATE/pid
-      wait_for 10 backend_is_ready ;;
+      wait_for 20 backend_is_ready ;;
   esac
 }
 
@@ -103,7 +103,7 @@ stop_backend() {
     stock) rmmod xen-pciback || failed=1 ;;
     *)
       kill "$(cat $STATE/pid)"
-      wait_for 10 backend_is_gone || failed=1
+      wait_for 20 backend_is_gone || failed=1
       rm -f $STATE/pid ;;
   esac
   return $failed
@@ -126,7 +126,7 @@ create_guest() {
     for line in "$@"; do echo "$line"; done
   } | tr ';' '\n' >"/tmp/$name.cfg"
   xl create "/tmp/$name.cfg" || return
-  wait_for 60 guest_is_ready "$name"
+  wait_for 100 guest_is_ready "$name"
 }
 
 guest_is_ready() { xenstore-exists "/local/domain/$(xl domid "$1")/data/ready"; }
@@ -141,7 +141,7 @@ guest() {
   number=$(($(cat $STATE/number 2>/dev/null) + 1))
   echo $number >$STATE/number
   xenstore-write "$path/command" "$number $(echo "$*" | sed 's/\\/\\\\/g')"
-  each_change "${GUEST_TIMEOUT:-60}" "$path/result" guest_has_answered "$path/result" $number ||
+  each_change "${GUEST_TIMEOUT:-100}" "$path/result" guest_has_answered "$path/result" $number ||
     { echo "the guest does not answer"; return 124; }
   xenstore-read -R "$path/output" && echo
   return "$(xenstore-read "$path/result" | cut -d' ' -f2)"

@@ -9,9 +9,9 @@ nic_up() {
   wait_until grep -q 1 /sys/class/net/eth0/carrier
 }
 
-# wait_until COMMAND...: ten seconds at most
+# wait_until COMMAND...: half a minute at most
 wait_until() {
-  for _ in $(seq 50); do
+  for _ in $(seq 150); do
     "$@" 2>/dev/null && return
     sleep 0.2
   done

@@ -29,10 +29,10 @@ first_mib_sum() { head -c 1M "$1" | sha256sum | cut -d' ' -f1; }
 
 # boot NAME...: plays these scenarios in one boot. Adds to $failed, and leaves in $not_played what a failure kept from being played.
 boot() {
-  local line name="" log=$logs/$1.log console=$logs/$1.console.log limit=60 verdict="" now xen
+  local line name="" log=$logs/$1.log console=$logs/$1.console.log limit=60 verdict="" status=0 now xen
   not_played=()
   for name in "$@"; do
-    limit=$((limit + $(setting "$name" TIMEOUT 120) + 10))
+    limit=$((limit + $(setting "$name" TIMEOUT 240) + 10))
   done
   rm -rf "$work/settings"
   mkdir -p "$work/settings/lab"
@@ -75,10 +75,11 @@ END
     esac
     printf '%s\n' "$line" >>"$log"
   done < <("$@" </dev/null 2>&1)
+  wait $! || status=$?
   ((${#play[@]})) || return 0
   # ended early: a scenario failed, or the machine did
   tail -n 120 "$log"
-  [[ $verdict ]] || { echo "--- the machine ended without a word; its console:"; tail -n 40 "$console"; }
+  [[ $verdict ]] || { echo "--- the machine ended before its time (status $status); its console:"; tail -n 40 "$console"; }
   echo "lab: ${play[0]}: FAIL (log: $log, the machine's console: $console)"
   failed+=("${play[0]}")
   not_played=("${play[@]:1}")

@@ -1,6 +1,7 @@
 # speed and size, side by side with the stock backend in one boot: stock, pcibackd, pcibackd, stock, each with the same guest
 ALONE=yes
-TIMEOUT=400
+TIMEOUT=900
+GUEST_TIMEOUT=200
 story() {
   turn=0
   for BACKEND in stock pcibackd pcibackd stock; do
