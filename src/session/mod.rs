@@ -3,11 +3,13 @@
 //! A session owns its connection to xenstore, its page, its port and its devices. It shares no lock with another on the path of an
 //! operation, and whatever its guest does costs this thread's time only.
 
+mod connection;
 pub mod exports;
 mod handle;
 pub mod link;
 pub mod nodes;
 pub mod operation;
+mod reconfigure;
 mod spin;
 pub mod states;
 
@@ -19,19 +21,18 @@ use std::time::{Duration, Instant};
 
 use conf_space::address::Bdf;
 use conf_space::topology::TopologyKind;
-use log::{debug, error, info, warn};
+use log::{debug, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use xenbus::pciif::MAGIC;
 use xenbus::xenstore::{Client, Error as StoreError, Store};
-use xenbus::{DomId, GrantRef, Port, Xen, XenError, XenbusState};
+use xenbus::{DomId, GrantRef, Port, Xen, XenbusState};
 
 pub use self::handle::{Handle, Status};
 
 use self::exports::Exports;
 use self::handle::Shared;
 use self::link::{Link, Served};
-use self::nodes::{DeviceNode, Paths, optional};
+use self::nodes::{Paths, optional};
 use self::states::{Peer, Step, View};
 use crate::config::Config;
 use crate::host::devices::Devices;
@@ -41,9 +42,6 @@ use crate::text::{chain, printable};
 const STORE: Token = Token(0);
 const PORT: Token = Token(1);
 const WAKE: Token = Token(2);
-
-/// What is told of a device that failed: it must fit into a node, whatever the toolstack wrote.
-const LONGEST_REASON: usize = 400;
 
 /// Changes of state in a row that are followed at once. The machine comes to rest in fewer; a guest that writes its state without end is
 /// looked at again when its next event is due.
@@ -71,23 +69,6 @@ enum SessionError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Io(#[from] io::Error),
-}
-
-/// What the frontend offers cannot be used.
-#[derive(Debug, thiserror::Error)]
-enum FrontendError {
-    #[error("its node {node}")]
-    Node {
-        node: &'static str,
-        #[source]
-        source: StoreError,
-    },
-    #[error("it speaks version '{found}' of the interface, not '{MAGIC}'")]
-    Magic { found: String },
-    #[error("its page cannot be mapped")]
-    Page(#[source] XenError),
-    #[error("its event channel cannot be bound")]
-    Port(#[source] XenError),
 }
 
 struct Session {
@@ -348,203 +329,6 @@ impl Session {
         }
         debug!("domain {}: {switched:?}", self.setup.domain);
         Ok(())
-    }
-
-    /// After a restart: takes up the devices that the guest has, as their records say, and lets go of those that were taken from it
-    /// meanwhile.
-    fn restore_exports(&mut self) -> Result<(), SessionError> {
-        let domain = self.setup.domain;
-        let nodes = nodes::devices(&mut self.store, &self.paths)?;
-        for device in self.setup.devices.list() {
-            let bdf = device.bdf;
-            if !device.is_held_by(domain) {
-                continue;
-            }
-            if !nodes.iter().any(|node| node.address == Ok(bdf)) {
-                info!("domain {domain}: {bdf} was taken away");
-                self.setup.devices.release(&device);
-            } else if let Err(error) = self.exports.add(bdf, None) {
-                // It stays the guest's: taking it away would be worse.
-                let why = chain(&error);
-                error!("domain {domain}: {bdf} cannot be served again: {why}");
-                self.failed.push((bdf.to_string(), why));
-            }
-        }
-        Ok(())
-    }
-
-    /// Exports what the toolstack marked 1 and takes away what it marked 5. A device that fails is told of, and the others go on.
-    fn reconfigure(&mut self) -> Result<(), SessionError> {
-        for node in nodes::devices(&mut self.store, &self.paths)? {
-            match node.state {
-                XenbusState::Initialising => self.export(&node)?,
-                XenbusState::Closing => self.take_away(&node)?,
-                _ => {}
-            }
-        }
-        for root in self.exports.topology().roots() {
-            nodes::publish_root(&mut self.store, &self.paths, root.segment, root.bus)?;
-        }
-        Ok(())
-    }
-
-    fn export(&mut self, node: &DeviceNode) -> Result<(), SessionError> {
-        let domain = self.setup.domain;
-        let bdf = match &node.address {
-            Ok(bdf) => *bdf,
-            Err(text) => {
-                return self.fail_device(
-                    node,
-                    text,
-                    "is no PCI address: domain:bus:device.function, as in 0000:03:00.0",
-                );
-            }
-        };
-        match self.exports.add(bdf, node.wished) {
-            Ok(seen_as) => {
-                info!("domain {domain}: {bdf} is {seen_as} in the guest");
-                self.store.write(
-                    &self.paths.indexed("vdev", node.n),
-                    seen_as.vdev().to_string(),
-                )?;
-                self.store.write(
-                    &self.paths.indexed("state", node.n),
-                    XenbusState::Initialised.number().to_string(),
-                )?;
-                Ok(())
-            }
-            Err(error) if error.is_temporary() => {
-                debug!("domain {domain}: waiting: {}", chain(&error));
-                self.waiting_for_device = true;
-                Ok(())
-            }
-            Err(error) => self.fail_device(node, &bdf.to_string(), &chain(&error)),
-        }
-    }
-
-    /// By its address on the host: indices shift, and the address in the guest may be another device's by now.
-    fn take_away(&mut self, node: &DeviceNode) -> Result<(), SessionError> {
-        if let Ok(bdf) = node.address
-            && self.exports.remove(bdf)
-        {
-            info!("domain {}: {bdf} was taken away", self.setup.domain);
-        }
-        // Not to be done again, should the toolstack leave the node behind.
-        self.store.write(
-            &self.paths.indexed("state", node.n),
-            XenbusState::Closed.number().to_string(),
-        )?;
-        Ok(())
-    }
-
-    fn fail_device(
-        &mut self,
-        node: &DeviceNode,
-        device: &str,
-        why: &str,
-    ) -> Result<(), SessionError> {
-        let short = |text: &str| {
-            printable(text)
-                .chars()
-                .take(LONGEST_REASON)
-                .collect::<String>()
-        };
-        let (device, why) = (short(device), short(why));
-        error!("domain {}: cannot have {device}: {why}", self.setup.domain);
-        self.store
-            .write(&self.paths.indexed("error", node.n), &why)?;
-        self.store.write(
-            &self.paths.indexed("state", node.n),
-            XenbusState::Closed.number().to_string(),
-        )?;
-        self.store.write(
-            &self.paths.error,
-            format!("{} {device}: {why}", libc::EINVAL),
-        )?;
-        self.failed.push((device, why));
-        Ok(())
-    }
-
-    /// The frontend cannot be connected: the guest's own affair, told in the error node.
-    fn fail(&mut self, current: XenbusState, error: &FrontendError) -> Result<(), SessionError> {
-        let why = chain(error);
-        if self.log_limit.allow() {
-            error!(
-                "domain {}: its PCI frontend cannot be connected: {why}",
-                self.setup.domain
-            );
-        }
-        self.store
-            .write(&self.paths.error, format!("{} {why}", libc::EINVAL))?;
-        self.show(current, XenbusState::Closing)
-    }
-
-    /// The page and the port that the frontend offers.
-    fn offer(&mut self) -> Result<(GrantRef, Port), FrontendError> {
-        let node = |node| move |source| FrontendError::Node { node, source };
-        let reference = self
-            .store
-            .read_number(&self.paths.theirs("pci-op-ref"))
-            .map_err(node("pci-op-ref"))?;
-        let remote = self
-            .store
-            .read_number(&self.paths.theirs("event-channel"))
-            .map_err(node("event-channel"))?;
-        Ok((reference, remote))
-    }
-
-    fn connect(&mut self) -> Result<(), FrontendError> {
-        self.disconnect();
-        let domain = self.setup.domain;
-        let magic = self
-            .store
-            .read_string(&self.paths.theirs("magic"))
-            .map_err(|source| FrontendError::Node {
-                node: "magic",
-                source,
-            })?;
-        if magic != MAGIC {
-            return Err(FrontendError::Magic {
-                found: magic.chars().take(20).collect(),
-            });
-        }
-        let (reference, remote) = self.offer()?;
-        let page = self
-            .setup
-            .xen
-            .map_page(domain, reference)
-            .map_err(FrontendError::Page)?;
-        let port = self
-            .setup
-            .xen
-            .bind_interdomain(domain, remote)
-            .map_err(FrontendError::Port)?;
-        let link = Link::new(page, port);
-        if let Err(error) = self.poll.registry().register(
-            &mut SourceFd(&link.fd().as_raw_fd()),
-            PORT,
-            Interest::READABLE,
-        ) {
-            return Err(FrontendError::Port(XenError::Failed {
-                operation: "waiting for events".into(),
-                source: error,
-            }));
-        }
-        self.link = Some(link);
-        self.linked_to = Some((reference, remote));
-        Ok(())
-    }
-
-    fn disconnect(&mut self) {
-        self.linked_to = None;
-        if let Some(link) = self.link.take()
-            && let Err(error) = self
-                .poll
-                .registry()
-                .deregister(&mut SourceFd(&link.fd().as_raw_fd()))
-        {
-            warn!("domain {}: {error}", self.setup.domain);
-        }
     }
 
     /// What a toolstack left behind of a domain that is no more. Nobody else removes it.
