@@ -2,6 +2,8 @@
 //!
 //! The socket is a unix stream socket that root alone may use. With [`Request::Serve`] an open `/dev/fuse` travels along (`SCM_RIGHTS`).
 
+use std::collections::BTreeMap;
+
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
 
@@ -136,12 +138,16 @@ pub struct DaemonStatus {
     pub platform: String,
     /// Who sees the facade: `global`, `private` or `off`; with a reason when it is not as configured.
     pub facade: String,
+    /// For how long it has been running.
+    pub uptime_seconds: u64,
+    /// Hidden devices that did not come back from a reset.
+    pub dead: Vec<Bdf>,
     /// Its guests.
     pub guests: Vec<GuestLine>,
 }
 
 /// One guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestLine {
     /// Its number.
     pub domain: u16,
@@ -155,6 +161,47 @@ pub struct GuestLine {
     pub devices: Vec<(Bdf, Bdf)>,
     /// What it could not be given: device, reason.
     pub failed: Vec<(String, String)>,
-    /// Operations since it was connected.
+    /// Operations since this daemon began to serve it.
+    pub operations: u64,
+    /// How many of each kind, by the command's name; those that occurred.
+    pub kinds: BTreeMap<String, u64>,
+    /// What became of those that did not do what the guest wished.
+    pub errors: Errors,
+    /// How long they took.
+    pub latency: Latency,
+}
+
+/// Operations that did not do what the guest wished.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Errors {
+    /// Writes that succeeded and did not reach the device, as no rule lets them.
+    pub dropped: u64,
+    /// Asked of functions that the guest does not have. Every Linux guest probes all of them when it starts.
+    pub absent: u64,
+    /// Refused by the rules.
+    pub refused: u64,
+    /// Failed in the device, the kernel or Xen.
+    pub failed: u64,
+}
+
+/// How long operations took, from being found in the guest's page to the guest's being told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Half of them took at most so long, as exactly as the buckets tell.
+    pub p50_ns: u64,
+    /// As above, for 99 per cent.
+    pub p99_ns: u64,
+    /// The longest.
+    pub max_ns: u64,
+    /// Those that are not empty, the fastest operations first.
+    pub buckets: Vec<Bucket>,
+}
+
+/// Operations that took about as long.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// They took at most so long, and more than half of it; of the first, any time up to this. None: longer than all other buckets' bounds.
+    pub up_to_ns: Option<u64>,
+    /// How many.
     pub operations: u64,
 }

@@ -6,6 +6,7 @@ mod embedded;
 mod guests;
 mod platform;
 mod service;
+mod service_status;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;

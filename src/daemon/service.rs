@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use conf_space::address::Bdf;
 use conf_space::bdf_list;
@@ -13,9 +14,7 @@ use xenbus::DomId;
 use super::driver::SlotDriver;
 use super::guests::Guests;
 use super::platform::Kind;
-use crate::control::protocol::{
-    DaemonStatus, DeviceLine, Entry, Field, GuestLine, Request, Response, Shown,
-};
+use crate::control::protocol::{DeviceLine, Entry, Field, Request, Response, Shown};
 use crate::control::server::Service;
 use crate::facade::{self, RealDrivers};
 use crate::host::HostError;
@@ -26,10 +25,11 @@ use crate::text::chain;
 /// The daemon's answers.
 #[derive(Debug)]
 pub struct DaemonService {
-    platform: Kind,
-    facade: &'static str,
-    devices: Arc<Devices>,
-    guests: Arc<Guests>,
+    pub(super) started: Instant,
+    pub(super) platform: Kind,
+    pub(super) facade: &'static str,
+    pub(super) devices: Arc<Devices>,
+    pub(super) guests: Arc<Guests>,
     driver: Arc<SlotDriver>,
     drivers: Option<RealDrivers>,
 }
@@ -45,6 +45,7 @@ impl DaemonService {
         drivers: Option<RealDrivers>,
     ) -> Self {
         Self {
+            started: Instant::now(),
             platform,
             facade,
             devices,
@@ -233,29 +234,6 @@ impl DaemonService {
             device: line,
             fields: fields.collect(),
         }))
-    }
-
-    fn status(&self) -> Response {
-        let guest = |(domain, status): (DomId, crate::session::Status)| {
-            let state = |state: Option<xenbus::XenbusState>| {
-                state.map_or_else(|| "unknown".to_owned(), |state| state.to_string())
-            };
-            GuestLine {
-                domain: domain.0,
-                name: status.name,
-                backend: state(status.states.map(|(backend, _)| backend)),
-                frontend: state(status.states.map(|(_, frontend)| frontend)),
-                devices: status.devices,
-                failed: status.failed,
-                operations: status.operations,
-            }
-        };
-        Response::Status(DaemonStatus {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            platform: self.platform.name().to_owned(),
-            facade: self.facade.to_owned(),
-            guests: self.guests.status().into_iter().map(guest).collect(),
-        })
     }
 
     fn serve(&self, fuse: Option<OwnedFd>) -> Response {

@@ -10,6 +10,8 @@ use log::{debug, error};
 use mio::{Poll, Waker};
 use xenbus::XenbusState;
 
+use super::meter::Counts;
+use super::telemetry::Telemetry;
 use super::{Session, Setup, WAKE};
 use crate::text::chain;
 
@@ -27,8 +29,8 @@ pub struct Status {
     pub devices: Vec<(Bdf, Bdf)>,
     /// Devices that could not be given to the guest, and why.
     pub failed: Vec<(String, String)>,
-    /// Operations carried out since the frontend was last connected.
-    pub operations: u64,
+    /// Its operations, counted since the session began.
+    pub counts: Counts,
 }
 
 /// What a session and its owner share.
@@ -37,6 +39,7 @@ pub(super) struct Shared {
     pub(super) stop: AtomicBool,
     ended: AtomicBool,
     pub(super) status: Mutex<Status>,
+    pub(super) telemetry: Telemetry,
 }
 
 /// A running session.
@@ -92,13 +95,17 @@ impl Handle {
         self.shared.ended.load(Ordering::Acquire)
     }
 
+    /// Its operations, counted and to be listened to.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.shared.telemetry
+    }
+
     /// What it is doing.
     pub fn status(&self) -> Status {
-        self.shared
-            .status
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let counts = self.shared.telemetry.meter.read();
+        let known = self.shared.status.lock();
+        let known = known.unwrap_or_else(PoisonError::into_inner).clone();
+        Status { counts, ..known }
     }
 }
 

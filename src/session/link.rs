@@ -10,6 +10,7 @@ use xenbus::{EventPort, PageMapping};
 use super::exports::Exports;
 use super::operation;
 use super::spin::Spin;
+use super::telemetry::Telemetry;
 use crate::rate_limit::RateLimit;
 
 /// After this long a frontend has given its operation up (Linux `xen-pcifront.c`: 2 s) and may have put another one into the page.
@@ -42,7 +43,6 @@ pub struct Link {
     /// Operations were carried out since the last event that came without one. Their events may come yet, merged into one: an operation
     /// is often seen in the page before its event.
     event_due: bool,
-    operations: u64,
 }
 
 impl Link {
@@ -55,18 +55,12 @@ impl Link {
             spurious: RateLimit::new(20, Duration::from_millis(50)),
             masked: false,
             event_due: false,
-            operations: 0,
         }
     }
 
     /// Readable when the frontend has sent an event.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.port.fd()
-    }
-
-    /// Operations carried out so far.
-    pub fn operations(&self) -> u64 {
-        self.operations
     }
 
     /// Looks for an event and carries out what waits in the page, and what follows shortly after.
@@ -77,6 +71,7 @@ impl Link {
         &mut self,
         exports: &mut Exports,
         log_limit: &mut RateLimit,
+        telemetry: &Telemetry,
     ) -> std::io::Result<Served> {
         self.masked |= self.port.take()?;
         let mut served = 0;
@@ -84,7 +79,7 @@ impl Link {
             if served == OPERATIONS_IN_A_ROW {
                 return Ok(Served::More);
             }
-            self.serve_one(exports, log_limit)?;
+            self.serve_one(exports, log_limit, telemetry)?;
             self.event_due = true;
             served = served.saturating_add(1);
         }
@@ -105,17 +100,16 @@ impl Link {
         &mut self,
         exports: &mut Exports,
         log_limit: &mut RateLimit,
+        telemetry: &Telemetry,
     ) -> std::io::Result<()> {
         let fetched = Instant::now();
         self.spin.found(fetched);
         let op = self.page.fetch();
         let reply = operation::serve(exports, &op, log_limit);
-        self.operations = self.operations.saturating_add(1);
         // A late reply would answer another request than it was made for.
-        if fetched.elapsed() >= FRONTEND_TIMEOUT
-            || !self.page.active()
-            || !self.page.header_matches(&op)
-        {
+        let took = fetched.elapsed();
+        if took >= FRONTEND_TIMEOUT || !self.page.active() || !self.page.header_matches(&op) {
+            telemetry.record(&op, &reply, took);
             return Ok(());
         }
         self.page.publish(
@@ -124,7 +118,10 @@ impl Link {
             reply.vectors.as_ref().map(Vectors::as_slice),
         );
         self.port.notify()?;
-        self.spin.answered(Instant::now());
+        // The guest goes on meanwhile.
+        let answered = Instant::now();
+        self.spin.answered(answered);
+        telemetry.record(&op, &reply, answered.saturating_duration_since(fetched));
         Ok(())
     }
 }
@@ -166,7 +163,8 @@ mod tests {
         );
         let mut exports = Exports::new(domain, TopologyKind::Vpci, devices, xen);
         // Binding sets the port pending once.
-        link.serve(&mut exports, &mut RateLimit::new(0, Duration::MAX))
+        let mut limit = RateLimit::new(0, Duration::MAX);
+        link.serve(&mut exports, &mut limit, &Telemetry::default())
             .unwrap();
         Setup {
             link,
@@ -180,7 +178,9 @@ mod tests {
     impl Setup {
         fn serve(&mut self) -> Served {
             let mut limit = RateLimit::new(0, Duration::MAX);
-            self.link.serve(&mut self.exports, &mut limit).unwrap()
+            let telemetry = Telemetry::default();
+            let served = self.link.serve(&mut self.exports, &mut limit, &telemetry);
+            served.unwrap()
         }
     }
 

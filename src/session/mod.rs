@@ -7,11 +7,14 @@ mod connection;
 pub mod exports;
 mod handle;
 pub mod link;
+pub mod meter;
 pub mod nodes;
 pub mod operation;
 mod reconfigure;
 mod spin;
 pub mod states;
+pub mod tap;
+pub mod telemetry;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -209,7 +212,8 @@ impl Session {
         let Some(link) = &mut self.link else {
             return Served::Idle;
         };
-        let served = match link.serve(&mut self.exports, &mut self.log_limit) {
+        let telemetry = &self.shared.telemetry;
+        match link.serve(&mut self.exports, &mut self.log_limit, telemetry) {
             Ok(served) => served,
             Err(error) => {
                 warn!(
@@ -218,12 +222,7 @@ impl Session {
                 );
                 Served::Idle
             }
-        };
-        // Shown to `pciback status` when somebody asks, without a lock on every operation.
-        if let Ok(mut status) = self.shared.status.try_lock() {
-            status.operations = link.operations();
         }
-        served
     }
 
     /// Takes steps until there is nothing to do. `false`: the session is over.

@@ -4,6 +4,8 @@
 
 use std::error::Error;
 
+use conf_space::address::Bdf;
+use conf_space::overlay::OpError;
 use log::{info, warn};
 use msi::{Answer, Refusal, Vectors};
 use xenbus::DomId;
@@ -22,28 +24,95 @@ pub struct Reply {
     pub value: u32,
     /// The PIRQs of an enabled MSI-X.
     pub vectors: Option<Vectors>,
+    /// The host's device, if the guest has one where it asked.
+    pub device: Option<Bdf>,
+    /// How it ended, in an operator's eyes.
+    pub outcome: Outcome,
+}
+
+/// How an operation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Outcome {
+    /// As the guest wished.
+    Done = 0,
+    /// It was a write to what guests may not write: it succeeded, and did not reach the device.
+    Dropped = 1,
+    /// The guest has no device there.
+    Absent = 2,
+    /// It is against the rules.
+    Refused = 3,
+    /// The device, the kernel or Xen failed.
+    Failed = 4,
+}
+
+impl Outcome {
+    /// The inverse of `as u8`; of another number: failed.
+    pub fn from_number(number: u8) -> Self {
+        [Self::Done, Self::Dropped, Self::Absent, Self::Refused]
+            .into_iter()
+            .find(|outcome| *outcome as u8 == number)
+            .unwrap_or(Self::Failed)
+    }
+
+    /// The outcome in a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Dropped => "dropped",
+            Self::Absent => "absent",
+            Self::Refused => "refused",
+            Self::Failed => "failed",
+        }
+    }
+
+    fn of(error: OpError) -> Self {
+        match error {
+            OpError::InvalidOffset | OpError::AccessDenied => Self::Refused,
+            OpError::DeviceNotFound | OpError::Failed { .. } => Self::Failed,
+        }
+    }
+
+    fn of_refusal(refusal: &Refusal) -> Self {
+        match refusal {
+            Refusal::Unspeakable { .. }
+            | Refusal::Xen(_)
+            | Refusal::Cleanup(_)
+            | Refusal::Config(_) => Self::Failed,
+            _ => Self::Refused,
+        }
+    }
 }
 
 impl Reply {
-    fn new(error: PciError, value: u32) -> Self {
+    fn new(outcome: Outcome, error: PciError, value: u32) -> Self {
         Self {
             error,
             value,
             vectors: None,
+            device: None,
+            outcome,
         }
     }
 
     fn done(value: u32) -> Self {
-        Self::new(PciError::SUCCESS, value)
+        Self::new(Outcome::Done, PciError::SUCCESS, value)
     }
 }
 
 /// Carries out one operation. What is refused is logged as often as `limit` allows.
 pub fn serve(exports: &mut Exports, op: &PciOp, limit: &mut RateLimit) -> Reply {
     let domain = exports.domain();
-    let Some(export) = exports.find(op.domain, op.bus, op.devfn) else {
-        return Reply::new(PciError::DEV_NOT_FOUND, op.value);
-    };
+    match exports.find(op.domain, op.bus, op.devfn) {
+        Some(export) => Reply {
+            device: Some(export.device.bdf),
+            ..carry_out(domain, export, op, limit)
+        },
+        None => Reply::new(Outcome::Absent, PciError::DEV_NOT_FOUND, op.value),
+    }
+}
+
+fn carry_out(domain: DomId, export: &mut Export, op: &PciOp, limit: &mut RateLimit) -> Reply {
     match op.command() {
         Some(Command::ConfRead) => {
             match export
@@ -51,12 +120,12 @@ pub fn serve(exports: &mut Exports, op: &PciOp, limit: &mut RateLimit) -> Reply 
                 .read(&*export.device.config, op.offset, op.size)
             {
                 Ok(value) => Reply::done(value),
-                Err(error) => Reply::new(PciError(error.code()), 0),
+                Err(error) => Reply::new(Outcome::of(error), PciError(error.code()), 0),
             }
         }
         Some(Command::ConfWrite) => match write(export, op) {
-            Ok(()) => Reply::done(op.value),
-            Err(error) => Reply::new(error, op.value),
+            Ok(outcome) => Reply::new(outcome, PciError::SUCCESS, op.value),
+            Err(error) => Reply::new(Outcome::of(error), PciError(error.code()), op.value),
         },
         Some(command @ (Command::EnableMsi | Command::EnableMultiMsi)) => {
             let count = if command == Command::EnableMsi {
@@ -86,18 +155,20 @@ pub fn serve(exports: &mut Exports, op: &PciOp, limit: &mut RateLimit) -> Reply 
         }
         // Newer Linux frontends send disable_msi for MSI-X as well: whichever is on goes off.
         Some(Command::DisableMsi | Command::DisableMsix) => {
-            if let Err(error) = export.interrupts.disable()
+            let disabled = export.interrupts.disable();
+            if let Err(error) = &disabled
                 && limit.allow()
             {
                 warn!(
                     "domain {domain}: {} is disabled, but {}",
                     export.device.bdf,
-                    chain(&error)
+                    chain(error)
                 );
             }
-            Reply::done(export.interrupts.legacy())
+            let outcome = disabled.map_or(Outcome::Failed, |()| Outcome::Done);
+            Reply::new(outcome, PciError::SUCCESS, export.interrupts.legacy())
         }
-        None => Reply::new(PciError::NOT_IMPLEMENTED, op.value),
+        None => Reply::new(Outcome::Refused, PciError::NOT_IMPLEMENTED, op.value),
     }
 }
 
@@ -116,10 +187,10 @@ fn refused(
             chain(why)
         );
     }
-    Reply::new(answer.error, answer.value)
+    Reply::new(Outcome::of_refusal(refusal), answer.error, answer.value)
 }
 
-fn write(export: &mut Export, op: &PciOp) -> Result<(), PciError> {
+fn write(export: &mut Export, op: &PciOp) -> Result<Outcome, OpError> {
     let policy = export.policy();
     let written = export.overlay.write(
         &*export.device.config,
@@ -142,7 +213,7 @@ fn write(export: &mut Export, op: &PciOp) -> Result<(), PciError> {
         .device
         .record
         .set_overlay(export.overlay.state().to_bits());
-    written.map(drop).map_err(|error| PciError(error.code()))
+    written.map(|effect| effect.dropped.map_or(Outcome::Done, |_| Outcome::Dropped))
 }
 
 fn tell_of_dropped_write(export: &mut Export, offset: u16) {

@@ -19,4 +19,5 @@ mod killed;
 mod properties;
 mod restart;
 mod returning;
+mod seeing;
 mod variants;

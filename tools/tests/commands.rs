@@ -206,7 +206,7 @@ fn the_status_tells_version_platform_and_facade() {
     assert_eq!(status.platform, "sim");
     let (_, text, _) = daemon.pciback(&["status"]);
     let first = format!(
-        "pcibackd {}, platform sim, facade {}\n",
+        "pcibackd {}, platform sim, facade {}, up ",
         status.version, status.facade
     );
     assert!(text.starts_with(&first), "{text}");

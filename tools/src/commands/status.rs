@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use clap::Args;
-use pcibackd::control::protocol::{DaemonStatus, GuestLine, Request, Response};
+use pcibackd::control::protocol::{DaemonStatus, Errors, GuestLine, Latency, Request, Response};
 use pcibackd::text::printable;
 
 use crate::daemon;
 use crate::outcome::{CommandError, Outcome};
-use crate::output;
 use crate::output::style::{Paint, Style};
 use crate::output::table::{Cell, Table};
+use crate::output::{self, duration};
 
 /// What `pciback status` takes.
 #[derive(Debug, Args)]
@@ -36,11 +36,17 @@ pub fn run(run_dir: &Path, arguments: &Status) -> Result<Outcome, CommandError> 
 
 fn text(status: &DaemonStatus, paint: Paint) -> String {
     let mut text = format!(
-        "pcibackd {}, platform {}, facade {}\n",
+        "pcibackd {}, platform {}, facade {}, up {}\n",
         printable(&status.version),
         printable(&status.platform),
-        printable(&status.facade)
+        printable(&status.facade),
+        duration::uptime(status.uptime_seconds)
     );
+    for device in &status.dead {
+        let told = format!("{device} did not come back from its last reset");
+        text.push_str(&paint.paint(Style::Bad, &told));
+        text.push('\n');
+    }
     if status.guests.is_empty() {
         text.push_str("no guest has PCI devices\n");
     }
@@ -65,10 +71,9 @@ fn guest_text(guest: &GuestLine, paint: Paint) -> String {
         Style::Notable
     };
     let mut text = format!(
-        "{}: {}, {} operations\n",
+        "{}: {}\n",
         paint.paint(Style::Heading, &name),
         paint.paint(style, &states),
-        guest.operations
     );
     let mut table = Table::new(&["DEVICE", "SEEN AS", ""]).indented(2);
     for (device, seen_as) in &guest.devices {
@@ -82,11 +87,77 @@ fn guest_text(guest: &GuestLine, paint: Paint) -> String {
         ]);
     }
     text.push_str(&table.render(paint));
+    text.push_str(&operations(guest, paint));
+    text
+}
+
+/// What the guest asked, what became of it, and how long it took.
+fn operations(guest: &GuestLine, paint: Paint) -> String {
+    let counted = |(name, count): (&String, &u64)| format!("{} {count}", printable(name));
+    let kinds: Vec<String> = guest.kinds.iter().map(counted).collect();
+    let mut text = format!("  operations: {}", guest.operations);
+    if !kinds.is_empty() {
+        text.push_str(&format!(" ({})", kinds.join(", ")));
+    }
+    text.push('\n');
+    let Errors {
+        dropped,
+        absent,
+        refused,
+        failed,
+    } = guest.errors;
+    let unusual = |count: u64, what: &str, style| {
+        (count > 0).then(|| paint.paint(style, &format!("{count} {what}")))
+    };
+    let errors: Vec<String> = [
+        unusual(failed, "failed", Style::Bad),
+        unusual(refused, "refused", Style::Notable),
+        unusual(dropped, "writes dropped", Style::Notable),
+        unusual(absent, "to functions that are not there", Style::Plain),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !errors.is_empty() {
+        text.push_str(&format!("  of these: {}\n", errors.join(", ")));
+    }
+    if guest.operations > 0 {
+        text.push_str(&latency(&guest.latency, paint));
+    }
+    text
+}
+
+/// Widest bar of the histogram.
+const WIDEST: u64 = 40;
+
+fn latency(latency: &Latency, paint: Paint) -> String {
+    let mut text = format!(
+        "  latency: half within {}, 99 % within {}, longest {}\n",
+        duration::short(latency.p50_ns),
+        duration::short(latency.p99_ns),
+        duration::short(latency.max_ns)
+    );
+    let most = latency.buckets.iter().map(|bucket| bucket.operations).max();
+    let mut table = Table::new(&["UP TO", "OPERATIONS", ""]).indented(4);
+    for bucket in &latency.buckets {
+        let width = bucket.operations.saturating_mul(WIDEST);
+        let width = width.div_ceil(most.unwrap_or(1).max(1)).min(WIDEST);
+        let bar = "#".repeat(usize::try_from(width).unwrap_or(0));
+        let bound = bucket.up_to_ns.map_or("longer".to_owned(), duration::short);
+        table.row([
+            bound.into(),
+            bucket.operations.to_string().into(),
+            bar.into(),
+        ]);
+    }
+    text.push_str(&table.render(paint));
     text
 }
 
 #[cfg(test)]
 mod tests {
+    use pcibackd::control::protocol::Bucket;
+
     use super::*;
 
     fn status(guests: Vec<GuestLine>) -> DaemonStatus {
@@ -94,13 +165,19 @@ mod tests {
             version: "0.1.0".into(),
             platform: "xen".into(),
             facade: "global".into(),
+            uptime_seconds: 93_784,
+            dead: vec!["05:00.0".parse().unwrap()],
             guests,
         }
     }
 
     #[test]
     fn a_daemon_without_guests_says_so() {
-        let expected = "pcibackd 0.1.0, platform xen, facade global\nno guest has PCI devices\n";
+        let expected = "\
+pcibackd 0.1.0, platform xen, facade global, up 1 d 2 h
+0000:05:00.0 did not come back from its last reset
+no guest has PCI devices
+";
         assert_eq!(text(&status(Vec::new()), Paint::NONE), expected);
     }
 
@@ -113,16 +190,58 @@ mod tests {
             frontend: "Connected (4)".into(),
             devices: vec![("03:00.0".parse().unwrap(), "00:00.0".parse().unwrap())],
             failed: vec![("0000:04:00.0".into(), "it is not hidden".into())],
-            operations: 1520,
+            ..GuestLine::default()
         };
-        let expected = "\
-pcibackd 0.1.0, platform xen, facade global
-
-domain 3 'web': backend Connected (4), frontend Connected (4), 1520 operations
+        let expected = "
+domain 3 'web': backend Connected (4), frontend Connected (4)
   DEVICE        SEEN AS
   0000:03:00.0  0000:00:00.0
   0000:04:00.0  -             failed: it is not hidden
+  operations: 0
 ";
-        assert_eq!(text(&status(vec![guest]), Paint::NONE), expected);
+        let text = text(&status(vec![guest]), Paint::NONE);
+        assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn a_guests_operations_are_told_by_kind_by_what_became_of_them_and_by_their_latency() {
+        let bucket = |up_to_ns, operations| Bucket {
+            up_to_ns,
+            operations,
+        };
+        let guest = GuestLine {
+            operations: 1520,
+            kinds: [
+                ("conf_read".to_owned(), 1500),
+                ("conf_write".to_owned(), 20),
+            ]
+            .into(),
+            errors: Errors {
+                dropped: 2,
+                absent: 255,
+                refused: 0,
+                failed: 1,
+            },
+            latency: Latency {
+                p50_ns: 4096,
+                p99_ns: 8192,
+                max_ns: 12_000_000_000,
+                buckets: vec![
+                    bucket(Some(4096), 1000),
+                    bucket(Some(8192), 519),
+                    bucket(None, 1),
+                ],
+            },
+            ..GuestLine::default()
+        };
+        let expected = "  operations: 1520 (conf_read 1500, conf_write 20)
+  of these: 1 failed, 2 writes dropped, 255 to functions that are not there
+  latency: half within 4.0 µs, 99 % within 8.1 µs, longest 12.0 s
+    UP TO   OPERATIONS
+    4.0 µs  1000        ########################################
+    8.1 µs  519         #####################
+    longer  1           #
+";
+        assert_eq!(operations(&guest, Paint::NONE), expected);
     }
 }

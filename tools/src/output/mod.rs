@@ -1,6 +1,7 @@
 //! What persons and programs get to see.
 
 pub mod class;
+pub mod duration;
 pub mod style;
 pub mod table;
 

@@ -1,0 +1,73 @@
+//! The answer to [`Request::Status`](crate::control::protocol::Request::Status).
+
+use std::time::Duration;
+
+use xenbus::{DomId, XenbusState};
+
+use super::service::DaemonService;
+use crate::control::protocol::{Bucket, DaemonStatus, Errors, GuestLine, Latency, Response};
+use crate::host::record::Phase;
+use crate::session::Status;
+use crate::session::meter::Counts;
+
+impl DaemonService {
+    pub(super) fn status(&self) -> Response {
+        let guests = self.guests.status().into_iter();
+        let devices = self.devices.list().into_iter();
+        Response::Status(DaemonStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            platform: self.platform.name().to_owned(),
+            facade: self.facade.to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            dead: devices
+                .filter(|device| device.record.phase() == Some(Phase::Dead))
+                .map(|device| device.bdf)
+                .collect(),
+            guests: guests.map(guest_line).collect(),
+        })
+    }
+}
+
+fn guest_line((domain, status): (DomId, Status)) -> GuestLine {
+    let state = |state: Option<XenbusState>| {
+        state.map_or_else(|| "unknown".to_owned(), |state| state.to_string())
+    };
+    let counts = &status.counts;
+    GuestLine {
+        domain: domain.0,
+        name: status.name,
+        backend: state(status.states.map(|(backend, _)| backend)),
+        frontend: state(status.states.map(|(_, frontend)| frontend)),
+        devices: status.devices,
+        failed: status.failed,
+        operations: counts.total(),
+        kinds: counts
+            .kinds()
+            .filter(|(_, count)| *count > 0)
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect(),
+        errors: Errors {
+            dropped: counts.dropped,
+            absent: counts.absent,
+            refused: counts.refused,
+            failed: counts.failed,
+        },
+        latency: latency(counts),
+    }
+}
+
+fn latency(counts: &Counts) -> Latency {
+    let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let buckets = counts.latency().filter(|(_, count)| *count > 0);
+    Latency {
+        p50_ns: nanoseconds(counts.percentile(50)),
+        p99_ns: nanoseconds(counts.percentile(99)),
+        max_ns: nanoseconds(counts.max),
+        buckets: buckets
+            .map(|(bound, operations)| Bucket {
+                up_to_ns: bound.map(nanoseconds),
+                operations,
+            })
+            .collect(),
+    }
+}
