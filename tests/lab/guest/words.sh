@@ -1,11 +1,11 @@
 # The words for commands that run in a guest
 
-# nic_up [DRIVER...]: loads it and brings the first network card up, at 10.0.2.15
+# nic_up [DRIVER...]: loads it and brings the first network card up, at $ADDRESS (10.0.2.15 if not said)
 nic_up() {
   for module in "$@"; do modprobe "$module" || return; done
   wait_until [ -e /sys/class/net/eth0 ] || return
   ip link set eth0 up || return
-  ip addr add 10.0.2.15/24 dev eth0
+  ip addr add ${ADDRESS:-10.0.2.15}/24 dev eth0
   wait_until grep -q 1 /sys/class/net/eth0/carrier
 }
 

@@ -7,6 +7,7 @@
 #   00:07.0  AHCI with a disk, MSI
 #   00:08.0  NVMe, MSI-X
 #   01:00.0  e1000e behind the root port 00:09.0
+#   02:00.0  igb, which has SR-IOV, behind the root port 00:0a.0
 devices() {
   echo "-device intel-iommu,intremap=on
     -netdev user,id=net5 -device e1000e,bus=pcie.0,addr=5,netdev=net5,mac=52:54:00:00:00:05,romfile=
@@ -14,7 +15,9 @@ devices() {
     -drive file=$work/sata.img,id=sata,if=none,format=raw -device ich9-ahci,id=ahci,bus=pcie.0,addr=7 -device ide-hd,bus=ahci.0,drive=sata
     -drive file=$work/nvme.img,id=nvme,if=none,format=raw -device nvme,bus=pcie.0,addr=8,drive=nvme,serial=nvme
     -device pcie-root-port,id=port9,bus=pcie.0,addr=9,chassis=9
-    -netdev user,id=net10 -device e1000e,bus=port9,netdev=net10,mac=52:54:00:00:00:10,romfile="
+    -netdev user,id=net10 -device e1000e,bus=port9,netdev=net10,mac=52:54:00:00:00:10,romfile=
+    -device pcie-root-port,id=port10,bus=pcie.0,addr=a,chassis=10
+    -netdev user,id=net20 -device igb,bus=port10,netdev=net20,mac=52:54:00:00:00:20,romfile="
   for name in "$@"; do setting "$name" DEVICES; done
 }
 
