@@ -24,6 +24,7 @@ use std::sync::Arc;
 use conf_space::address::Bdf;
 use conf_space::overlay::Identity;
 use conf_space::{AccessError, ConfigSpace};
+pub use sriov::Function;
 
 /// Something that a host device or its kernel driver refused.
 #[derive(Debug, thiserror::Error)]
@@ -83,23 +84,6 @@ pub trait DeviceConfig: ConfigSpace + Send + Sync + fmt::Debug {}
 
 impl<T: ConfigSpace + Send + Sync + fmt::Debug> DeviceConfig for T {}
 
-/// How a device came to be: what decides which rules hold for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FunctionKind {
-    /// An ordinary device.
-    Plain,
-    /// An SR-IOV physical function with this many virtual functions enabled.
-    Physical {
-        /// Virtual functions enabled now.
-        virtual_functions: u16,
-    },
-    /// An SR-IOV virtual function.
-    Virtual {
-        /// The physical function it belongs to.
-        physical: Bdf,
-    },
-}
-
 /// What the bus knows of a device.
 #[derive(Debug, Clone)]
 pub struct Description {
@@ -107,14 +91,23 @@ pub struct Description {
     pub identity: Identity,
     /// Class code, 24 bits: base class, subclass, programming interface.
     pub class: u32,
-    /// Plain, physical or virtual.
-    pub kind: FunctionKind,
+    /// What it is to SR-IOV: an ordinary device, a physical or a virtual function.
+    pub function: Function,
     /// The legacy interrupt as dom0 numbers it, which for a PV dom0 is the GSI; 0: none.
     pub irq: u32,
     /// The driver bound in dom0.
     pub driver: Option<String>,
     /// Reset methods the kernel offers, best first; empty: none. Names as in sysfs `reset_method`.
     pub reset_methods: Vec<String>,
+}
+
+/// What becomes of virtual functions that are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewFunctions {
+    /// dom0's drivers take them, as the physical function's settings say.
+    Probed,
+    /// No driver of dom0's ever sees them.
+    LeftAlone,
 }
 
 /// The bus that host devices are on. Every method may block for as long as the kernel takes; [`Bus::reset`] up to a minute.
@@ -172,6 +165,18 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// # Errors
     /// The kernel's; a device without a reset method is [`HostError::Refused`].
     fn reset(&self, bdf: Bdf) -> Result<(), HostError>;
+
+    /// Has a physical function's driver make so many virtual functions, or take all of them away (0). The kernel goes from one number to
+    /// another by way of 0 only.
+    ///
+    /// # Errors
+    /// The kernel's, and those of the physical function's driver.
+    fn set_virtual_functions(
+        &self,
+        physical: Bdf,
+        count: u16,
+        new: NewFunctions,
+    ) -> Result<(), HostError>;
 
     /// Why dom0 cannot do without the device, in words an operator understands; `None`: it can.
     ///

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
-use pcibackd::host::{Bus, Config, Description, HostError};
+use pcibackd::host::{Bus, Config, Description, HostError, NewFunctions};
 use xenbus::xenstore::{self, Client};
 use xenbus::{
     DomId, DomainInfo, EventPort, GrantRef, MsiRequest, PageMapping, PciDevice, Pirq, Port, Xen,
@@ -256,6 +256,16 @@ impl Bus for Host {
 
     fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
         self.life.around(|| self.bus.reset(bdf))
+    }
+
+    fn set_virtual_functions(
+        &self,
+        physical: Bdf,
+        count: u16,
+        new: NewFunctions,
+    ) -> Result<(), HostError> {
+        self.life
+            .around(|| self.bus.set_virtual_functions(physical, count, new))
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

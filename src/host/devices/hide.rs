@@ -8,7 +8,7 @@ use xenbus::{DomId, XenError};
 
 use super::device::Parts;
 use super::{Device, DeviceError, Devices, for_xen};
-use crate::host::FunctionKind;
+use crate::host::Function;
 use crate::host::config_state;
 use crate::host::record::{Flags, Phase, Record};
 use crate::text::chain;
@@ -83,9 +83,10 @@ impl Devices {
             return Err(DeviceError::Bridge { bdf });
         }
         if !force {
-            if let FunctionKind::Physical {
-                virtual_functions: count @ 1..,
-            } = before.kind
+            if let Function::Physical {
+                enabled: count @ 1..,
+                ..
+            } = before.function
             {
                 return Err(DeviceError::HasVirtualFunctions { bdf, count });
             }

@@ -24,7 +24,7 @@ pub use self::hide::{Quarantine, RESERVED_FOR, Rebind};
 
 use self::device::Parts;
 use super::record::{Phase, Record, RecordError};
-use super::{Bus, Description, FunctionKind, HostError};
+use super::{Bus, Description, Function, HostError};
 use crate::text::chain;
 
 #[derive(Debug, Default)]
@@ -182,9 +182,9 @@ impl Devices {
 
     fn open_parts(&self, bdf: Bdf, description: Description) -> Result<Parts, DeviceError> {
         let config = self.bus.open(bdf)?;
-        let physical = match description.kind {
-            FunctionKind::Virtual { physical } => Some(self.bus.open(physical)?),
-            FunctionKind::Plain | FunctionKind::Physical { .. } => None,
+        let physical = match description.function {
+            Function::Virtual { physical, .. } => Some(self.bus.open(physical)?),
+            Function::Plain | Function::Physical { .. } => None,
         };
         let interrupts = msi::Interrupts::discover(&*config, &description.identity.resources)
             .map_err(|source| HostError::Unreadable { bdf, source })?;

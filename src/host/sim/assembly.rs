@@ -4,77 +4,45 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex};
 
-use conf_space::capabilities::{CapabilityId, ExtendedCapabilityId};
+use conf_space::capabilities::CapabilityId;
 use conf_space::memory::MemorySpace;
 use conf_space::overlay::Identity;
 use conf_space::registers::header::{self, command, status};
 use conf_space::registers::{Register, capability};
 use conf_space::{Bdf, ConfigSize, ConfigSpace, Resource, ResourceFlags, Width};
 
-use super::builder::{FunctionBuilder, PAGE, VirtualFunctions};
-use super::function::{Faults, Fixed, Function, Kernel, Presence};
+use super::builder::{FunctionBuilder, PAGE};
+use super::function::{Faults, Fixed, Function, Presence};
 use super::interrupts::Messages;
-use super::sriov_capability as sriov;
-use crate::host::FunctionKind;
-
-/// BAR that holds the MSI-X table of a virtual function.
-const VF_TABLE_BAR: u8 = 3;
-/// Bytes of an entry of the MSI-X table (PCIe 7.7.2).
-const TABLE_ENTRY: u32 = 16;
+use super::virtual_functions::Sriov;
 
 impl FunctionBuilder {
-    /// The function, and its virtual functions.
-    pub(super) fn build(mut self, placement: &mut Placement) -> Vec<Function> {
-        let mut built = Vec::new();
-        let mut kind = FunctionKind::Plain;
-        let mut sriov = None;
-        if let Some(virtual_functions) = self.virtual_functions.take() {
-            kind = FunctionKind::Physical {
-                virtual_functions: virtual_functions.count,
-            };
-            built = self.build_virtual(&virtual_functions, placement);
-            sriov = Some(virtual_functions);
-        }
-        let mut function = self.build_one(kind, placement);
-        if let Some(virtual_functions) = sriov {
-            add_sriov(&mut function, &virtual_functions);
-        }
-        built.push(function);
-        built
+    /// How many virtual functions it has from the beginning.
+    pub(super) fn enabled_functions(&self) -> u16 {
+        self.virtual_functions.as_ref().map_or(0, |all| all.count)
     }
 
-    fn build_virtual(&self, all: &VirtualFunctions, placement: &mut Placement) -> Vec<Function> {
-        let routing_id = u16::from_be_bytes([self.bdf.bus(), self.bdf.devfn()]);
-        let ids = (0..all.count).scan(routing_id.wrapping_add(all.first_offset), |next, _| {
-            let id = *next;
-            *next = next.wrapping_add(all.stride);
-            Some(id)
-        });
-        ids.map(|id| {
-            let [bus, devfn] = id.to_be_bytes();
-            let bdf = Bdf::from_devfn(self.bdf.segment(), bus, devfn);
-            let table_size = u32::from(all.vectors)
-                .saturating_mul(TABLE_ENTRY)
-                .next_multiple_of(PAGE)
-                .saturating_add(PAGE)
-                .next_power_of_two();
-            Self {
-                subsystem: self.subsystem,
-                driver: Some(all.driver.to_owned()),
-                model: Some((all.model)()),
-                ..Self::new(bdf, self.vendor, all.device, self.class)
-            }
-            .memory_bar(0, all.bar_size)
-            .memory_bar(VF_TABLE_BAR, table_size)
-            .express()
-            .msix(all.vectors, VF_TABLE_BAR, 0)
-            .build_one(FunctionKind::Virtual { physical: self.bdf }, placement)
-        })
-        .collect()
+    /// The function, without its virtual functions.
+    pub(super) fn build(mut self, placement: &mut Placement) -> Function {
+        let sriov = self
+            .virtual_functions
+            .take()
+            .map(|all| Sriov::new(&self, all, placement));
+        for resource in &mut self.resources {
+            placement.place(resource);
+        }
+        let mut function = self.assemble(None);
+        if let Some(sriov) = sriov {
+            function.add_sriov(sriov);
+        }
+        function.probe_first();
+        function
     }
 
-    fn build_one(mut self, kind: FunctionKind, placement: &mut Placement) -> Function {
-        let is_virtual = matches!(kind, FunctionKind::Virtual { .. });
+    /// The function, without a driver and with its BARs where they are. `virtual_of`: for a virtual function, its physical function and
+    /// its number there.
+    pub(super) fn assemble(self, virtual_of: Option<(Bdf, u16)>) -> Function {
+        let is_virtual = virtual_of.is_some();
         let config_size = if self.extended {
             ConfigSize::Extended
         } else {
@@ -88,9 +56,6 @@ impl FunctionBuilder {
             .map(|offset| space.read(offset, Width::Four).unwrap_or(0))
             .collect();
         // What firmware does from here on does not survive a reset.
-        for resource in &mut self.resources {
-            placement.place(resource);
-        }
         if !is_virtual {
             self.write_bars(&space);
             let _ = space.write(
@@ -112,7 +77,8 @@ impl FunctionBuilder {
                     config_size,
                 },
                 class: self.class,
-                kind,
+                virtual_of,
+                sriov: None,
                 gsi: self.gsi,
                 reset_methods: self.reset_methods,
                 native_driver: self.driver,
@@ -133,11 +99,6 @@ impl FunctionBuilder {
             reset_done: Condvar::new(),
         };
         function.messages = Mutex::new(Messages::new(function.table_length()));
-        let mut kernel = Kernel::default();
-        if let Some(driver) = function.fixed.native_driver.clone() {
-            function.probe(&mut kernel, &driver);
-        }
-        function.kernel = Mutex::new(kernel);
         function
     }
 
@@ -295,36 +256,6 @@ fn halves(value: u64) -> (u32, u32) {
     )
 }
 
-/// Gives a physical function its SR-IOV capability, the first and only extended one.
-fn add_sriov(function: &mut Function, all: &VirtualFunctions) {
-    let base = sriov::OFFSET;
-    let header = u32::from(ExtendedCapabilityId::SR_IOV.0) | sriov::VERSION << 16;
-    for (register, value) in [
-        (&capability::EXTENDED_HEADER, header),
-        (&sriov::CONTROL, sriov::VF_ENABLE | sriov::VF_MEMORY_ENABLE),
-        (&sriov::INITIAL_VFS, u32::from(all.total)),
-        (&sriov::TOTAL_VFS, u32::from(all.total)),
-        (&sriov::NUM_VFS, u32::from(all.count)),
-        (&sriov::FIRST_VF_OFFSET, u32::from(all.first_offset)),
-        (&sriov::VF_STRIDE, u32::from(all.stride)),
-        (&sriov::VF_DEVICE_ID, u32::from(all.device)),
-    ] {
-        function.set_register(base, register, value);
-    }
-    let dword = |offset: u16| function.space.read(offset, Width::Four).unwrap_or(0);
-    // The kernel brings virtual functions back after a reset.
-    let end = base.saturating_add(sriov::VF_DEVICE_ID.end());
-    let words: Vec<(u16, u32)> = (base..end)
-        .step_by(4)
-        .map(|offset| (offset, dword(offset)))
-        .collect();
-    for (offset, value) in words {
-        if let Some(slot) = function.power_on.get_mut(usize::from(offset >> 2)) {
-            *slot = value;
-        }
-    }
-}
-
 /// Where firmware puts BARs.
 #[derive(Debug)]
 pub(super) struct Placement {
@@ -344,7 +275,7 @@ impl Default for Placement {
 }
 
 impl Placement {
-    fn place(&mut self, resource: &mut Resource) {
+    pub(super) fn place(&mut self, resource: &mut Resource) {
         if !resource.is_present() {
             return;
         }

@@ -33,9 +33,9 @@ pub struct FunctionBuilder {
 }
 
 /// The virtual functions of a device.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct VirtualFunctions {
-    /// How many are enabled.
+    /// How many are enabled when it is plugged in.
     pub count: u16,
     /// How many there can be.
     pub total: u16,

@@ -12,7 +12,7 @@ use xenbus::sim::Machine;
 use super::function::{Function, Kernel, Presence};
 use super::{SimBus, lock};
 use crate::host::devices::for_xen;
-use crate::host::{Bus, Config, Description, HostError};
+use crate::host::{Bus, Config, Description, HostError, NewFunctions};
 
 /// A device's configuration space as dom0 reaches it.
 #[derive(Debug)]
@@ -43,7 +43,12 @@ impl ConfigSpace for OpenConfig {
     }
 }
 
-fn refused(bdf: Bdf, action: impl Into<String>, remedy: &'static str, errno: i32) -> HostError {
+pub(super) fn refused(
+    bdf: Bdf,
+    action: impl Into<String>,
+    remedy: &'static str,
+    errno: i32,
+) -> HostError {
     HostError::Refused {
         bdf,
         action: action.into(),
@@ -87,6 +92,13 @@ impl Function {
         kernel.driver = Some(driver.to_owned());
     }
 
+    /// The device is found, and its driver takes it.
+    pub(super) fn probe_first(&mut self) {
+        if let Some(driver) = self.fixed.native_driver.clone() {
+            self.probe(&mut lock(&self.kernel), &driver);
+        }
+    }
+
     fn raise_enable_count(&self, kernel: &mut Kernel) {
         if kernel.enabled == 0 {
             self.switch_on();
@@ -106,7 +118,7 @@ impl Function {
 }
 
 impl SimBus {
-    fn known(&self, bdf: Bdf) -> Result<Arc<Function>, HostError> {
+    pub(super) fn known(&self, bdf: Bdf) -> Result<Arc<Function>, HostError> {
         self.get(bdf).ok_or(HostError::NoDevice { bdf })
     }
 
@@ -128,7 +140,7 @@ impl Bus for SimBus {
         Ok(Description {
             identity: function.fixed.identity.clone(),
             class: function.fixed.class,
-            kind: function.fixed.kind,
+            function: self.sriov_function(&function),
             irq: u32::from(function.fixed.gsi),
             driver,
             reset_methods: function.fixed.reset_methods.clone(),
@@ -144,6 +156,8 @@ impl Bus for SimBus {
 
     fn unbind(&self, bdf: Bdf) -> Result<(), HostError> {
         let function = self.known(bdf)?;
+        // As most drivers of physical functions do on their way out.
+        self.take_virtual_functions(&function);
         let mut kernel = lock(&function.kernel);
         if kernel.driver.take().is_some() {
             function.lower_enable_count(&mut kernel);
@@ -251,6 +265,15 @@ impl Bus for SimBus {
                 libc::ENOTTY,
             ))
         }
+    }
+
+    fn set_virtual_functions(
+        &self,
+        physical: Bdf,
+        count: u16,
+        new: NewFunctions,
+    ) -> Result<(), HostError> {
+        self.change_virtual_functions(physical, count, new)
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

@@ -13,14 +13,17 @@ use xenbus::sim::Machine;
 use super::interrupts::Messages;
 use super::lock;
 use super::memory::Model;
-use crate::host::FunctionKind;
+use super::virtual_functions::Sriov;
 
 /// What never changes.
 #[derive(Debug)]
 pub(super) struct Fixed {
     pub identity: Identity,
     pub class: u32,
-    pub kind: FunctionKind,
+    /// The physical function, and the number there, of a virtual one.
+    pub virtual_of: Option<(Bdf, u16)>,
+    /// What virtual functions it can have, of a physical one.
+    pub sriov: Option<Sriov>,
     /// The line that the interrupt pin is wired to; 0: none.
     pub gsi: u8,
     pub reset_methods: Vec<String>,
@@ -85,10 +88,7 @@ impl Function {
 
     /// The physical function, of a virtual one.
     pub fn physical(&self) -> Option<Bdf> {
-        match self.fixed.kind {
-            FunctionKind::Virtual { physical } => Some(physical),
-            FunctionKind::Plain | FunctionKind::Physical { .. } => None,
-        }
+        self.fixed.virtual_of.map(|(physical, _)| physical)
     }
 
     pub fn is_gone(&self) -> bool {
@@ -214,10 +214,14 @@ impl Function {
             })
             .filter(|(register, _)| register.rw != 0)
             .collect();
+        let enabled = self.enabled_functions();
         self.wipe();
         for (register, value) in saved {
             // Through the masks, which are the device's own.
             let _ = self.space.write(register.offset, register.width, value);
+        }
+        if enabled > 0 {
+            self.enable_functions(enabled);
         }
         true
     }

@@ -6,6 +6,7 @@
 //! | this one | the bus, and what a test or a demonstration does to its devices |
 //! | `builder`, `assembly` | how a device is described, and what becomes of that |
 //! | `examples` | the devices of the embedded platform |
+//! | `virtual_functions` | SR-IOV: virtual functions come and go |
 //! | `function` | one function's hardware: configuration space, reset, power |
 //! | `interrupts` | its interrupts, from the device's side |
 //! | `memory`, `models` | what lies behind its BARs |
@@ -21,6 +22,7 @@ mod interrupts;
 mod memory;
 mod models;
 mod sriov_capability;
+mod virtual_functions;
 mod xen;
 
 #[cfg(test)]
@@ -39,6 +41,8 @@ pub use examples::{
 };
 pub use memory::Model;
 
+use crate::host::NewFunctions;
+use crate::host::devices::for_xen;
 use assembly::Placement;
 use function::{Function, Presence};
 
@@ -73,18 +77,19 @@ impl SimBus {
     /// Plugs a device in, with its virtual functions: places its BARs, and binds its driver. One
     /// that is there already is replaced.
     pub fn add(&self, device: FunctionBuilder) {
-        let mut placement = lock(&self.placement);
-        let built = device.build(&mut placement);
-        let mut functions = lock(&self.functions);
-        for function in built {
-            functions.insert(function.bdf(), Arc::new(function));
-        }
+        let (bdf, count) = (device.bdf, device.enabled_functions());
+        let function = device.build(&mut lock(&self.placement));
+        lock(&self.functions).insert(bdf, Arc::new(function));
+        self.make_virtual_functions(bdf, count, NewFunctions::Probed);
     }
 
     /// Pulls a device out: it is no longer there, and whoever still has it open is told so.
     pub fn remove(&self, bdf: Bdf) {
-        if let Some(function) = lock(&self.functions).remove(&bdf) {
+        let removed = lock(&self.functions).remove(&bdf);
+        if let Some(function) = removed {
+            self.take_virtual_functions(&function);
             function.set_presence(Presence::Removed);
+            self.machine.device_removed(for_xen(bdf));
         }
     }
 

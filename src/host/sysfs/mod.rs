@@ -17,8 +17,9 @@ use conf_space::ConfigSize;
 use conf_space::address::Bdf;
 use conf_space::overlay::Identity;
 
-use super::{Bus, Config, Description, FunctionKind, HostError};
+use super::{Bus, Config, Description, Function, HostError, NewFunctions};
 use crate::facade::RealDrivers;
+use crate::text::chain;
 
 /// sysfs under a root of one's choice: `/sys`, or a tree that a test made.
 #[derive(Debug)]
@@ -90,18 +91,17 @@ impl Sysfs {
         })
     }
 
-    fn kind(&self, bdf: Bdf) -> Result<FunctionKind, HostError> {
-        let found =
-            sriov::Function::read(&self.device(bdf)).map_err(|error| HostError::Malformed {
-                bdf,
-                what: error.to_string(),
-            })?;
-        Ok(match found {
-            sriov::Function::Plain => FunctionKind::Plain,
-            sriov::Function::Physical { enabled, .. } => FunctionKind::Physical {
-                virtual_functions: enabled,
-            },
-            sriov::Function::Virtual { physical, .. } => FunctionKind::Virtual { physical },
+    fn function(&self, bdf: Bdf) -> Result<Function, HostError> {
+        let directory = self.device(bdf);
+        Function::read(&directory).map_err(|error| {
+            if directory.exists() {
+                HostError::Malformed {
+                    bdf,
+                    what: chain(&error),
+                }
+            } else {
+                HostError::NoDevice { bdf }
+            }
         })
     }
 }
@@ -137,7 +137,7 @@ impl Bus for Sysfs {
     }
 
     fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {
-        let kind = self.kind(bdf)?;
+        let function = self.function(bdf)?;
         let irq: u32 = self.number(bdf, "irq")?;
         let config_size = fs::metadata(self.device(bdf).join("config"))
             .map_err(|source| HostError::Refused {
@@ -151,7 +151,7 @@ impl Bus for Sysfs {
             bdf,
             vendor: self.number(bdf, "vendor")?,
             device: self.number(bdf, "device")?,
-            is_virtual_function: matches!(kind, FunctionKind::Virtual { .. }),
+            is_virtual_function: matches!(function, Function::Virtual { .. }),
             // The register is one byte, and so is what every frontend reads.
             interrupt_line: irq.to_le_bytes()[0],
             resources: resource::parse(&self.attribute(bdf, "resource")?)
@@ -169,7 +169,7 @@ impl Bus for Sysfs {
         Ok(Description {
             identity,
             class: self.number(bdf, "class")?,
-            kind,
+            function,
             irq,
             driver: link_name(&self.device(bdf).join("driver")),
             reset_methods,
@@ -255,11 +255,63 @@ impl Bus for Sysfs {
         self.set(bdf, "reset", "1", "reset it", "the kernel offers no working way to reset this device: see its 'reset_method' in sysfs")
     }
 
+    fn set_virtual_functions(
+        &self,
+        physical: Bdf,
+        count: u16,
+        new: NewFunctions,
+    ) -> Result<(), HostError> {
+        const AUTOPROBE: &str = "sriov_drivers_autoprobe";
+        let set_autoprobe = |value: &str| {
+            self.set(
+                physical,
+                AUTOPROBE,
+                value,
+                "say whether drivers take its virtual functions",
+                NO_OTHER,
+            )
+        };
+        let probed = match new {
+            NewFunctions::Probed => None,
+            NewFunctions::LeftAlone => Some(self.attribute(physical, AUTOPROBE)?),
+        };
+        if probed.is_some() {
+            set_autoprobe("0")?;
+        }
+        let set = self.set(
+            physical,
+            "sriov_numvfs",
+            &count.to_string(),
+            &format!("make its driver have {count} virtual functions"),
+            "the driver may not know SR-IOV, or refuse that number; see the kernel's log (dmesg)",
+        );
+        // Also after a failure.
+        let restored = probed.map_or(Ok(()), |before| set_autoprobe(&before));
+        set.and(restored)
+    }
+
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
         Ok(dom0_needs::reason(
             &self.root,
             Path::new("/"),
             &self.device(bdf),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_not_there_is_said_not_to_be_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let drivers = directory.path().join("bus/pci/drivers");
+        fs::create_dir_all(&drivers).unwrap();
+        fs::create_dir_all(directory.path().join("bus/pci/devices")).unwrap();
+        let bus = Sysfs::new(directory.path(), RealDrivers::open_at(&drivers).unwrap());
+        let bdf = Bdf::from_devfn(0, 2, 0x80);
+        let error = bus.describe(bdf).unwrap_err();
+        assert!(matches!(error, HostError::NoDevice { .. }), "{error}");
     }
 }

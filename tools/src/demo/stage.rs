@@ -10,7 +10,7 @@ use pcibackd::control::protocol::{DaemonStatus, DeviceLine, Entry, Request, Resp
 use pcibackd::daemon::Embedded;
 use pcibackd::host::devices::for_xen;
 use pcibackd::host::sim::SimBus;
-use pcibackd::host::{Bus, FunctionKind};
+use pcibackd::host::{Bus, Function};
 use tempfile::TempDir;
 use xenbus::DomId;
 use xenbus::sim::{Machine, MachineOptions};
@@ -175,7 +175,8 @@ impl Stage {
         let devices: Vec<DeviceLine> = self.list()?.into_values().collect();
         let mut physical = BTreeMap::new();
         for device in &devices {
-            if let FunctionKind::Virtual { physical: of } = self.bus().describe(device.device)?.kind
+            if let Function::Virtual { physical: of, .. } =
+                self.bus().describe(device.device)?.function
             {
                 physical.insert(device.device, of);
             }

@@ -159,6 +159,12 @@ impl Machine {
         lock(&self.inner.hypervisor).hardware = hardware;
     }
 
+    /// dom0's kernel tells Xen that a device was removed (`PHYSDEVOP_pci_device_remove`): one that comes back at its address is a new
+    /// one, and dom0's. PIRQs of the old one stay mapped until they are unmapped.
+    pub fn device_removed(&self, device: PciDevice) {
+        lock(&self.inner.hypervisor).devices.remove(&device);
+    }
+
     pub(super) fn hardware(&self) -> Arc<dyn Hardware> {
         Arc::clone(&lock(&self.inner.hypervisor).hardware)
     }

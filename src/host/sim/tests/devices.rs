@@ -74,7 +74,13 @@ fn a_virtual_functions_registers_say_nothing_and_the_kernel_knows() {
         "subsystem ids are real"
     );
     let description = host.bus.describe(NIC_VF1).unwrap();
-    assert_eq!(description.kind, FunctionKind::Virtual { physical: NIC });
+    assert_eq!(
+        description.function,
+        Function::Virtual {
+            physical: NIC,
+            index: 1
+        }
+    );
     assert_eq!(
         (description.identity.vendor, description.identity.device),
         (0x8086, 0x10ca)
@@ -98,9 +104,11 @@ fn a_physical_function_says_how_many_virtual_functions_it_has() {
     assert_eq!(config.read(sriov + 0x10, Width::Two).unwrap(), 2);
     assert_eq!(config.read(sriov + 0x1a, Width::Two).unwrap(), 0x10ca);
     assert_eq!(
-        host.bus.describe(NIC).unwrap().kind,
-        FunctionKind::Physical {
-            virtual_functions: 2
+        host.bus.describe(NIC).unwrap().function,
+        Function::Physical {
+            enabled: 2,
+            total: 8,
+            virtual_functions: vec![(0, NIC_VF0), (1, NIC_VF1)]
         }
     );
 }
@@ -359,4 +367,77 @@ fn tests_can_add_devices_of_their_own() {
     assert_eq!(machine.device_owner(xen(bdf)), Some(DomId::DOM0));
     drop(bus);
     assert_eq!(machine.device_owner(xen(bdf)), None, "the bus is gone");
+}
+
+fn virtual_functions(host: &Host) -> Vec<(u16, Bdf)> {
+    match host.bus.describe(NIC).unwrap().function {
+        Function::Physical {
+            enabled,
+            virtual_functions,
+            ..
+        } => {
+            assert_eq!(usize::from(enabled), virtual_functions.len());
+            virtual_functions
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn errno(result: Result<(), HostError>) -> Option<i32> {
+    match result {
+        Err(HostError::Refused { source, .. }) => source.raw_os_error(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn virtual_functions_come_and_go_by_the_kernels_rules() {
+    let host = host();
+    let set = |count, new| host.bus.set_virtual_functions(NIC, count, new);
+    let probed = NewFunctions::Probed;
+    assert_eq!(errno(set(3, probed)), Some(libc::EBUSY), "by 0 only");
+    assert_eq!(errno(set(9, probed)), Some(libc::ERANGE));
+    set(2, probed).unwrap();
+    let open = host.config(NIC_VF1);
+    let before = host.bar(NIC_VF1, 0);
+    host.machine.assign_device(DomId::IO, xen(NIC_VF1)).unwrap();
+    set(0, probed).unwrap();
+    assert_eq!(virtual_functions(&host), []);
+    assert_eq!(open.read(0x04, Width::Two), Err(AccessError::Gone));
+    assert_eq!(host.bus.memory_read(before + 8), u32::MAX);
+
+    set(8, NewFunctions::LeftAlone).unwrap();
+    let all = virtual_functions(&host);
+    assert_eq!(all.len(), 8);
+    assert_eq!(all[1], (1, NIC_VF1));
+    assert_eq!(host.bar(NIC_VF1, 0), before);
+    let owner = host.machine.device_owner(xen(NIC_VF1));
+    assert_eq!(owner, Some(DomId::DOM0), "a new device");
+    assert_eq!(host.bus.describe(NIC_VF1).unwrap().driver, None);
+    assert_eq!(
+        open.read(0x04, Width::Two),
+        Err(AccessError::Gone),
+        "and not the old one"
+    );
+    assert_eq!(host.bus.memory_read(host.bar(all[7].1, 0) + 8), 0x83);
+
+    host.bus.unbind(NIC).unwrap();
+    assert_eq!(virtual_functions(&host), [], "they go with the driver");
+    assert_eq!(errno(set(2, probed)), Some(libc::ENOENT));
+    assert_eq!(
+        errno(host.bus.set_virtual_functions(NVME, 1, probed)),
+        Some(libc::ENOENT)
+    );
+    host.bus.bind(NIC, None).unwrap();
+    set(1, probed).unwrap();
+    let driver = host.bus.describe(NIC_VF0).unwrap().driver;
+    assert_eq!(driver.as_deref(), Some("igbvf"));
+}
+
+#[test]
+fn a_reset_of_the_physical_function_keeps_its_virtual_functions() {
+    let host = host();
+    host.bus.reset(NIC).unwrap();
+    assert_eq!(virtual_functions(&host).len(), 2);
+    assert_eq!(host.bus.memory_read(host.bar(NIC_VF0, 0) + 8), 0x83);
 }
