@@ -22,6 +22,7 @@ use std::str::FromStr;
 use thiserror::Error;
 
 use crate::address::{Bdf, ParseBdfError, parse_bus, parse_device, parse_function, parse_segment};
+use crate::selector::ParsePathError;
 
 /// One entry of a list: a function, or all functions of a range of addresses in one segment.
 ///
@@ -48,6 +49,9 @@ pub enum EntryProblem {
     /// One of its addresses is none.
     #[error(transparent)]
     Address(#[from] ParseBdfError),
+    /// It is meant as a place in the machine (see [`selector`](crate::selector)), and is none.
+    #[error(transparent)]
+    Path(#[from] ParsePathError),
     /// It has a device, but no function.
     #[error("the function is missing; for all functions write .* behind the device")]
     NoFunction,
@@ -150,6 +154,13 @@ impl FromStr for BdfPattern {
 
 /// Parses a list. The entries come in their order; an empty list has none.
 pub fn parse(list: &str) -> Vec<Result<BdfPattern, EntryError>> {
+    parse_entries(list)
+}
+
+/// The same for any kind of entry.
+pub(crate) fn parse_entries<T: FromStr<Err = EntryProblem>>(
+    list: &str,
+) -> Vec<Result<T, EntryError>> {
     let mut results = Vec::new();
     let mut rest = list.trim_start_matches(is_separator);
     while !rest.is_empty() {
@@ -169,7 +180,9 @@ fn is_separator(character: char) -> bool {
 
 /// Parses the entry at the start of `list`, which is neither empty nor starts with a separator.
 /// Returns it as written, its meaning, and what follows.
-fn parse_entry(list: &str) -> (&str, Result<BdfPattern, EntryProblem>, &str) {
+fn parse_entry<T: FromStr<Err = EntryProblem>>(
+    list: &str,
+) -> (&str, Result<T, EntryProblem>, &str) {
     if let Some(inner) = list.strip_prefix('(') {
         let end = inner.find(['(', ')']).unwrap_or(inner.len());
         let (inner, behind) = inner.split_at_checked(end).unwrap_or((inner, ""));

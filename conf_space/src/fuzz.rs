@@ -35,7 +35,7 @@ pub fn play(data: &[u8]) -> Result<(), Violation> {
     let [options] = input.take();
     let has = |bit: u8| options & bit != 0;
     let policy = Policy {
-        permissive: has(1),
+        permissive: has(1).into(),
         allow_interrupt_control: has(2),
     };
     let state = OverlayState::from_bits(u64::from_le_bytes(input.take()));

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`address`] | checked device addresses ([`Bdf`]) |
 //! | [`bdf_list`] | lists of devices as operators write them |
+//! | [`selector`] | other ways to say which device is meant: by its place, by its kind |
 //! | [`access`] | reading and writing a configuration space ([`ConfigSpace`]) |
 //! | [`memory`] | a configuration space in memory, for simulated devices and tests |
 //! | [`registers`] | register blocks as tables of named registers |
@@ -26,6 +27,7 @@ pub mod memory;
 pub mod overlay;
 pub mod registers;
 pub mod resource;
+pub mod selector;
 pub mod topology;
 
 pub use access::{AccessError, ConfigSize, ConfigSpace, Width};

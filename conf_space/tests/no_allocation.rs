@@ -59,7 +59,7 @@ fn reads_and_writes_of_the_whole_space_allocate_nothing() {
     let count = allocations_of(|| {
         for permissive in [false, true] {
             let policy = Policy {
-                permissive,
+                permissive: permissive.into(),
                 allow_interrupt_control: permissive,
             };
             for offset in -8..4104 {

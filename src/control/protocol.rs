@@ -83,6 +83,10 @@ pub struct DeviceLine {
     pub vendor: u16,
     /// Device ID.
     pub id: u16,
+    /// Subsystem vendor ID and subsystem ID.
+    pub subsystem: (u16, u16),
+    /// Its place in the machine, which stays the same when buses are renumbered: `0000:00:1c.0/00.0`.
+    pub path: Option<String>,
     /// Class code, 24 bits.
     pub class: u32,
     /// `dom0`, or what a hidden device is at: `hidden`, `assigned`, `releasing`, ...

@@ -14,7 +14,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use conf_space::bdf_list;
+use conf_space::selector;
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -214,6 +214,9 @@ fn serve(
         register(facade.keeper().as_raw_fd(), KEEPER).map_err(system("wait for the keeper"))?;
     }
 
+    for warning in &config.warnings {
+        warn!("configuration: {warning}");
+    }
     hide_at_start(&config, &devices);
     info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
     ready();
@@ -318,29 +321,30 @@ fn revive_keeper(facade: &mut Option<Facade>, poll: &Poll) {
 
 /// Each device on its own: one that fails, or an entry that makes no sense, is logged and the others are hidden.
 fn hide_at_start(config: &Config, devices: &Devices) {
-    for list in &config.hide {
-        for entry in bdf_list::parse(list) {
-            let pattern = match entry {
-                Ok(pattern) => pattern,
-                Err(error) => {
-                    error!("configuration, hide: {}", chain(&error));
-                    continue;
-                }
-            };
-            let existing = devices.bus().list().unwrap_or_default();
-            let mut any = false;
-            for bdf in pattern.expand(existing) {
-                any = true;
-                match devices.hide(bdf, false, Quarantine::Ours) {
-                    Ok(_) => info!("{bdf} is hidden"),
-                    Err(error) => error!("configuration, hide: {}", chain(&error)),
-                }
+    let existing = devices.names().unwrap_or_else(|error| {
+        error!("{}", chain(&error));
+        Vec::new()
+    });
+    for entry in config.hide.iter().flat_map(|list| selector::parse(list)) {
+        let selector = match entry {
+            Ok(selector) => selector,
+            Err(error) => {
+                error!("configuration, hide: {}", chain(&error));
+                continue;
             }
-            if !any {
-                error!(
-                    "configuration, hide: no device matches {pattern}; 'pciback list' shows those that are there"
-                );
+        };
+        let mut any = false;
+        for device in existing.iter().filter(|device| selector.matches(device)) {
+            any = true;
+            match devices.hide(device.bdf, false, Quarantine::Ours) {
+                Ok(_) => info!("{} is hidden", device.bdf),
+                Err(error) => error!("configuration, hide: {}", chain(&error)),
             }
+        }
+        if !any {
+            error!(
+                "configuration, hide: no device matches {selector}; 'pciback list' shows those that are there"
+            );
         }
     }
 }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use conf_space::address::Bdf;
-use conf_space::bdf_list;
 use conf_space::overlay::{Overlay, OverlayState, Treatment};
+use conf_space::selector;
 use conf_space::{ConfigSpace, Width};
 use xenbus::DomId;
 
@@ -61,7 +61,7 @@ impl DaemonService {
         lists: &[String],
         act: impl Fn(Bdf) -> Result<String, DeviceError>,
     ) -> Response {
-        let existing = match self.devices.bus().list() {
+        let existing = match self.devices.names() {
             Ok(existing) => existing,
             Err(error) => {
                 return Response::Failed {
@@ -75,21 +75,22 @@ impl DaemonService {
             ok: false,
             message,
         };
-        for pattern in lists.iter().flat_map(|list| bdf_list::parse(list)) {
-            let pattern = match pattern {
-                Ok(pattern) => pattern,
+        for selector in lists.iter().flat_map(|list| selector::parse(list)) {
+            let selector = match selector {
+                Ok(selector) => selector,
                 Err(error) => {
                     let why = error.problem.to_string();
                     entries.push(failed(error.entry, why));
                     continue;
                 }
             };
-            let mut named: Vec<Bdf> = pattern.expand(existing.iter().copied()).collect();
+            let matching = existing.iter().filter(|device| selector.matches(device));
+            let mut named: Vec<Bdf> = matching.map(|device| device.bdf).collect();
             // A device that is named is tried, so that the reason is told; a range that is empty is itself the failure.
-            named.extend(pattern.exact().filter(|bdf| !existing.contains(bdf)));
+            named.extend(selector.exact().filter(|bdf| !named.contains(bdf)));
             if named.is_empty() {
                 entries.push(failed(
-                    pattern.to_string(),
+                    selector.to_string(),
                     "no device matches; 'pciback list' shows those that are there".into(),
                 ));
             }
@@ -147,6 +148,8 @@ impl DaemonService {
             device: bdf,
             vendor: description.identity.vendor,
             id: description.identity.device,
+            subsystem: description.subsystem,
+            path: description.path.map(|path| path.to_string()),
             class: description.class,
             state: phase.map_or("dom0", Phase::name).to_owned(),
             driver: description

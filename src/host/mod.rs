@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use conf_space::address::Bdf;
 use conf_space::overlay::Identity;
+use conf_space::selector::{DeviceNames, SlotPath};
 use conf_space::{AccessError, ConfigSpace};
 pub use sriov::Function;
 
@@ -89,6 +90,10 @@ impl<T: ConfigSpace + Send + Sync + fmt::Debug> DeviceConfig for T {}
 pub struct Description {
     /// Identity and resources as the kernel knows them; right for virtual functions too, whose registers read as absent.
     pub identity: Identity,
+    /// Subsystem vendor ID and subsystem ID.
+    pub subsystem: (u16, u16),
+    /// Where it is in the machine; `None` when the kernel's path to it cannot be understood.
+    pub path: Option<SlotPath>,
     /// Class code, 24 bits: base class, subclass, programming interface.
     pub class: u32,
     /// What it is to SR-IOV: an ordinary device, a physical or a virtual function.
@@ -108,6 +113,19 @@ pub enum NewFunctions {
     Probed,
     /// No driver of dom0's ever sees them.
     LeftAlone,
+}
+
+impl Description {
+    /// All that the device can be told by.
+    pub fn names(&self) -> DeviceNames {
+        DeviceNames {
+            bdf: self.identity.bdf,
+            vendor: self.identity.vendor,
+            device: self.identity.device,
+            subsystem: self.subsystem,
+            path: self.path.clone(),
+        }
+    }
 }
 
 /// The bus that host devices are on. Every method may block for as long as the kernel takes; [`Bus::reset`] up to a minute.

@@ -60,7 +60,7 @@ impl Export {
     pub fn policy(&self) -> Policy {
         let flags = self.device.record.flags();
         Policy {
-            permissive: flags.contains(Flags::PERMISSIVE),
+            permissive: flags.contains(Flags::PERMISSIVE).into(),
             allow_interrupt_control: flags.contains(Flags::INTERRUPT_CONTROL),
         }
     }

@@ -27,6 +27,8 @@ Exit codes: 0 all done, 1 some or all of it failed, 2 the command line makes no 
 pub const DEVICE_LISTS: &str = "\
 Devices are written as lspci does: 0000:03:00.0 or 03:00.0. An argument may be a whole list, with wildcards
 and ranges; the syntax of the kernel's xen-pciback.hide, '(0000:03:00.0)(04:00.*)', is understood too.
+Instead of an address, which changes when a card is added, the slot may be named, 0000:00:1c.0/00.0, or the
+kind of device, 8086:10d3 or 8086:10d3:8086:a01f, with its subsystem; 'pciback show' tells both.
 Each entry is carried out and reported on its own: one that fails does not void the others.";
 
 /// The commands.

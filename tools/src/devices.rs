@@ -1,11 +1,12 @@
 //! Lists of devices, checked before anything is asked.
 
-use conf_space::bdf_list::{self, BdfPattern, EntryError};
+use conf_space::bdf_list::EntryError;
+use conf_space::selector::{self, Selector};
 
 /// The entries of one or more lists of devices.
 #[derive(Debug, Default)]
 pub struct DeviceLists {
-    understood: Vec<BdfPattern>,
+    understood: Vec<Selector>,
     /// Entries that name nothing. They void none of the others.
     pub refused: Vec<EntryError>,
 }
@@ -14,9 +15,9 @@ impl DeviceLists {
     /// Checks the lists as they were typed.
     pub fn parse(lists: &[String]) -> Self {
         let mut checked = Self::default();
-        for entry in lists.iter().flat_map(|list| bdf_list::parse(list)) {
+        for entry in lists.iter().flat_map(|list| selector::parse(list)) {
             match entry {
-                Ok(pattern) => checked.understood.push(pattern),
+                Ok(selector) => checked.understood.push(selector),
                 Err(error) => checked.refused.push(error),
             }
         }
@@ -25,7 +26,7 @@ impl DeviceLists {
 
     /// The entries that can be understood, for the daemon. Without any there is nothing to ask.
     pub fn for_daemon(&self) -> Option<Vec<String>> {
-        let entries = self.understood.iter().map(BdfPattern::to_string);
+        let entries = self.understood.iter().map(Selector::to_string);
         Some(entries.collect()).filter(|entries: &Vec<_>| !entries.is_empty())
     }
 }
@@ -55,8 +56,9 @@ mod tests {
         let checked = parse(&[
             "(0000:03:00.0)(04:00.*)",
             "0000:05:00.0-0000:06:1f.7 7:*.* 8:1.2-5",
+            "8086:10d3, 8086:10d3:8086:a01f 00:1c.0/00.0",
         ]);
-        assert_eq!(checked.understood.len(), 5);
+        assert_eq!(checked.understood.len(), 8);
         let again = DeviceLists::parse(&checked.for_daemon().unwrap());
         assert_eq!(again.understood, checked.understood);
         assert!(again.refused.is_empty());

@@ -12,6 +12,8 @@
 //! | `bar` | base address registers and the expansion ROM |
 //! | `power` | power management |
 //! | `interrupts` | the MSI and MSI-X control words |
+//! | `policy` | what an operator allows beyond that |
+//! | `quirk` | single registers that an operator opens |
 //! | `fields` | the listing |
 //!
 //! The rules are those of Linux's xen-pciback where guests depend on them; their numbers are also
@@ -46,12 +48,16 @@ mod command;
 mod error;
 mod fields;
 mod interrupts;
+mod policy;
 mod power;
+pub mod quirk;
 mod state;
 
 pub use error::{BuildError, OpError};
 pub use fields::{Field, Treatment};
+pub use policy::{Permissive, Policy, Range, RangeError, Ranges, TooManyRanges};
 pub use power::{PowerChange, PowerState};
+pub use quirk::{Quirk, Quirks};
 pub use state::OverlayState;
 
 use claim::{Claim, Claims};
@@ -82,22 +88,6 @@ pub struct Identity {
     pub resources: [Resource; 7],
     /// Size of its configuration space.
     pub config_size: ConfigSize,
-}
-
-/// What the operator lets a guest do beyond the ordinary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Policy {
-    /// Writes to registers without a rule reach the device, and more bits of the command register.
-    pub permissive: bool,
-    /// The guest may set the MSI, MSI-X and INTx enable bits itself; for stub domains.
-    pub allow_interrupt_control: bool,
-}
-
-impl Policy {
-    /// Whether a write that no rule covers reaches the device.
-    const fn lets_through(&self, _offset: u16, _width: Width) -> bool {
-        self.permissive
-    }
 }
 
 /// What a write did, beyond the configuration space, that its session must act on before it stores

@@ -1,7 +1,7 @@
 //! The command register (section 4.3, XSA-120).
 
 use conf_space::Width;
-use conf_space::overlay::Policy;
+use conf_space::overlay::{Permissive, Policy};
 use conf_space::registers::header::command::*;
 
 use crate::device::{self, IO_BAR, MEMORY_BAR};
@@ -12,7 +12,7 @@ const ALL: [Policy; 4] = [
     PERMISSIVE,
     STUB_DOMAIN,
     Policy {
-        permissive: true,
+        permissive: Permissive::Yes,
         allow_interrupt_control: true,
     },
 ];

@@ -1,7 +1,7 @@
 //! The MSI and MSI-X control words (section 4.5, XSA-157).
 
 use conf_space::Width;
-use conf_space::overlay::{Effect, OpError, Policy};
+use conf_space::overlay::{Effect, OpError, Permissive, Policy};
 
 use crate::device::{MSI, MSIX};
 use crate::{ORDINARY, PERMISSIVE, STUB_DOMAIN, guest};
@@ -43,7 +43,7 @@ fn an_unchanged_word_is_accepted_from_everyone() {
 #[test]
 fn only_enable_and_function_mask_can_change() {
     let mut guest = guest(Policy {
-        permissive: true,
+        permissive: Permissive::Yes,
         allow_interrupt_control: true,
     });
     assert_eq!(

@@ -20,19 +20,19 @@ mod reference;
 mod state;
 mod virtual_function;
 
-use conf_space::overlay::{Effect, Identity, OpError, Overlay, Policy};
+use conf_space::overlay::{Effect, Identity, OpError, Overlay, Permissive, Policy};
 use conf_space::{ConfigSpace, Width};
 
 const ORDINARY: Policy = Policy {
-    permissive: false,
+    permissive: Permissive::No,
     allow_interrupt_control: false,
 };
 const PERMISSIVE: Policy = Policy {
-    permissive: true,
+    permissive: Permissive::Yes,
     allow_interrupt_control: false,
 };
 const STUB_DOMAIN: Policy = Policy {
-    permissive: false,
+    permissive: Permissive::No,
     allow_interrupt_control: true,
 };
 

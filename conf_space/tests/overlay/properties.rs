@@ -49,7 +49,7 @@ fn valid_request() -> impl Strategy<Value = Request> {
 
 fn policy() -> impl Strategy<Value = Policy> {
     (any::<bool>(), any::<bool>()).prop_map(|(permissive, allow_interrupt_control)| Policy {
-        permissive,
+        permissive: permissive.into(),
         allow_interrupt_control,
     })
 }
@@ -165,7 +165,7 @@ proptest! {
     ) {
         let space = device::nic();
         let mut overlay = Overlay::new(&device::identity(), &space).unwrap();
-        let policy = Policy { permissive, allow_interrupt_control: false };
+        let policy = Policy { permissive: permissive.into(), allow_interrupt_control: false };
         for request in requests {
             run(&mut overlay, &space, request, &policy);
         }

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use conf_space::address::Bdf;
+use conf_space::selector::DeviceNames;
 use xenbus::{DomId, Xen};
 
 pub use self::device::{Device, for_xen};
@@ -207,6 +208,18 @@ impl Devices {
     /// The bus that the devices are on.
     pub fn bus(&self) -> &Arc<dyn Bus> {
         &self.bus
+    }
+
+    /// All devices of the host by what they can be told by. One that vanishes meanwhile is left out.
+    ///
+    /// # Errors
+    /// When the bus itself cannot be listed.
+    pub fn names(&self) -> Result<Vec<DeviceNames>, HostError> {
+        let found = self.bus.list()?.into_iter();
+        Ok(found
+            .filter_map(|bdf| self.bus.describe(bdf).ok())
+            .map(|description| description.names())
+            .collect())
     }
 
     /// The hidden devices, in order of their addresses.

@@ -76,6 +76,8 @@ impl FunctionBuilder {
                     resources: self.resources,
                     config_size,
                 },
+                subsystem: self.subsystem,
+                path: self.path,
                 class: self.class,
                 virtual_of,
                 sriov: None,

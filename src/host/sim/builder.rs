@@ -4,6 +4,7 @@
 use conf_space::capabilities::CapabilityId;
 use conf_space::registers::header::{self, header_type};
 use conf_space::registers::{Register, express, msi, msix, power_management};
+use conf_space::selector::SlotPath;
 use conf_space::{Bdf, Resource, ResourceFlags};
 
 use super::memory::Model;
@@ -17,6 +18,7 @@ pub struct FunctionBuilder {
     pub(super) device: u16,
     pub(super) class: u32,
     pub(super) subsystem: (u16, u16),
+    pub(super) path: SlotPath,
     pub(super) header_type: u8,
     pub(super) resources: [Resource; 7],
     pub(super) pin: u8,
@@ -82,6 +84,7 @@ impl FunctionBuilder {
             device,
             class,
             subsystem: (vendor, device),
+            path: SlotPath::root(bdf),
             header_type: header_type::ENDPOINT,
             resources: [Resource::ABSENT; 7],
             pin: 0,
@@ -101,6 +104,12 @@ impl FunctionBuilder {
     /// A bridge's header.
     pub fn bridge(mut self) -> Self {
         self.header_type = header_type::BRIDGE;
+        self
+    }
+
+    /// In the slot behind this root port.
+    pub fn behind(mut self, port: Bdf) -> Self {
+        self.path = SlotPath::below(port, self.bdf);
         self
     }
 

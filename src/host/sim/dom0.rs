@@ -139,6 +139,8 @@ impl Bus for SimBus {
         let driver = lock(&function.kernel).driver.clone();
         Ok(Description {
             identity: function.fixed.identity.clone(),
+            subsystem: function.fixed.subsystem,
+            path: Some(function.fixed.path.clone()),
             class: function.fixed.class,
             function: self.sriov_function(&function),
             irq: u32::from(function.fixed.gsi),

@@ -32,6 +32,11 @@ const PCI_BRIDGE: u32 = 0x06_0400;
 const OTHER: u32 = 0xff_0000;
 const INTEL: u16 = 0x8086;
 
+/// The root port that a slot is behind. Only the first one, [`BRIDGE`], is there to be looked at.
+const fn root_port(slot: u8) -> Bdf {
+    Bdf::from_devfn(0, 0x00, 0x1c << 3 | slot)
+}
+
 pub(super) fn add_all(bus: &SimBus) {
     let network = || -> Box<dyn super::Model> { Box::new(Network::default()) };
     bus.add(
@@ -50,6 +55,7 @@ pub(super) fn add_all(bus: &SimBus) {
     );
     bus.add(
         FunctionBuilder::new(NIC, INTEL, 0x10c9, ETHERNET)
+            .behind(root_port(0))
             .memory_bar(0, 0x2_0000)
             .io_bar(2, 0x20)
             .memory_bar(3, 0x4000)
@@ -75,6 +81,7 @@ pub(super) fn add_all(bus: &SimBus) {
     );
     bus.add(
         FunctionBuilder::new(NVME, 0x1b36, 0x0010, NVM_EXPRESS)
+            .behind(root_port(1))
             .wide_bar(0, 0x4000)
             .intx(18)
             .power_management(false)
@@ -85,6 +92,7 @@ pub(super) fn add_all(bus: &SimBus) {
     );
     bus.add(
         FunctionBuilder::new(INTX_ONLY, 0x10ec, 0x8139, ETHERNET)
+            .behind(root_port(2))
             .io_bar(0, 0x100)
             .memory_bar(1, 0x100)
             .intx(19)
@@ -93,6 +101,7 @@ pub(super) fn add_all(bus: &SimBus) {
     );
     bus.add(
         FunctionBuilder::new(MSI_ONLY, 0x1b4b, 0x9235, SATA_AHCI)
+            .behind(root_port(3))
             .memory_bar(5, 0x800)
             .intx(20)
             .power_management(true)
@@ -102,6 +111,7 @@ pub(super) fn add_all(bus: &SimBus) {
     );
     bus.add(
         FunctionBuilder::new(BROKEN, 0x1b36, 0x0005, OTHER)
+            .behind(root_port(4))
             .memory_bar(0, 0x1000)
             .power_management(true)
             .msix(64, 0, 0x0e00)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use conf_space::memory::MemorySpace;
 use conf_space::overlay::Identity;
 use conf_space::registers::{Register, header, msi, msix, power_management};
+use conf_space::selector::SlotPath;
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
 use xenbus::sim::Machine;
 
@@ -19,6 +20,8 @@ use super::virtual_functions::Sriov;
 #[derive(Debug)]
 pub(super) struct Fixed {
     pub identity: Identity,
+    pub subsystem: (u16, u16),
+    pub path: SlotPath,
     pub class: u32,
     /// The physical function, and the number there, of a virtual one.
     pub virtual_of: Option<(Bdf, u16)>,

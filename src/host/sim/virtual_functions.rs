@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use conf_space::capabilities::ExtendedCapabilityId;
 use conf_space::registers::capability;
+use conf_space::selector::SlotPath;
 use conf_space::{Bdf, ConfigSpace, Resource, Width};
 
 use super::assembly::Placement;
@@ -26,6 +27,8 @@ pub(super) struct Sriov {
     vendor: u16,
     class: u32,
     subsystem: (u16, u16),
+    /// The physical function's.
+    path: SlotPath,
     /// The BARs of the first one. Those of the others follow, each a BAR's size further (PCIe 9.3.3.14).
     bars: [Resource; 7],
 }
@@ -42,6 +45,7 @@ impl Sriov {
             vendor: physical.vendor,
             class: physical.class,
             subsystem: physical.subsystem,
+            path: physical.path.clone(),
             bars: [Resource::ABSENT; 7],
         };
         let first = sriov.describe(Bdf::from_devfn(0, 0, 0));
@@ -86,6 +90,7 @@ impl Sriov {
 
     fn build(&self, physical: Bdf, index: u16) -> Function {
         let mut function = self.describe(self.address(physical, index));
+        function.path = self.path.clone().virtual_function(index);
         for (resource, first) in function.resources.iter_mut().zip(&self.bars) {
             resource.start = first
                 .start

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use conf_space::ConfigSize;
 use conf_space::address::Bdf;
 use conf_space::overlay::Identity;
+use conf_space::selector::SlotPath;
 
 use super::{Bus, Config, Description, Function, HostError, NewFunctions};
 use crate::facade::RealDrivers;
@@ -89,6 +90,22 @@ impl Sysfs {
                 source,
             }
         })
+    }
+
+    /// The directory of a device is in that of its bridge, and so on up to the root bus.
+    fn path(&self, bdf: Bdf, function: &Function) -> Option<SlotPath> {
+        if let Function::Virtual { physical, index } = *function {
+            return Some(
+                self.path(physical, &Function::Plain)?
+                    .virtual_function(index),
+            );
+        }
+        let real = fs::canonicalize(self.device(bdf)).ok()?;
+        let steps = real
+            .components()
+            .filter_map(|step| step.as_os_str().to_str()?.parse().ok());
+        // A device behind a controller that has a segment of its own is named within that segment.
+        SlotPath::of(steps.filter(|step: &Bdf| step.segment() == bdf.segment()))
     }
 
     fn function(&self, bdf: Bdf) -> Result<Function, HostError> {
@@ -168,6 +185,11 @@ impl Bus for Sysfs {
         };
         Ok(Description {
             identity,
+            subsystem: (
+                self.number(bdf, "subsystem_vendor")?,
+                self.number(bdf, "subsystem_device")?,
+            ),
+            path: self.path(bdf, &function),
             class: self.number(bdf, "class")?,
             function,
             irq,

@@ -35,7 +35,7 @@ pub fn run(run_dir: &Path, arguments: &List) -> Result<Outcome, CommandError> {
 
 fn table(devices: &[DeviceLine], paint: Paint) -> String {
     let mut table = Table::new(&[
-        "DEVICE", "STATE", "DRIVER", "GUEST", "SEEN AS", "ID", "CLASS",
+        "DEVICE", "STATE", "DRIVER", "GUEST", "SEEN AS", "PATH", "ID", "CLASS",
     ]);
     for device in devices {
         table.row([
@@ -46,6 +46,7 @@ fn table(devices: &[DeviceLine], paint: Paint) -> String {
             device
                 .seen_as
                 .map_or(Cell::from("-"), |address| address.to_string().into()),
+            device.path.as_deref().unwrap_or("-").into(),
             format!("{:04x}:{:04x}", device.vendor, device.id).into(),
             class::name(device.class).into(),
         ]);
@@ -91,6 +92,8 @@ mod tests {
             device: bdf.parse().unwrap(),
             vendor: 0x8086,
             id: 0x10d3,
+            subsystem: (0x8086, 0xa01f),
+            path: Some("0000:00:1c.0/00.0".into()),
             class: 0x02_00_00,
             state: state.to_owned(),
             driver: driver.map(str::to_owned),
@@ -115,10 +118,10 @@ mod tests {
             device("04:00.0", "dead", None),
         ];
         let expected = "\
-DEVICE        STATE     DRIVER    GUEST  SEEN AS       ID         CLASS
-0000:00:02.0  dom0      igb       -      -             8086:10d3  Ethernet controller
-0000:03:00.0  assigned  (e1000e)  3 web  0000:00:00.0  8086:10d3  Ethernet controller
-0000:04:00.0  dead      -         -      -             8086:10d3  Ethernet controller
+DEVICE        STATE     DRIVER    GUEST  SEEN AS       PATH               ID         CLASS
+0000:00:02.0  dom0      igb       -      -             0000:00:1c.0/00.0  8086:10d3  Ethernet controller
+0000:03:00.0  assigned  (e1000e)  3 web  0000:00:00.0  0000:00:1c.0/00.0  8086:10d3  Ethernet controller
+0000:04:00.0  dead      -         -      -             0000:00:1c.0/00.0  8086:10d3  Ethernet controller
 ";
         assert_eq!(table(&devices, Paint::NONE), expected);
     }

@@ -91,8 +91,14 @@ fn title(Shown { device, .. }: &Shown, paint: Paint) -> String {
         device.id
     );
     let seen_by = pcibackd::text::printable(&seen_by);
+    let (subvendor, subdevice) = device.subsystem;
+    let id = format!(
+        "{:04x}:{:04x}:{subvendor:04x}:{subdevice:04x}",
+        device.vendor, device.id
+    );
+    let path = device.path.as_deref().unwrap_or("unknown");
     format!(
-        "{}, {seen_by}{permissive}\n",
+        "{}, {seen_by}{permissive}\nid {id}, path {path}\n",
         paint.paint(Style::Heading, &kind)
     )
 }
@@ -212,6 +218,8 @@ mod tests {
                 device: "03:00.0".parse().unwrap(),
                 vendor: 0x8086,
                 id: 0x10d3,
+                subsystem: (0x8086, 0xa01f),
+                path: Some("0000:00:1c.0/00.0".into()),
                 class: 0x02_00_00,
                 state: "assigned".into(),
                 driver: None,
@@ -248,6 +256,7 @@ mod tests {
     fn registers_stand_under_their_capability_with_what_guest_and_hardware_have() {
         let expected = "\
 0000:03:00.0 Ethernet controller [8086:10d3], as domain 3 'web' sees it at 0000:00:00.0
+id 8086:10d3:8086:a01f, path 0000:00:1c.0/00.0
 
 Header
   OFFSET       REGISTER   GUEST  HARDWARE  TREATMENT

@@ -151,6 +151,8 @@ mod tests {
             device: bdf.parse().unwrap(),
             vendor: 0x8086,
             id: 0x10c9,
+            subsystem: (0x8086, 0x10c9),
+            path: None,
             class,
             state: "dom0".into(),
             driver: driver.map(str::to_owned),

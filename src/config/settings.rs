@@ -1,0 +1,255 @@
+//! What is set for a device, and how the file says it.
+
+use std::fmt;
+use std::num::NonZeroU64;
+use std::time::Duration;
+
+use conf_space::overlay::quirk::Quirks;
+use conf_space::overlay::{Permissive, Quirk, Range, Ranges};
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+
+/// All that holds for one device, as configured.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct DeviceSettings {
+    /// Which registers without a rule of their own the guest may write.
+    pub permissive: Permissive,
+    /// Single registers that the guest may write, bit by bit.
+    pub quirks: Quirks,
+    /// How the device is reset between guests.
+    pub reset: ResetChoice,
+    /// The guest may set the interrupt enable bits itself; for stub domains.
+    pub allow_interrupt_control: bool,
+    /// What becomes of a guest whose device has had an error.
+    pub aer: AerPolicy,
+}
+
+/// How a device is reset.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ResetChoice {
+    /// By the best method that the kernel offers.
+    #[default]
+    Auto,
+    /// Function-level reset.
+    Flr,
+    /// By putting the device to sleep (D3hot) and waking it.
+    Pm,
+    /// With its whole bus.
+    Bus,
+    /// Not at all: what one guest leaves behind, the next one finds.
+    None,
+}
+
+impl ResetChoice {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Flr => "flr",
+            Self::Pm => "pm",
+            Self::Bus => "bus",
+            Self::None => "none",
+        }
+    }
+}
+
+/// What becomes of a guest that does not recover from an error of its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AerPolicy {
+    /// What is done.
+    pub on_failure: OnFailure,
+    /// How long the guest has to answer each step.
+    pub timeout: Duration,
+}
+
+impl Default for AerPolicy {
+    fn default() -> Self {
+        Self {
+            on_failure: OnFailure::default(),
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// What is done when a guest does not recover from an error of its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// The device is taken from it.
+    #[default]
+    Detach,
+    /// The guest is destroyed.
+    Kill,
+    /// Nothing.
+    Ignore,
+}
+
+impl OnFailure {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Detach => "detach",
+            Self::Kill => "kill",
+            Self::Ignore => "ignore",
+        }
+    }
+}
+
+/// The settings that one table of the file makes. What it does not say it leaves to others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Partial {
+    pub permissive: Option<PermissiveSetting>,
+    pub quirks: Option<QuirkList>,
+    pub reset: Option<ResetChoice>,
+    pub allow_interrupt_control: Option<bool>,
+    pub aer: Option<AerSetting>,
+}
+
+impl Partial {
+    pub fn apply_to(&self, settings: &mut DeviceSettings) {
+        if let Some(permissive) = &self.permissive {
+            settings.permissive = permissive.value;
+        }
+        if let Some(QuirkList(quirks)) = self.quirks {
+            settings.quirks = quirks;
+        }
+        if let Some(reset) = self.reset {
+            settings.reset = reset;
+        }
+        if let Some(allow) = self.allow_interrupt_control {
+            settings.allow_interrupt_control = allow;
+        }
+        if let Some(aer) = &self.aer {
+            settings.aer.on_failure = aer.on_failure.unwrap_or(settings.aer.on_failure);
+            settings.aer.timeout = aer.timeout.map_or(settings.aer.timeout, |seconds| {
+                Duration::from_secs(seconds.get())
+            });
+        }
+    }
+}
+
+/// `aer = { on_failure = "detach", timeout = 10 }`, in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AerSetting {
+    on_failure: Option<OnFailure>,
+    timeout: Option<NonZeroU64>,
+}
+
+/// `permissive = true`, or a list of ranges: `["0x40..0x48", { range = "0x50..0x52", reason = "why" }]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct PermissiveSetting {
+    pub value: Permissive,
+    /// Ranges with the reason that was given.
+    pub reasons: Vec<(Range, String)>,
+}
+
+impl<'de> Deserialize<'de> for PermissiveSetting {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = PermissiveSetting;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false, or a list of ranges such as [\"0x40..0x48\"]")
+            }
+
+            fn visit_bool<E: de::Error>(self, all: bool) -> Result<PermissiveSetting, E> {
+                Ok(PermissiveSetting {
+                    value: all.into(),
+                    reasons: Vec::new(),
+                })
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> Result<PermissiveSetting, A::Error> {
+                let mut ranges = Ranges::EMPTY;
+                let mut reasons = Vec::new();
+                while let Some(RangeEntry { range, reason }) = list.next_element()? {
+                    ranges.insert(range).map_err(de::Error::custom)?;
+                    reasons.extend(reason.map(|reason| (range, reason)));
+                }
+                let value = if ranges.is_empty() {
+                    Permissive::No
+                } else {
+                    Permissive::Ranges(ranges)
+                };
+                Ok(PermissiveSetting { value, reasons })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// A range, with or without the reason.
+struct RangeEntry {
+    range: Range,
+    reason: Option<String>,
+}
+
+impl<'de> Deserialize<'de> for RangeEntry {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Table {
+            range: String,
+            reason: Option<String>,
+        }
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RangeEntry;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"0x40..0x48\" or { range = \"0x40..0x48\", reason = \"...\" }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RangeEntry, E> {
+                Ok(RangeEntry {
+                    range: text.parse().map_err(E::custom)?,
+                    reason: None,
+                })
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<RangeEntry, A::Error> {
+                let table = Table::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(RangeEntry {
+                    range: table.range.parse().map_err(de::Error::custom)?,
+                    reason: table.reason,
+                })
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+/// `quirks = ["c8:2:00ff"]`: offset, width and mask as in the kernel's `quirks` file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct QuirkList(pub Quirks);
+
+impl<'de> Deserialize<'de> for QuirkList {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = QuirkList;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of quirks such as [\"c8:2:00ff\"]: offset, width, mask")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<QuirkList, A::Error> {
+                let mut quirks = Quirks::EMPTY;
+                while let Some(text) = list.next_element::<String>()? {
+                    let quirk: Quirk = text.parse().map_err(|error| {
+                        de::Error::custom(format_args!("{text:?} is no quirk: {error}"))
+                    })?;
+                    quirks.insert(quirk).map_err(de::Error::custom)?;
+                }
+                Ok(QuirkList(quirks))
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
+}
