@@ -13,9 +13,12 @@
 pub mod config_state;
 pub mod devices;
 pub mod interrupts;
+mod read_only;
 pub mod record;
 pub mod sim;
 pub mod sysfs;
+
+pub use self::read_only::ReadOnly;
 
 use std::fmt;
 use std::io;

@@ -6,3 +6,4 @@ pub mod list;
 pub mod shell;
 pub mod show;
 pub mod status;
+pub mod trace;
