@@ -1,5 +1,4 @@
-//! What goes over the control socket: one JSON object per line, a [`Response`] for each [`Request`]; for [`Request::Trace`] many, until
-//! one of the two ends hangs up.
+//! What goes over the control socket: one JSON object per line, a [`Request`] for each [`Response`].
 //!
 //! The socket is a unix stream socket that root alone may use. With [`Request::Serve`] an open `/dev/fuse` travels along (`SCM_RIGHTS`).
 
@@ -7,8 +6,6 @@ use std::collections::BTreeMap;
 
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
-
-use super::traced::{Filter, Traced};
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,8 +34,6 @@ pub enum Request {
     Status,
     /// Serve a facade that the caller mounted in its own mount namespace.
     Serve,
-    /// The guests' operations as they happen.
-    Trace(Filter),
 }
 
 /// What is answered.
@@ -61,20 +56,6 @@ pub enum Response {
     Status(DaemonStatus),
     /// To [`Request::Serve`].
     Served,
-    /// To [`Request::Trace`], first: from now on operations are sent.
-    Tracing {
-        /// The guests that are traced now.
-        guests: Vec<u16>,
-    },
-    /// To [`Request::Trace`]: an operation.
-    Operation(Box<Traced>),
-    /// To [`Request::Trace`]: the reader was too slow, and missed some.
-    Lost {
-        /// The guest that they were of.
-        domain: u16,
-        /// How many, wanted or not.
-        operations: u64,
-    },
     /// The request as a whole failed.
     Failed {
         /// Why, and what to do.
@@ -192,8 +173,6 @@ pub struct GuestLine {
     pub errors: Errors,
     /// How long they took.
     pub latency: Latency,
-    /// Somebody traces them.
-    pub traced: bool,
 }
 
 /// Operations that did not do what the guest wished.

@@ -53,7 +53,6 @@ fn guest_line((domain, status): (DomId, Status)) -> GuestLine {
             failed: counts.failed,
         },
         latency: latency(counts),
-        traced: status.traced,
     }
 }
 

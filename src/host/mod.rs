@@ -13,15 +13,13 @@
 pub mod config_state;
 pub mod devices;
 pub mod interrupts;
-mod read_only;
 pub mod record;
 pub mod sim;
 pub mod sysfs;
 
-pub use self::read_only::ReadOnly;
-
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use conf_space::address::Bdf;
@@ -138,6 +136,13 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the bus itself cannot be listed.
     fn list(&self) -> Result<Vec<Bdf>, HostError>;
+
+    /// A descriptor that becomes readable when devices may have come or gone. Non-blocking; to be read until it is empty, and what is in
+    /// it means nothing.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    fn changes(&self) -> io::Result<OwnedFd>;
 
     /// What is known of one device.
     ///

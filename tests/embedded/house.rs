@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use conf_space::Bdf;
 use pcibackd::config::Config;
-use pcibackd::control::client::{self, Answers};
+use pcibackd::control::client;
 use pcibackd::control::protocol::{DaemonStatus, GuestLine, Request, Response};
 use pcibackd::daemon::Background;
 use pcibackd::host::devices::for_xen;
@@ -161,10 +161,6 @@ impl House {
 
     pub fn ask(&self, request: &Request) -> Response {
         client::ask(self.directory.path(), request).unwrap()
-    }
-
-    pub fn ask_for_many(&self, request: &Request) -> Answers {
-        client::ask_for_many(self.directory.path(), request).unwrap()
     }
 
     /// Hides devices through the control socket.

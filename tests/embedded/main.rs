@@ -20,4 +20,5 @@ mod properties;
 mod restart;
 mod returning;
 mod seeing;
+mod sriov;
 mod variants;

@@ -6,6 +6,7 @@
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -221,6 +222,10 @@ impl Host {
 impl Bus for Host {
     fn list(&self) -> Result<Vec<Bdf>, HostError> {
         self.bus.list()
+    }
+
+    fn changes(&self) -> std::io::Result<OwnedFd> {
+        self.bus.changes()
     }
 
     fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {

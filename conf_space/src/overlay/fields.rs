@@ -2,7 +2,7 @@
 
 use super::claim::{Claim, Claims, Rule, STANDARD_END};
 use crate::access::ConfigSize;
-use crate::registers::{BitField, Register};
+use crate::registers::Register;
 
 /// What becomes of a guest's access to a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,8 +36,6 @@ pub struct Field {
     pub treatment: Treatment,
     /// Where the register is specified; empty for a run of bytes.
     pub spec: &'static str,
-    /// The register's own fields.
-    pub bits: &'static [BitField],
 }
 
 impl Rule {
@@ -53,8 +51,7 @@ impl Rule {
             | Self::Bist
             | Self::PowerControl(_)
             | Self::VpdAddress
-            | Self::Interrupts(_)
-            | Self::Quirk(_) => Treatment::Filtered,
+            | Self::Interrupts(_) => Treatment::Filtered,
         }
     }
 }
@@ -73,12 +70,6 @@ pub(super) fn list(claims: &Claims, size: ConfigSize) -> Vec<Field> {
                 .at(register.offset)
                 .filter(|claim| claim.register == register);
             named.push((placed.name, register, claim));
-        }
-    }
-    // Registers that only a quirk knows.
-    for claim in claims.quirks() {
-        if !named.iter().any(|(_, known, _)| *known == claim.register) {
-            named.push(("Quirks", claim.register, Some(claim)));
         }
     }
     // Stable: of two at one offset, the first block's stays first, behind a claimed one.
@@ -104,7 +95,6 @@ pub(super) fn list(claims: &Claims, size: ConfigSize) -> Vec<Field> {
             length: register.width.bytes(),
             treatment: claim.map_or(Treatment::Dropped, |claim| claim.rule.treatment()),
             spec: register.spec,
-            bits: register.fields,
         });
         next = register.end();
     }
@@ -121,6 +111,5 @@ fn gap(start: u16, end: u16) -> Option<Field> {
         length,
         treatment: Treatment::Dropped,
         spec: "",
-        bits: &[],
     })
 }

@@ -14,7 +14,6 @@ mod device;
 mod fields;
 mod header;
 mod interrupts;
-mod policy;
 mod power;
 mod properties;
 mod reference;

@@ -6,4 +6,3 @@ pub mod list;
 pub mod shell;
 pub mod show;
 pub mod status;
-pub mod trace;
