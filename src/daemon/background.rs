@@ -11,7 +11,7 @@ use std::thread::{self, JoinHandle};
 use xenbus::Xen;
 
 use super::platform::{Kind, Platform};
-use super::{DaemonError, Options, lock, serve};
+use super::{DaemonError, Options, run_dir, serve};
 use crate::config::Config;
 use crate::host::Bus;
 
@@ -43,7 +43,7 @@ impl Background {
                 bus,
                 drivers: None,
             };
-            let _lock = lock(&run_dir)?;
+            let _lock = run_dir::take(&run_dir)?;
             let options = Options {
                 config,
                 platform: Kind::Sim,

@@ -62,10 +62,9 @@ fn told(error: DeviceError) -> Errno {
         }
         DeviceError::Needed { .. }
         | DeviceError::HasVirtualFunctions { .. }
-        | DeviceError::FunctionsInGuests { .. }
         | DeviceError::Busy { .. }
         | DeviceError::InUse { .. } => Errno::EBUSY,
-        DeviceError::Bridge { .. } | DeviceError::Functions(_) => Errno::EINVAL,
+        DeviceError::Bridge { .. } => Errno::EINVAL,
         DeviceError::Host(_)
         | DeviceError::Record(_)
         | DeviceError::Xen { .. }
@@ -173,10 +172,6 @@ impl Driver for SlotDriver {
             quirk.device
         );
         Err(Errno::EOPNOTSUPP)
-    }
-
-    fn may_unbind_other(&self, device: Bdf) -> Result<(), Errno> {
-        self.devices.check_functions(device).map_err(told)
     }
 
     fn reset(&self, device: Bdf) -> Result<(), Errno> {

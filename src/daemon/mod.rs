@@ -5,21 +5,19 @@ mod driver;
 mod embedded;
 mod guests;
 mod platform;
+mod run_dir;
 mod service;
 mod service_status;
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use conf_space::selector;
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -111,14 +109,13 @@ const STORE: Token = Token(0);
 const STOP: Token = Token(1);
 const SESSIONS: Token = Token(2);
 const KEEPER: Token = Token(3);
-const HOST: Token = Token(4);
 
 /// Runs the daemon until it is told to stop. Guests keep their devices then: the next daemon goes on.
 ///
 /// # Errors
 /// [`DaemonError`].
 pub fn run(options: Options) -> Result<(), DaemonError> {
-    let _lock = lock(&options.run_dir)?;
+    let _lock = run_dir::take(&options.run_dir)?;
     // Before any thread, so that all of them leave the signals to us.
     let signals = signals().map_err(|source| DaemonError::System {
         action: "wait for signals",
@@ -167,11 +164,6 @@ fn serve(
     } = options;
     let config = Arc::new(config);
     let system = |action| move |source| DaemonError::System { action, source };
-    // Before the devices are looked at, so that nothing goes in between.
-    let changes = platform
-        .bus
-        .changes()
-        .map_err(system("listen to the kernel's announcements of devices"))?;
     let devices = Devices::open(
         Arc::clone(&platform.bus),
         Arc::clone(&platform.xen),
@@ -224,8 +216,6 @@ fn serve(
     for warning in &config.warnings {
         warn!("configuration: {warning}");
     }
-    register(changes.as_raw_fd(), HOST).map_err(system("wait for devices"))?;
-
     hide_at_start(&config, &devices);
     info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
     ready();
@@ -246,49 +236,11 @@ fn serve(
                     });
                 }
                 SESSIONS => guests.sweep(),
-                HOST => {
-                    drain(&changes);
-                    devices.look_for_removed();
-                }
                 KEEPER => revive_keeper(&mut facade, &poll),
                 _ => {}
             }
         }
     }
-}
-
-/// What is announced does not matter, only that something is: what has changed is looked up.
-fn drain(changes: &OwnedFd) {
-    let mut buffer = [0; 8192];
-    loop {
-        match nix::unistd::read(changes, &mut buffer) {
-            // Some were lost.
-            Err(Errno::ENOBUFS | Errno::EINTR) => {}
-            Ok(0) | Err(_) => return,
-            Ok(_) => {}
-        }
-    }
-}
-
-/// One daemon at a time: the lock goes with the process.
-fn lock(run_dir: &Path) -> Result<Flock<File>, DaemonError> {
-    let error = |source| DaemonError::RunDir {
-        path: run_dir.to_owned(),
-        source,
-    };
-    fs::create_dir_all(run_dir).map_err(error)?;
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(run_dir.join("lock"))
-        .map_err(error)?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| match errno {
-        nix::errno::Errno::EWOULDBLOCK => DaemonError::Running {
-            path: run_dir.to_owned(),
-        },
-        errno => error(errno.into()),
-    })
 }
 
 fn signals() -> io::Result<SignalFd> {

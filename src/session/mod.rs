@@ -185,10 +185,7 @@ impl Session {
             for event in &events {
                 match event.token() {
                     PORT => serve = true,
-                    WAKE => {
-                        look |=
-                            self.waiting_for_device || self.exports.withdrawn().next().is_some();
-                    }
+                    WAKE => look |= self.waiting_for_device,
                     _ => {}
                 }
             }
@@ -219,10 +216,12 @@ impl Session {
         match link.serve(&mut self.exports, &mut self.log_limit, telemetry) {
             Ok(served) => served,
             Err(error) => {
-                warn!(
-                    "domain {}: its event channel is beyond use: {error}",
-                    self.setup.domain
-                );
+                if self.log_limit.allow() {
+                    warn!(
+                        "domain {}: its event channel is beyond use: {error}",
+                        self.setup.domain
+                    );
+                }
                 Served::Idle
             }
         }
@@ -231,7 +230,6 @@ impl Session {
     /// Takes steps until there is nothing to do. `false`: the session is over.
     fn look(&mut self) -> Result<bool, SessionError> {
         self.waiting_for_device = false;
-        self.lose_withdrawn()?;
         for _ in 0..STEPS_IN_A_ROW {
             let view = self.view()?;
             if view.backend == XenbusState::Initialised && view.peer == Peer::Frontend {

@@ -1,7 +1,7 @@
 //! A machine with a daemon on it, and how tests use both.
 
 use std::fmt::Debug;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -299,6 +299,10 @@ impl House {
 
     pub fn records(&self) -> Vec<Bdf> {
         Record::list(&self.records_directory()).unwrap()
+    }
+
+    pub fn run_dir(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn records_directory(&self) -> PathBuf {

@@ -4,13 +4,14 @@
 //! the thread that makes it unwinds, every other does at its own next step, and all connections to xenstore are cut. What was mapped is
 //! unmapped and what was open is closed as the threads end, as the kernel does; nothing else is cleaned up.
 
-use std::io::{Read, Write};
+use std::fmt::{self, Debug};
+use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::OwnedFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
@@ -23,12 +24,39 @@ use xenbus::{
 
 const NEVER: usize = usize::MAX;
 
+/// What a daemon does to Xen, to xenstore or to the host's devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// A request to xenstored.
+    Request,
+    /// Lets the next event of a guest through.
+    Unmask,
+    MapMsi(DomId, PciDevice, MsiRequest),
+    UnmapPirq(DomId, Pirq),
+    PrepareMsix(PciDevice),
+    Assign(DomId, PciDevice),
+    Deassign(DomId, PciDevice),
+    Read(Bdf, u16),
+    Write(Bdf, u16, Width, u32),
+    Reset(Bdf),
+}
+
+type Witness = Box<dyn Fn(&Deed) + Send + Sync>;
+
 /// One daemon's life.
-#[derive(Debug)]
 pub struct Life {
     ended: AtomicBool,
     left: AtomicUsize,
     sockets: Mutex<Vec<UnixStream>>,
+    witness: RwLock<Option<Witness>>,
+}
+
+impl Debug for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Life")
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Life {
@@ -37,6 +65,25 @@ impl Life {
             ended: AtomicBool::new(false),
             left: AtomicUsize::new(NEVER),
             sockets: Mutex::default(),
+            witness: RwLock::default(),
+        })
+    }
+
+    /// Has `witness` called with each deed from now on, before it is done and on the thread that does it.
+    pub fn witness(&self, witness: impl Fn(&Deed) + Send + Sync + 'static) {
+        *self.witness.write().unwrap() = Some(Box::new(witness));
+    }
+
+    fn tell(&self, deed: Deed) {
+        if let Some(witness) = &*self.witness.read().unwrap() {
+            witness(&deed);
+        }
+    }
+
+    fn doing<T>(&self, deed: Deed, action: impl FnOnce() -> T) -> T {
+        self.around(|| {
+            self.tell(deed);
+            action()
         })
     }
 
@@ -102,6 +149,7 @@ fn relay(life: &Life, mut from: UnixStream, mut to: UnixStream) {
         let mut message = header.to_vec();
         message.resize(header.len() + length as usize, 0);
         let read = from.read_exact(&mut message[header.len()..]).is_ok();
+        life.tell(Deed::Request);
         if !(read && life.lives_on() && to.write_all(&message).is_ok() && life.lives_on()) {
             break;
         }
@@ -141,7 +189,7 @@ impl Xen for Machine {
         thread::spawn(move || relay(&life, from, to));
         thread::spawn(move || {
             let (mut from, mut to) = (xenstored, theirs);
-            let _ = std::io::copy(&mut from, &mut to);
+            let _ = io::copy(&mut from, &mut to);
             let _ = to.shutdown(Shutdown::Both);
         });
         if self.life.has_ended() {
@@ -160,8 +208,11 @@ impl Xen for Machine {
     }
 
     fn bind_interdomain(&self, domain: DomId, port: Port) -> Result<Box<dyn EventPort>, XenError> {
-        self.life
-            .around(|| self.machine.bind_interdomain(domain, port))
+        let port = self
+            .life
+            .around(|| self.machine.bind_interdomain(domain, port))?;
+        let life = Arc::clone(&self.life);
+        Ok(Box::new(OpenPort { port, life }))
     }
 
     fn domain_info(&self, domain: DomId) -> Result<Option<DomainInfo>, XenError> {
@@ -174,16 +225,21 @@ impl Xen for Machine {
         device: PciDevice,
         request: MsiRequest,
     ) -> Result<Pirq, XenError> {
-        self.life
-            .around(|| self.machine.map_msi(domain, device, request))
+        self.life.doing(Deed::MapMsi(domain, device, request), || {
+            self.machine.map_msi(domain, device, request)
+        })
     }
 
     fn unmap_pirq(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError> {
-        self.life.around(|| self.machine.unmap_pirq(domain, pirq))
+        self.life.doing(Deed::UnmapPirq(domain, pirq), || {
+            self.machine.unmap_pirq(domain, pirq)
+        })
     }
 
     fn prepare_msix(&self, device: PciDevice) -> Result<(), XenError> {
-        self.life.around(|| self.machine.prepare_msix(device))
+        self.life.doing(Deed::PrepareMsix(device), || {
+            self.machine.prepare_msix(device)
+        })
     }
 
     fn release_msix(&self, device: PciDevice) -> Result<(), XenError> {
@@ -195,13 +251,40 @@ impl Xen for Machine {
     }
 
     fn assign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
-        self.life
-            .around(|| self.machine.assign_device(domain, device))
+        self.life.doing(Deed::Assign(domain, device), || {
+            self.machine.assign_device(domain, device)
+        })
     }
 
     fn deassign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
-        self.life
-            .around(|| self.machine.deassign_device(domain, device))
+        self.life.doing(Deed::Deassign(domain, device), || {
+            self.machine.deassign_device(domain, device)
+        })
+    }
+}
+
+#[derive(Debug)]
+struct OpenPort {
+    port: Box<dyn EventPort>,
+    life: Arc<Life>,
+}
+
+impl EventPort for OpenPort {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.port.fd()
+    }
+
+    fn take(&mut self) -> io::Result<bool> {
+        self.port.take()
+    }
+
+    fn unmask(&mut self) -> io::Result<()> {
+        self.life.tell(Deed::Unmask);
+        self.port.unmask()
+    }
+
+    fn notify(&self) -> io::Result<()> {
+        self.port.notify()
     }
 }
 
@@ -224,10 +307,6 @@ impl Bus for Host {
         self.bus.list()
     }
 
-    fn changes(&self) -> std::io::Result<OwnedFd> {
-        self.bus.changes()
-    }
-
     fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {
         self.life.around(|| self.bus.describe(bdf))
     }
@@ -235,7 +314,7 @@ impl Bus for Host {
     fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
         let config = self.bus.open(bdf)?;
         let life = Arc::clone(&self.life);
-        Ok(Arc::new(OpenConfig { config, life }))
+        Ok(Arc::new(OpenConfig { bdf, config, life }))
     }
 
     fn unbind(&self, bdf: Bdf) -> Result<(), HostError> {
@@ -260,7 +339,7 @@ impl Bus for Host {
     }
 
     fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
-        self.life.around(|| self.bus.reset(bdf))
+        self.life.doing(Deed::Reset(bdf), || self.bus.reset(bdf))
     }
 
     fn set_virtual_functions(
@@ -280,6 +359,7 @@ impl Bus for Host {
 
 #[derive(Debug)]
 struct OpenConfig {
+    bdf: Bdf,
     config: Config,
     life: Arc<Life>,
 }
@@ -288,10 +368,14 @@ impl ConfigSpace for OpenConfig {
     fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError> {
         // Changes nothing, so no step of its own: to be killed here is to be killed at the next.
         self.life.be_alive();
+        self.life.tell(Deed::Read(self.bdf, offset));
         self.config.read(offset, width)
     }
 
     fn write(&self, offset: u16, width: Width, value: u32) -> Result<(), AccessError> {
-        self.life.around(|| self.config.write(offset, width, value))
+        self.life
+            .doing(Deed::Write(self.bdf, offset, width, value), || {
+                self.config.write(offset, width, value)
+            })
     }
 }

@@ -245,11 +245,13 @@ impl Claims {
                 self.add(base, &pm::DATA, READ_ONLY);
             }
             CapabilityId::MSI => {
-                self.add_start(base, msi::block(word(&msi::CONTROL)?));
+                let block = msi::block(word(&msi::CONTROL)?);
+                self.add_start(base, block);
                 let control = ControlWord::msi(base);
                 if self.add(base, &msi::CONTROL, Rule::Interrupts(control)) {
                     self.msi.get_or_insert(control);
                 }
+                self.add_rest_read_only(base, block);
             }
             CapabilityId::MSI_X => {
                 self.add_start(base, &msix::BLOCK);
@@ -257,6 +259,7 @@ impl Claims {
                 if self.add(base, &msix::CONTROL, Rule::Interrupts(control)) {
                     self.msix.get_or_insert(control);
                 }
+                self.add_rest_read_only(base, &msix::BLOCK);
             }
             CapabilityId::PCI_EXPRESS => {
                 let block = express::block(word(&express::CAPABILITIES)?);
@@ -275,6 +278,14 @@ impl Claims {
         self.add_block(base, block.name, block);
         self.add(base, &capability::ID, READ_ONLY);
         self.add(base, &capability::NEXT, READ_ONLY);
+    }
+
+    /// Where messages go to and what they say is Xen's business (XSA-128, XSA-129): no policy opens these registers.
+    fn add_rest_read_only(&mut self, base: u16, block: &'static Block) {
+        for register in block.registers {
+            // Those that have a rule already keep it.
+            self.add(base, register, READ_ONLY);
+        }
     }
 
     fn add_block(&mut self, base: u16, name: &'static str, block: &'static Block) {

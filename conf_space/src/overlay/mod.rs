@@ -34,10 +34,10 @@
 //! - C-10: IDs, BARs and the memory decode bit of a virtual function are emulated.
 //!
 //! Two more differences from the kernel are on purpose. Nothing that a guest wrote reaches the next
-//! one ([`Overlay::release`]). And a permissive policy does not open the MSI and MSI-X control
-//! words, which belong to the daemon: a guest that turned MSI on behind its back would get
-//! interrupts that nobody has mapped, and one that turned it off would leave mappings behind that
-//! no longer match the device.
+//! one ([`Overlay::release`]). And a permissive policy does not open the MSI and MSI-X capabilities,
+//! which belong to the daemon and Xen: a guest that turned MSI on behind their backs would get
+//! interrupts that nobody has mapped, one that turned it off would leave mappings behind that no
+//! longer match the device, and one that wrote address and data would choose what is written where.
 //!
 //! A later kind of rule, such as an operator's own field, is one more variant of `claim::Rule`; a later
 //! kind of permission, such as ranges, is one more question to `Policy::lets_through`.

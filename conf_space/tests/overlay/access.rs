@@ -141,7 +141,7 @@ fn c5_writes_without_a_rule_are_dropped_and_reported() {
         (0x28, 4),
         (0x2c, 2),
         (0x88, 2),
-        (0xd4, 4),
+        (0x84, 4),
         (0x104, 4),
     ] {
         let effect = guest.write(offset, size, 0xffff_ffff);

@@ -49,7 +49,7 @@ fn names_registers_and_says_what_becomes_of_them() {
             MSI + 8,
             "MSI",
             "MSI Message Upper Address",
-            Treatment::Dropped,
+            Treatment::ReadOnly,
         ),
         (
             EXPRESS + 8,

@@ -156,8 +156,6 @@ struct Lists {
     interrupt_control: BTreeSet<Bdf>,
     quirks: Vec<Quirk>,
     resets: Vec<Bdf>,
-    /// These must not lose their driver.
-    kept: BTreeSet<Bdf>,
     /// A reset of these takes until they are taken from here, or very long.
     slow: BTreeSet<Bdf>,
     waiting: usize,
@@ -271,13 +269,6 @@ impl Driver for Memory {
 
     fn add_quirk(&self, quirk: Quirk) -> Result<(), Errno> {
         self.seized_only(quirk.device, |lists| lists.quirks.push(quirk))
-    }
-
-    fn may_unbind_other(&self, device: Bdf) -> Result<(), Errno> {
-        if self.lists.lock().unwrap().kept.contains(&device) {
-            return Err(Errno::EBUSY);
-        }
-        Ok(())
     }
 
     fn reset(&self, device: Bdf) -> Result<(), Errno> {

@@ -96,7 +96,6 @@ impl Devices {
             // Nothing that one guest was granted reaches the next. Not later: the next one's grants may come during the reset.
             record.clear(Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL);
         }
-        *device.withdrawal() = None;
         if record.advance(Phase::Assigned, Phase::Releasing) {
             self.reset_in_background(Arc::clone(device));
         }
@@ -114,10 +113,6 @@ impl Devices {
     pub(super) fn reset_in_background(self: &Arc<Self>, device: Arc<Device>) {
         let bdf = device.bdf;
         self.in_background(bdf, "reset", move |devices| {
-            if device.is_removed() {
-                // Not even its PIRQs are unmapped: Xen has freed the interrupts behind them, and may have given them to another device.
-                return devices.forget(&device);
-            }
             interrupts::release(&device, &*devices.xen);
             let phase = match devices.reset_and_restore(&device) {
                 Ok(()) => Phase::Hidden,
@@ -127,9 +122,6 @@ impl Devices {
                 }
             };
             device.record.set_phase(phase);
-            if device.is_removed() {
-                return devices.forget(&device);
-            }
             if phase == Phase::Hidden {
                 log::info!("{bdf} is free for the next guest");
             }
@@ -143,7 +135,6 @@ impl Devices {
     /// The bus's, and [`DeviceError::Dead`].
     pub fn reset(&self, bdf: Bdf) -> Result<(), DeviceError> {
         let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
-        self.check_functions(bdf)?;
         // The kernel saves and restores the standard configuration around it.
         self.bus.reset(bdf)?;
         if !device.responds() {
