@@ -50,7 +50,13 @@ fn reads_and_writes_of_every_register_allocate_nothing() {
     let machine = Machine::new(directory.path()).unwrap();
     let xen: Arc<dyn Xen> = Arc::new(machine.clone());
     let bus = SimBus::with_example_devices(&machine);
-    let hidden = Devices::open(bus, Arc::clone(&xen), directory.path().join("devices")).unwrap();
+    let hidden = Devices::open(
+        bus,
+        Arc::clone(&xen),
+        Arc::default(),
+        directory.path().join("devices"),
+    )
+    .unwrap();
     let domain = machine.create_domain("guest", DomainKind::Pv).unwrap();
     let mut exports = Exports::new(domain, TopologyKind::Vpci, Arc::clone(&hidden), xen);
     let mut place = |bdf: Bdf| {

@@ -22,6 +22,8 @@ struct DefaultsTable {
     quirks: Option<QuirkList>,
     reset: Option<ResetChoice>,
     allow_interrupt_control: Option<bool>,
+    allow_shared_interrupt: Option<bool>,
+    allow_shared_pages: Option<bool>,
     aer: Option<AerSetting>,
 }
 
@@ -32,6 +34,8 @@ impl From<DefaultsTable> for Defaults {
             quirks: table.quirks,
             reset: table.reset,
             allow_interrupt_control: table.allow_interrupt_control,
+            allow_shared_interrupt: table.allow_shared_interrupt,
+            allow_shared_pages: table.allow_shared_pages,
             aer: table.aer,
         })
     }
@@ -126,6 +130,8 @@ impl<'de> Deserialize<'de> for DeviceTable {
             quirks: Option<QuirkList>,
             reset: Option<ResetChoice>,
             allow_interrupt_control: Option<bool>,
+            allow_shared_interrupt: Option<bool>,
+            allow_shared_pages: Option<bool>,
             aer: Option<AerSetting>,
         }
         let table = Table::deserialize(deserializer)?;
@@ -154,6 +160,8 @@ impl<'de> Deserialize<'de> for DeviceTable {
                 quirks: table.quirks,
                 reset: table.reset,
                 allow_interrupt_control: table.allow_interrupt_control,
+                allow_shared_interrupt: table.allow_shared_interrupt,
+                allow_shared_pages: table.allow_shared_pages,
                 aer: table.aer,
             },
         })

@@ -345,6 +345,7 @@ mod tests {
         let settings = parse(
             "[defaults]\nreset = \"pm\"\naer = { on_failure = \"kill\" }\n\
              [[device]]\nid = \"8086:10d3\"\naer = { timeout = 3 }\nallow_interrupt_control = true\n\
+             allow_shared_interrupt = true\nallow_shared_pages = true\n\
              [[device]]\nid = \"8086:ffff\"\nreset = \"none\"\n",
         )
         .unwrap()
@@ -352,6 +353,8 @@ mod tests {
         let expected = DeviceSettings {
             reset: ResetChoice::Pm,
             allow_interrupt_control: true,
+            allow_shared_interrupt: true,
+            allow_shared_pages: true,
             aer: AerPolicy {
                 on_failure: OnFailure::Kill,
                 timeout: Duration::from_secs(3),

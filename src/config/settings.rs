@@ -20,12 +20,18 @@ pub struct DeviceSettings {
     pub reset: ResetChoice,
     /// The guest may set the interrupt enable bits itself; for stub domains.
     pub allow_interrupt_control: bool,
+    /// The guest may use the INTx line although a device of somebody else uses it, too.
+    pub allow_shared_interrupt: bool,
+    /// The guest may have the device although it has memory in a page with a device of somebody else.
+    pub allow_shared_pages: bool,
     /// What becomes of a guest whose device has had an error.
     pub aer: AerPolicy,
 }
 
 /// How a device is reset.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize, clap::ValueEnum,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum ResetChoice {
     /// By the best method that the kernel offers.
@@ -38,6 +44,7 @@ pub enum ResetChoice {
     /// With its whole bus.
     Bus,
     /// Not at all: what one guest leaves behind, the next one finds.
+    #[value(skip)]
     None,
 }
 
@@ -103,6 +110,8 @@ pub(super) struct Partial {
     pub quirks: Option<QuirkList>,
     pub reset: Option<ResetChoice>,
     pub allow_interrupt_control: Option<bool>,
+    pub allow_shared_interrupt: Option<bool>,
+    pub allow_shared_pages: Option<bool>,
     pub aer: Option<AerSetting>,
 }
 
@@ -119,6 +128,12 @@ impl Partial {
         }
         if let Some(allow) = self.allow_interrupt_control {
             settings.allow_interrupt_control = allow;
+        }
+        if let Some(allow) = self.allow_shared_interrupt {
+            settings.allow_shared_interrupt = allow;
+        }
+        if let Some(allow) = self.allow_shared_pages {
+            settings.allow_shared_pages = allow;
         }
         if let Some(aer) = &self.aer {
             settings.aer.on_failure = aer.on_failure.unwrap_or(settings.aer.on_failure);

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::config::ResetChoice;
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +24,13 @@ pub enum Request {
         /// As above.
         devices: Vec<String>,
     },
+    /// Reset hidden devices that no guest has.
+    Reset {
+        /// As above.
+        devices: Vec<String>,
+        /// How; as each device's settings say if not given.
+        method: Option<ResetChoice>,
+    },
     /// All devices of the host.
     List,
     /// One hidden device's configuration space as a guest sees it.
@@ -40,7 +48,7 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "kebab-case")]
 pub enum Response {
-    /// To [`Request::Hide`] and [`Request::Unhide`]: one for each entry and each device that an entry stands for.
+    /// To [`Request::Hide`], [`Request::Unhide`] and [`Request::Reset`]: one for each entry and each device that an entry stands for.
     Entries {
         /// In the order of the request.
         entries: Vec<Entry>,

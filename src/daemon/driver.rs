@@ -65,6 +65,7 @@ fn told(error: DeviceError) -> Errno {
         | DeviceError::Busy { .. }
         | DeviceError::InUse { .. } => Errno::EBUSY,
         DeviceError::Bridge { .. } => Errno::EINVAL,
+        DeviceError::NoSuchReset { .. } => Errno::ENOTTY,
         DeviceError::Host(_)
         | DeviceError::Record(_)
         | DeviceError::Xen { .. }

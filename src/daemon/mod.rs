@@ -167,6 +167,7 @@ fn serve(
     let devices = Devices::open(
         Arc::clone(&platform.bus),
         Arc::clone(&platform.xen),
+        Arc::clone(&config),
         run_dir.join("devices"),
     )?;
 

@@ -14,6 +14,7 @@ use xenbus::DomId;
 use super::driver::SlotDriver;
 use super::guests::Guests;
 use super::platform::Kind;
+use crate::config::ResetChoice;
 use crate::control::protocol::{DeviceLine, Entry, Field, Request, Response, Shown};
 use crate::control::server::Service;
 use crate::facade::{self, RealDrivers};
@@ -126,6 +127,19 @@ impl DaemonService {
                 || "given back to dom0, where no driver is bound to it".to_owned(),
                 |driver| format!("given back to dom0's {driver}"),
             ))
+        })
+    }
+
+    fn reset(&self, lists: &[String], method: Option<ResetChoice>) -> Response {
+        self.for_each(lists, |bdf| {
+            let device = self.devices.find(bdf)?;
+            let choice = method.unwrap_or_else(|| self.devices.settings(&device).reset);
+            self.devices.reset_free(bdf, choice)?;
+            Ok(match choice {
+                ResetChoice::None => "not reset, as its settings say (reset = \"none\")",
+                _ => "reset; it answers, and can be given to a guest",
+            }
+            .to_owned())
         })
     }
 
@@ -268,6 +282,7 @@ impl Service for DaemonService {
         match request {
             Request::Hide { devices, force } => self.hide(&devices, force),
             Request::Unhide { devices } => self.unhide(&devices),
+            Request::Reset { devices, method } => self.reset(&devices, method),
             Request::List => self.list(),
             Request::Show { device } => self.show(&device),
             Request::Status => self.status(),

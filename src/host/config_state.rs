@@ -1,5 +1,7 @@
 //! Saving a device's configuration space before any guest has it, and putting it back.
 
+use std::time::Duration;
+
 use conf_space::capabilities::{Capabilities, CapabilityId};
 use conf_space::registers::{Register, express, header, msi, msix, power_management};
 use conf_space::{ConfigSize, ConfigSpace, Width};
@@ -33,7 +35,11 @@ pub fn restore(config: &dyn ConfigSpace, saved: &[u8], command: u16) {
     let find = |id| capabilities.find(id);
     // A sleeping device takes no other writes.
     if let Some(base) = find(CapabilityId::POWER_MANAGEMENT) {
+        let slept = sleeps(config, base);
         put_back(config, saved, base, &power_management::CONTROL);
+        if slept {
+            std::thread::sleep(D3HOT_TO_D0);
+        }
     }
     if let Some(base) = find(CapabilityId::PCI_EXPRESS) {
         for register in express_controls(config, base) {
@@ -66,6 +72,17 @@ pub fn restore(config: &dyn ConfigSpace, saved: &[u8], command: u16) {
         header::COMMAND.offset,
         u32::from(command),
     );
+}
+
+/// How long nobody may touch a device that leaves D3hot (PCI Express Base Specification 6.0, section 5.9).
+const D3HOT_TO_D0: Duration = Duration::from_millis(10);
+
+/// Whether the device is in D3hot.
+fn sleeps(config: &dyn ConfigSpace, base: u16) -> bool {
+    let asleep = u32::from(power_management::control::POWER_STATE);
+    base.checked_add(power_management::CONTROL.offset)
+        .and_then(|offset| config.read(offset, Width::Two).ok())
+        .is_some_and(|control| control & asleep == asleep)
 }
 
 /// The control registers that the device's PCI Express capability has.

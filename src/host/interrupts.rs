@@ -8,7 +8,7 @@ use msi::{CleanupError, Operations, Pirqs, Recovered, Refusal, Vectors, memory_d
 use xenbus::pciif::MsixEntry;
 use xenbus::{DomId, MsiRequest, Pirq, Xen, XenError};
 
-use super::devices::Device;
+use super::devices::{Device, Line};
 use super::record::Phase;
 use crate::text::chain;
 
@@ -81,7 +81,10 @@ impl Interrupts {
 
     /// The PIRQ of the legacy interrupt, which the device has while neither is on; 0: none.
     pub fn legacy(&self) -> u32 {
-        self.device.description.irq
+        match self.device.line() {
+            Line::Usable => self.device.description.irq,
+            Line::Refused => 0,
+        }
     }
 
     /// Puts back what the device lost.

@@ -7,6 +7,8 @@
 //! | [`sim`] | a simulated one, for the embedded platform |
 //! | [`devices`] | hidden devices and how they change hands: dom0, hidden, a guest's |
 //! | [`record`] | what is remembered of a hidden device beyond the daemon's life |
+//! | [`reset`] | how a device is reset: what is wanted against what the kernel offers |
+//! | [`sharing`] | what a device has in common with others: INTx line, memory pages |
 //! | [`config_state`] | saving and restoring configuration space |
 //! | [`interrupts`] | a hidden device's MSI and MSI-X |
 
@@ -14,9 +16,12 @@ pub mod config_state;
 pub mod devices;
 pub mod interrupts;
 pub mod record;
+pub mod reset;
+pub mod sharing;
 pub mod sim;
 pub mod sysfs;
 
+use self::sharing::Occupancy;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -142,6 +147,12 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// [`HostError::NoDevice`], and when the kernel's description cannot be read.
     fn describe(&self, bdf: Bdf) -> Result<Description, HostError>;
 
+    /// What every device occupies that others may have a part of.
+    ///
+    /// # Errors
+    /// When the bus itself cannot be listed. A device that cannot be looked at is left out.
+    fn survey(&self) -> Result<Vec<Occupancy>, HostError>;
+
     /// Opens a device's configuration space for reading and writing.
     ///
     /// # Errors
@@ -178,7 +189,7 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// The kernel's; a bound driver makes it refuse.
     fn enable(&self, bdf: Bdf, on: bool) -> Result<(), HostError>;
 
-    /// Resets the function by the best method there is. The kernel saves and restores the standard configuration around it.
+    /// Resets the function by the first of its methods that works. The kernel saves and restores the standard configuration around it.
     ///
     /// # Errors
     /// The kernel's; a device without a reset method is [`HostError::Refused`].
@@ -195,6 +206,18 @@ pub trait Bus: Send + Sync + fmt::Debug {
         count: u16,
         new: NewFunctions,
     ) -> Result<(), HostError>;
+
+    /// Has [`Bus::reset`] try these methods only, in this order, until set anew; none: all that the kernel has, in its order.
+    ///
+    /// # Errors
+    /// The kernel's: a method that the device does not have; a kernel older than Linux 5.15, which lets nobody choose.
+    fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError>;
+
+    /// The other functions behind the same bridge, which a reset of the bus would hit. Empty for a device on a root bus.
+    ///
+    /// # Errors
+    /// [`HostError::NoDevice`].
+    fn beside(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError>;
 
     /// Why dom0 cannot do without the device, in words an operator understands; `None`: it can.
     ///

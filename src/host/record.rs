@@ -107,6 +107,10 @@ bitflags::bitflags! {
         const PERMISSIVE = 1 << 4;
         /// The guest may set the interrupt enable bits itself. Until release.
         const INTERRUPT_CONTROL = 1 << 5;
+        /// The kernel was told to reset it by one method only, for one reset.
+        const RESET_NARROWED = 1 << 6;
+        /// The guest has no part in its INTx line, which somebody else uses. Until release.
+        const WITHOUT_INTX = 1 << 7;
     }
 }
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 use conf_space::address::Bdf;
 use conf_space::overlay::{BuildError, Overlay, OverlayState, Policy};
 use conf_space::topology::{PlaceError, Placement, Topology, TopologyKind};
+use log::warn;
 use xenbus::{DomId, Xen};
 
 use crate::host::config_state;
-use crate::host::devices::{Claim, Device, DeviceError, Devices};
+use crate::host::devices::{Claim, Device, DeviceError, Devices, Line, silence};
 use crate::host::interrupts::Interrupts;
 use crate::host::record::{Flags, Owner};
+use crate::text::chain;
 
 /// A device that a guest cannot have.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +24,19 @@ pub enum ExportError {
     /// It is nothing for a guest.
     #[error(transparent)]
     Unfit(#[from] BuildError),
+    /// It has memory in a page with another's.
+    #[error(
+        "{bdf} has memory in the page at {page:#x} together with {with}, which its guest could reach through it. Give both to the same guest, \
+         or keep them apart (dom0's Linux: pci=resource_alignment=12@{bdf}), or set allow_shared_pages = true for {bdf}"
+    )]
+    SharedPage {
+        /// The device.
+        bdf: Bdf,
+        /// The page's address.
+        page: u64,
+        /// The other device, and who has it.
+        with: String,
+    },
     /// There is no place for it in the guest.
     #[error("{bdf} cannot be placed on the guest's PCI bus")]
     Place {
@@ -144,6 +159,11 @@ impl Exports {
         // Not even looked at before it is this guest's to have: it may be another's, or in the middle of a reset.
         self.devices.check(&device, self.domain)?;
         let held = device.held_by(self.domain);
+        let line = match held {
+            // What was decided then still holds: the guest relies on it.
+            Some(_) => device.line(),
+            None => self.admit(&device)?,
+        };
         let identity = &device.description.identity;
         let placement = Placement {
             bdf,
@@ -152,6 +172,9 @@ impl Exports {
         };
         let place = |source| ExportError::Place { bdf, source };
         let mut overlay = Overlay::new(identity, &*device.config)?;
+        if line == Line::Refused {
+            overlay = overlay.without_intx();
+        }
         let address = match held {
             Some(owner) => self
                 .topology
@@ -166,7 +189,7 @@ impl Exports {
         };
         match self
             .devices
-            .claim(&device, owner, overlay.state().to_bits())
+            .claim(&device, owner, overlay.state().to_bits(), line)
         {
             Ok(Claim::Taken) => {}
             Ok(Claim::Resumed) => {
@@ -175,6 +198,15 @@ impl Exports {
             Err(error) => {
                 self.topology.remove(bdf);
                 return Err(error.into());
+            }
+        }
+        if line == Line::Refused {
+            match silence(&*device.config) {
+                Ok(true) => {}
+                Ok(false) => warn!(
+                    "{bdf} cannot be kept off its interrupt line; if it raises it, dom0 may switch the line off for all devices on it"
+                ),
+                Err(error) => warn!("{bdf}: {}", chain(&error)),
             }
         }
         let interrupts = Interrupts::new(Arc::clone(&device), self.domain, Arc::clone(&self.xen));
@@ -186,6 +218,34 @@ impl Exports {
             told_of_dropped_write: false,
         });
         Ok(address)
+    }
+
+    /// Whether the guest can have a device in view of who has those beside it, and whether it can have its INTx line, too.
+    fn admit(&self, device: &Device) -> Result<Line, ExportError> {
+        let (bdf, domain) = (device.bdf, self.domain);
+        let sharing = self.devices.sharing(device, domain);
+        let sharing = sharing.map_err(DeviceError::from)?;
+        let settings = self.devices.settings(device);
+        if let Some(shared) = sharing.pages.first()
+            && !settings.allow_shared_pages
+        {
+            return Err(ExportError::SharedPage {
+                bdf,
+                page: shared.what,
+                with: shared.to_string(),
+            });
+        }
+        match sharing.line.first() {
+            Some(shared) if !settings.allow_shared_interrupt => {
+                warn!(
+                    "domain {domain} has {bdf} without its interrupt line {}, which {shared} uses: its driver needs MSI or MSI-X. If that has \
+                     neither: give both to the same guest, take dom0's driver from the other, or set allow_shared_interrupt = true for {bdf}",
+                    shared.what
+                );
+                Ok(Line::Refused)
+            }
+            _ => Ok(Line::Usable),
+        }
     }
 
     /// Takes a device from the guest. `false`: the guest does not have it.

@@ -152,7 +152,13 @@ mod tests {
         let machine = Machine::new(run_dir.path()).unwrap();
         let xen: Arc<dyn Xen> = Arc::new(machine.clone());
         let bus = SimBus::new(&machine);
-        let devices = Devices::open(bus, Arc::clone(&xen), run_dir.path().join("devices")).unwrap();
+        let devices = Devices::open(
+            bus,
+            Arc::clone(&xen),
+            Arc::default(),
+            run_dir.path().join("devices"),
+        )
+        .unwrap();
         let domain = machine.create_domain("guest", DomainKind::Pv).unwrap();
         let guest = machine.guest(domain);
         let granted = guest.grant_page(DomId::DOM0).unwrap();

@@ -163,6 +163,11 @@ impl House {
         client::ask(self.directory.path(), request).unwrap()
     }
 
+    /// As [`House::ask`], of a daemon that may be killed before it answers.
+    pub fn try_ask(&self, request: &Request) -> Option<Response> {
+        client::ask(self.directory.path(), request).ok()
+    }
+
     /// Hides devices through the control socket.
     pub fn hide(&self, devices: &[Bdf]) {
         let devices = devices.iter().map(Bdf::to_string).collect();

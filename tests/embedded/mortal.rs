@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
+use pcibackd::host::sharing::Occupancy;
 use pcibackd::host::{Bus, Config, Description, HostError, NewFunctions};
 use xenbus::xenstore::{self, Client};
 use xenbus::{
@@ -311,6 +312,10 @@ impl Bus for Host {
         self.life.around(|| self.bus.describe(bdf))
     }
 
+    fn survey(&self) -> Result<Vec<Occupancy>, HostError> {
+        self.bus.survey()
+    }
+
     fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
         let config = self.bus.open(bdf)?;
         let life = Arc::clone(&self.life);
@@ -350,6 +355,15 @@ impl Bus for Host {
     ) -> Result<(), HostError> {
         self.life
             .around(|| self.bus.set_virtual_functions(physical, count, new))
+    }
+
+    fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError> {
+        self.life
+            .around(|| self.bus.set_reset_methods(bdf, methods))
+    }
+
+    fn beside(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        self.bus.beside(bdf)
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
-use crate::commands::{exec, hide, list, shell, show, status};
+use crate::commands::{exec, hide, list, reset, shell, show, status};
 use crate::demo::Demo;
 
 /// Hides PCI devices from dom0, so that Xen's guests can have them, and shows who has which
@@ -38,6 +38,8 @@ pub enum Command {
     Hide(hide::Hide),
     /// Give hidden devices back to dom0 and its drivers
     Unhide(hide::Unhide),
+    /// Reset hidden devices that no guest has, or bring one back that was found dead
+    Reset(reset::Reset),
     /// List the host's devices: where they are, who has them
     List(list::List),
     /// Show a device's configuration space as a guest sees it, register by register

@@ -41,6 +41,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
     match command {
         Command::Hide(arguments) => commands::hide::hide(run_dir, &arguments),
         Command::Unhide(arguments) => commands::hide::unhide(run_dir, &arguments),
+        Command::Reset(arguments) => commands::reset::run(run_dir, &arguments),
         Command::List(arguments) => commands::list::run(run_dir, &arguments),
         Command::Show(arguments) => commands::show::run(run_dir, &arguments),
         Command::Status(arguments) => commands::status::run(run_dir, &arguments),

@@ -162,6 +162,18 @@ impl Claims {
         Ok(claims)
     }
 
+    /// Lets interrupt line and pin read as of a function that has neither.
+    pub(super) fn hide_interrupt_line(&mut self) {
+        for claim in &mut self.claims {
+            if [&header::INTERRUPT_LINE, &header::INTERRUPT_PIN]
+                .iter()
+                .any(|register| register.offset == claim.register.offset)
+            {
+                claim.rule = Rule::Fixed(0);
+            }
+        }
+    }
+
     /// The claimed registers that an access touches.
     pub(super) fn touched_by(&self, access: Access) -> impl Iterator<Item = &Claim> {
         let end = access.offset.saturating_add(access.width.bytes());

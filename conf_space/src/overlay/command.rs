@@ -67,7 +67,7 @@ pub(super) fn write<C: ConfigSpace + ?Sized>(
         value &= !WRITE_INVALIDATE;
     }
     let mut follows = FOLLOWS_GUEST;
-    if operation.policy.allow_interrupt_control {
+    if operation.policy.allow_interrupt_control && !operation.without_intx {
         follows |= (value ^ operation.state.command) & INTX_DISABLE;
     }
     if operation.policy.lets_through(COMMAND.offset, COMMAND.width) {
@@ -76,6 +76,9 @@ pub(super) fn write<C: ConfigSpace + ?Sized>(
     let mut wanted = (hardware & !follows) | (value & follows);
     if enabling {
         wanted |= operation.decode;
+    }
+    if operation.without_intx {
+        wanted |= INTX_DISABLE;
     }
     if wanted != hardware {
         operation.write_word(COMMAND.offset, wanted)?;

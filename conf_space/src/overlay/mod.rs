@@ -33,6 +33,8 @@
 //! - C-9: a guest controls the power state; it cannot make the device signal PME#.
 //! - C-10: IDs, BARs and the memory decode bit of a virtual function are emulated.
 //!
+//! - C-11: the interrupt line of a function that may not use it ([`Overlay::without_intx`]) is none.
+//!
 //! Two more differences from the kernel are on purpose. Nothing that a guest wrote reaches the next
 //! one ([`Overlay::release`]). And a permissive policy does not open the MSI and MSI-X capabilities,
 //! which belong to the daemon and Xen: a guest that turned MSI on behind their backs would get
@@ -110,6 +112,8 @@ pub struct Overlay {
     claims: Claims,
     /// Decode bits of the command register that the function has use for.
     decode: u16,
+    /// The guest has no part in the function's interrupt line.
+    without_intx: bool,
     initial: OverlayState,
     state: OverlayState,
 }
@@ -142,9 +146,18 @@ impl Overlay {
             capabilities,
             claims,
             decode,
+            without_intx: false,
             initial,
             state: initial,
         })
+    }
+
+    /// Takes the interrupt line from the guest: it reads that the function has none, as virtual functions have none, and whatever it
+    /// writes, INTX_DISABLE stays set in hardware once a write of the command register or [`Overlay::command_to_restore`] has set it.
+    pub fn without_intx(mut self) -> Self {
+        self.without_intx = true;
+        self.claims.hide_interrupt_line();
+        self
     }
 
     /// What the guest reads. `offset` and `size` are the guest's, unchecked.
@@ -216,9 +229,15 @@ impl Overlay {
     /// under a living guest: `saved`, with decode on, and those bits that follow the guest as the
     /// guest wants them.
     pub const fn command_to_restore(&self, saved: u16) -> u16 {
+        let intx = if self.without_intx {
+            header::command::INTX_DISABLE
+        } else {
+            0
+        };
         (saved & !command::FOLLOWS_GUEST)
             | (self.state.command & command::FOLLOWS_GUEST)
             | self.decode
+            | intx
     }
 
     /// The function it belongs to.
@@ -251,6 +270,7 @@ impl Overlay {
             policy,
             claims: &self.claims,
             decode: self.decode,
+            without_intx: self.without_intx,
             is_virtual_function: self.identity.is_virtual_function,
             state: &mut self.state,
             effect: Effect::default(),
@@ -330,6 +350,7 @@ struct Operation<'a, C: ?Sized> {
     policy: &'a Policy,
     claims: &'a Claims,
     decode: u16,
+    without_intx: bool,
     is_virtual_function: bool,
     state: &'a mut OverlayState,
     effect: Effect,

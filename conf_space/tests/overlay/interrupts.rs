@@ -1,7 +1,8 @@
-//! The MSI and MSI-X control words (section 4.5, XSA-157).
+//! The MSI and MSI-X control words (section 4.5, XSA-157), and the interrupt line.
 
 use conf_space::Width;
 use conf_space::overlay::{Effect, OpError, Permissive, Policy};
+use conf_space::registers::header::command::{INTX_DISABLE, MEMORY};
 
 use crate::device::{MSI, MSIX};
 use crate::{ORDINARY, PERMISSIVE, STUB_DOMAIN, guest};
@@ -96,7 +97,7 @@ fn xsa_157_msi_and_msix_are_never_on_together() {
 fn addresses_and_data_are_the_hosts_business_whatever_the_policy() {
     for permissive in [false, true] {
         let mut guest = guest(Policy {
-            permissive,
+            permissive: permissive.into(),
             allow_interrupt_control: true,
         });
         assert_eq!(guest.read(MSI + 4, 4), 0xfee0_1000);
@@ -104,5 +105,26 @@ fn addresses_and_data_are_the_hosts_business_whatever_the_policy() {
         assert_eq!(guest.write(MSI + 4, 4, 0xfee0_2000).dropped, None);
         assert_eq!(guest.write(MSIX + 4, 4, 0).dropped, None);
         assert_eq!(guest.device.writes(), []);
+    }
+}
+
+#[test]
+fn c11_without_its_line_a_function_has_none_and_no_guest_brings_it_back() {
+    for policy in [ORDINARY, PERMISSIVE, STUB_DOMAIN] {
+        let mut guest = guest(policy);
+        guest.device.space.set(0x3d, Width::One, 1);
+        guest.overlay = guest.overlay.without_intx();
+        assert_eq!(guest.read(0x3c, 2), 0);
+        guest.write(0x3c, 4, u32::MAX);
+        assert_eq!(guest.read(0x3c, 2), 0);
+        let on = u32::from(INTX_DISABLE | MEMORY);
+        for value in [on, u32::from(MEMORY), on, 0] {
+            guest.write(0x04, 2, value);
+            assert_eq!(guest.read(0x04, 2) & 0x402, value);
+            let hardware = guest.hardware(0x04, Width::Two);
+            assert_ne!(hardware & u32::from(INTX_DISABLE), 0, "{value:#x}");
+        }
+        let restored = guest.overlay.command_to_restore(0);
+        assert_ne!(restored & INTX_DISABLE, 0);
     }
 }

@@ -6,7 +6,8 @@ use conf_space::Width;
 use conf_space::address::Bdf;
 use xenbus::{DomId, PciDevice};
 
-use crate::host::record::{Owner, Phase, Record};
+use super::guest::Line;
+use crate::host::record::{Flags, Owner, Phase, Record};
 use crate::host::{Config, Description};
 
 /// A hidden device.
@@ -24,6 +25,8 @@ pub struct Device {
     pub interrupts: msi::Interrupts,
     /// Held while its interrupts change.
     pub interrupts_lock: Mutex<()>,
+    /// Held while it is reset.
+    pub(super) reset_lock: Mutex<()>,
     /// What is remembered of it.
     pub record: Record,
 }
@@ -45,6 +48,15 @@ impl Device {
     /// Whether a guest has it.
     pub fn is_held_by(&self, domain: DomId) -> bool {
         self.held_by(domain).is_some()
+    }
+
+    /// Whether its guest may have interrupts by its INTx line.
+    pub fn line(&self) -> Line {
+        if self.record.flags().contains(Flags::WITHOUT_INTX) {
+            Line::Refused
+        } else {
+            Line::Usable
+        }
     }
 
     /// Whether its registers can be read at all. A virtual function's identity registers read as absent by design.
@@ -81,6 +93,7 @@ impl Parts {
             physical,
             interrupts,
             interrupts_lock: Mutex::new(()),
+            reset_lock: Mutex::new(()),
             record,
         }
     }

@@ -3,8 +3,10 @@
 use conf_space::address::Bdf;
 use xenbus::{DomId, XenError};
 
+use crate::config::ResetChoice;
 use crate::host::HostError;
 use crate::host::record::RecordError;
+use crate::host::reset::Missing;
 
 /// A device that cannot change hands.
 #[derive(Debug, thiserror::Error)]
@@ -74,10 +76,33 @@ pub enum DeviceError {
     },
     /// It came back dead from a reset.
     #[error(
-        "{bdf} did not come back from its last reset (it reads as all ones); a power cycle of the host may revive it, then: pciback unhide {bdf}"
+        "{bdf} did not come back from its last reset (it reads as all ones), and no guest gets it; try another reset (pciback reset {bdf}), \
+         or a power cycle of the host"
     )]
     Dead {
         /// The device.
         bdf: Bdf,
     },
+    /// The kernel does not offer the reset that is wanted.
+    #[error("{bdf}: {missing}{}", in_the_way(missing, beside))]
+    NoSuchReset {
+        /// The device.
+        bdf: Bdf,
+        /// What is wanted, and what there is.
+        missing: Missing,
+        /// The other functions on its bus.
+        beside: Vec<Bdf>,
+    },
+}
+
+/// The kernel resets a bus for a device only that is alone on it.
+fn in_the_way(missing: &Missing, beside: &[Bdf]) -> String {
+    if missing.wanted != ResetChoice::Bus || beside.is_empty() {
+        return String::new();
+    }
+    let others: Vec<String> = beside.iter().map(Bdf::to_string).collect();
+    format!(
+        "; a reset of its bus would hit {} as well",
+        others.join(", ")
+    )
 }

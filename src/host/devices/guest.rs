@@ -6,9 +6,7 @@ use conf_space::address::Bdf;
 use xenbus::DomId;
 
 use super::{Device, DeviceError, Devices};
-use crate::host::interrupts;
 use crate::host::record::{Flags, Owner, Phase};
-use crate::text::chain;
 
 /// How a guest came to hold a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +15,15 @@ pub enum Claim {
     Taken,
     /// The guest had it before the daemon was restarted.
     Resumed,
+}
+
+/// Whether a guest may have interrupts by the INTx line of its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line {
+    /// It may.
+    Usable,
+    /// Somebody else uses the line.
+    Refused,
 }
 
 /// Called when a device has become free.
@@ -72,7 +79,13 @@ impl Devices {
     ///
     /// # Errors
     /// As [`Devices::check`].
-    pub fn claim(&self, device: &Device, owner: Owner, overlay: u64) -> Result<Claim, DeviceError> {
+    pub fn claim(
+        &self,
+        device: &Device,
+        owner: Owner,
+        overlay: u64,
+        line: Line,
+    ) -> Result<Claim, DeviceError> {
         // Keeps two claimants apart between the stores.
         let _table = self.table();
         let record = &device.record;
@@ -82,6 +95,10 @@ impl Devices {
         }
         record.set_owner(owner);
         record.set_overlay(overlay);
+        match line {
+            Line::Usable => record.clear(Flags::WITHOUT_INTX),
+            Line::Refused => record.insert(Flags::WITHOUT_INTX),
+        }
         // It may be on its way back to dom0 by now.
         if !record.advance(Phase::Hidden, Phase::Assigned) {
             return Err(DeviceError::NotHidden { bdf: device.bdf });
@@ -108,47 +125,6 @@ impl Devices {
                 self.release(&device);
             }
         }
-    }
-
-    pub(super) fn reset_in_background(self: &Arc<Self>, device: Arc<Device>) {
-        let bdf = device.bdf;
-        self.in_background(bdf, "reset", move |devices| {
-            interrupts::release(&device, &*devices.xen);
-            let phase = match devices.reset_and_restore(&device) {
-                Ok(()) => Phase::Hidden,
-                Err(error) => {
-                    log::error!("{}", chain(&error));
-                    Phase::Dead
-                }
-            };
-            device.record.set_phase(phase);
-            if phase == Phase::Hidden {
-                log::info!("{bdf} is free for the next guest");
-            }
-            devices.wake();
-        });
-    }
-
-    /// Resets a device now, on the caller's thread. A guest that has it keeps its configuration and interrupts.
-    ///
-    /// # Errors
-    /// The bus's, and [`DeviceError::Dead`].
-    pub fn reset(&self, bdf: Bdf) -> Result<(), DeviceError> {
-        let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
-        // The kernel saves and restores the standard configuration around it.
-        self.bus.reset(bdf)?;
-        if !device.responds() {
-            return Err(DeviceError::Dead { bdf });
-        }
-        if device.record.phase() == Some(Phase::Assigned) {
-            self.restore_interrupts(&device);
-        }
-        Ok(())
-    }
-
-    /// Puts MSI and MSI-X of a device that was reset under its guest back to what they were.
-    pub fn restore_interrupts(&self, device: &Device) {
-        interrupts::restore(device, &*self.xen);
     }
 
     /// Has `waker` called when a device becomes free, until [`Devices::forget_waker`]. One for each guest.

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use xenbus::{DomId, XenError};
 
 use super::device::Parts;
+use super::reset::not_free;
 use super::{Device, DeviceError, Devices, for_xen};
 use crate::host::Function;
 use crate::host::config_state;
@@ -195,24 +196,6 @@ impl Devices {
         Ok(())
     }
 
-    /// Resets the device and gives it the configuration it had before any guest. A device that cannot be reset is used as it is.
-    pub(super) fn reset_and_restore(&self, device: &Device) -> Result<(), DeviceError> {
-        let bdf = device.bdf;
-        match self.bus.reset(bdf) {
-            Ok(()) => {}
-            Err(error) if device.responds() => {
-                log::warn!("{bdf} is used without a reset: {}", chain(&error))
-            }
-            Err(error) => log::error!("{}", chain(&error)),
-        }
-        if !device.responds() {
-            return Err(DeviceError::Dead { bdf });
-        }
-        let saved = device.record.config();
-        config_state::restore(&*device.config, &saved, config_state::saved_command(&saved));
-        Ok(())
-    }
-
     /// Gives a hidden device back to dom0.
     ///
     /// # Errors
@@ -225,16 +208,7 @@ impl Devices {
         {
             return self.give_back(bdf, rebind);
         }
-        Err(match (record.phase(), record.owner()) {
-            (Some(Phase::Assigned), Some(owner)) => DeviceError::InUse {
-                bdf,
-                domain: owner.domain,
-            },
-            (phase, _) => DeviceError::Busy {
-                bdf,
-                phase: phase.map_or("unknown", Phase::name),
-            },
-        })
+        Err(not_free(&device))
     }
 
     pub(super) fn give_back(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {

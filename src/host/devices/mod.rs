@@ -7,6 +7,8 @@ mod device;
 mod error;
 mod guest;
 mod hide;
+mod reset;
+mod sharing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
@@ -21,12 +23,14 @@ use xenbus::{DomId, Xen};
 
 pub use self::device::{Device, for_xen};
 pub use self::error::DeviceError;
-pub use self::guest::{Claim, Waker};
+pub use self::guest::{Claim, Line, Waker};
 pub use self::hide::{Quarantine, RESERVED_FOR, Rebind};
+pub use self::sharing::{Sharing, silence};
 
 use self::device::Parts;
-use super::record::{Phase, Record, RecordError};
+use super::record::{Flags, Phase, Record, RecordError};
 use super::{Bus, Description, Function, HostError};
+use crate::config::{Config, DeviceSettings};
 use crate::text::chain;
 
 #[derive(Debug, Default)]
@@ -40,6 +44,7 @@ struct Table {
 pub struct Devices {
     bus: Arc<dyn Bus>,
     xen: Arc<dyn Xen>,
+    config: Arc<Config>,
     directory: PathBuf,
     table: Mutex<Table>,
     wakers: Mutex<BTreeMap<DomId, Waker>>,
@@ -62,6 +67,7 @@ impl Devices {
     pub fn open(
         bus: Arc<dyn Bus>,
         xen: Arc<dyn Xen>,
+        config: Arc<Config>,
         directory: PathBuf,
     ) -> Result<Arc<Self>, RecordError> {
         let error = |source| RecordError::Io {
@@ -77,6 +83,7 @@ impl Devices {
         let devices = Arc::new(Self {
             bus,
             xen,
+            config,
             directory: directory.clone(),
             table: Mutex::default(),
             wakers: Mutex::default(),
@@ -122,6 +129,9 @@ impl Devices {
                 "{bdf} was hidden, but dom0's driver {driver} has been bound to it since; it stays in dom0 (hide it again: pciback hide {bdf})"
             );
             return Ok(record.remove()?);
+        }
+        if record.flags().contains(Flags::RESET_NARROWED) {
+            self.widen(bdf, &record, &[]);
         }
         match phase {
             Phase::Hiding => {
@@ -208,6 +218,11 @@ impl Devices {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is set for a device.
+    pub fn settings(&self, device: &Device) -> DeviceSettings {
+        self.config.settings_for(&device.description.names())
     }
 
     /// The bus that the devices are on.

@@ -264,6 +264,8 @@ pub(super) struct Placement {
     memory: u64,
     wide: u64,
     io: u64,
+    /// The room that even the smallest memory BAR gets.
+    pub least: u64,
 }
 
 impl Default for Placement {
@@ -272,6 +274,7 @@ impl Default for Placement {
             memory: 0xe000_0000,
             wide: 0x38_0000_0000,
             io: 0xc000,
+            least: PAGE.into(),
         }
     }
 }
@@ -286,7 +289,7 @@ impl Placement {
         } else if resource.is_64_bit() {
             (&mut self.wide, u64::from(PAGE))
         } else {
-            (&mut self.memory, u64::from(PAGE))
+            (&mut self.memory, self.least)
         };
         let room = resource.size.max(least);
         resource.start = window.next_multiple_of(room);

@@ -12,6 +12,7 @@ use xenbus::sim::Machine;
 use super::function::{Function, Kernel, Presence};
 use super::{SimBus, lock};
 use crate::host::devices::for_xen;
+use crate::host::sharing::Occupancy;
 use crate::host::{Bus, Config, Description, HostError, NewFunctions};
 
 /// A device's configuration space as dom0 reaches it.
@@ -145,8 +146,25 @@ impl Bus for SimBus {
             function: self.sriov_function(&function),
             irq: u32::from(function.fixed.gsi),
             driver,
-            reset_methods: function.fixed.reset_methods.clone(),
+            reset_methods: function.reset_methods(),
         })
+    }
+
+    fn survey(&self) -> Result<Vec<Occupancy>, HostError> {
+        let look = |function: &Arc<Function>| {
+            let driver = lock(&function.kernel).driver.clone();
+            let fixed = &function.fixed;
+            // dom0's drivers use messages where there are any.
+            let messages = fixed.msi.is_some() || fixed.msix.is_some();
+            let line = (driver.is_some() && !messages && fixed.gsi != 0).then(|| fixed.gsi.into());
+            Occupancy {
+                bdf: function.bdf(),
+                driver,
+                line,
+                resources: fixed.identity.resources,
+            }
+        };
+        Ok(self.all().iter().map(look).collect())
     }
 
     fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
@@ -249,15 +267,16 @@ impl Bus for SimBus {
 
     fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
         let function = self.known(bdf)?;
-        if function.fixed.reset_methods.is_empty() {
+        let methods = function.reset_methods();
+        let Some(method) = methods.first() else {
             return Err(refused(
                 bdf,
                 "reset it",
                 "it has no way to be reset",
                 libc::ENOTTY,
             ));
-        }
-        if function.reset_in_time() {
+        };
+        if function.reset_in_time(method) {
             Ok(())
         } else {
             Err(refused(
@@ -276,6 +295,34 @@ impl Bus for SimBus {
         new: NewFunctions,
     ) -> Result<(), HostError> {
         self.change_virtual_functions(physical, count, new)
+    }
+
+    fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError> {
+        let function = self.known(bdf)?;
+        let has = |method: &&str| function.fixed.reset_methods.iter().any(|own| own == method);
+        if !methods.iter().all(has) {
+            return Err(refused(
+                bdf,
+                "choose how it is reset",
+                "it has no such method",
+                libc::EINVAL,
+            ));
+        }
+        lock(&function.kernel).reset_methods = (!methods.is_empty())
+            .then(|| methods.iter().map(|&method| method.to_owned()).collect());
+        Ok(())
+    }
+
+    fn beside(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        self.known(bdf)?;
+        // Bus 0 is the root bus, and every other one is behind a bridge of its own.
+        let functions = lock(&self.functions);
+        Ok(functions
+            .keys()
+            .copied()
+            .filter(|other| *other != bdf && bdf.bus() != 0)
+            .filter(|other| (other.segment(), other.bus()) == (bdf.segment(), bdf.bus()))
+            .collect())
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

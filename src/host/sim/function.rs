@@ -47,6 +47,8 @@ pub(super) struct Kernel {
     pub driver: Option<String>,
     pub driver_override: Option<String>,
     pub enabled: u32,
+    /// The reset methods that were chosen, if any were.
+    pub reset_methods: Option<Vec<String>>,
 }
 
 /// What goes wrong with it, or takes time.
@@ -56,6 +58,8 @@ pub(super) struct Faults {
     pub reset_time: Duration,
     pub reset_fails: bool,
     pub resets: usize,
+    /// The method of the last reset by the kernel.
+    pub last_reset: Option<String>,
 }
 
 /// Whether it answers.
@@ -67,6 +71,9 @@ pub(super) enum Presence {
     /// Pulled out, and the kernel knows.
     Removed,
 }
+
+/// The kernel's name of a reset of the bus.
+const BUS: &str = "bus";
 
 /// A function: hardware, and the kernel's notes on it.
 #[derive(Debug)]
@@ -229,12 +236,26 @@ impl Function {
         true
     }
 
+    /// The ways in which the kernel resets it, best first.
+    pub fn reset_methods(&self) -> Vec<String> {
+        let chosen = lock(&self.kernel).reset_methods.clone();
+        chosen.unwrap_or_else(|| self.fixed.reset_methods.clone())
+    }
+
     /// As [`Function::reset`], with the time it takes. The kernel lets nobody at the configuration
     /// space meanwhile.
-    pub fn reset_in_time(&self) -> bool {
+    pub fn reset_in_time(&self, method: &str) -> bool {
         *lock(&self.resetting) = true;
         let time = lock(&self.faults).reset_time;
         thread::sleep(time);
+        lock(&self.faults).last_reset = Some(method.to_owned());
+        if method == BUS {
+            // Reaches a device that hears nothing else.
+            lock(&self.faults).reset_fails = false;
+            if *lock(&self.presence) == Presence::Silent {
+                self.set_presence(Presence::There);
+            }
+        }
         let back = self.reset();
         *lock(&self.resetting) = false;
         self.reset_done.notify_all();

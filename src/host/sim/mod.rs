@@ -83,6 +83,13 @@ impl SimBus {
         self.make_virtual_functions(bdf, count, NewFunctions::Probed);
     }
 
+    /// From now on small BARs are placed close to each other, several in a page, as some firmware does.
+    pub fn pack_bars(&self) {
+        /// The smallest memory BAR (PCIe 7.5.1.2.1).
+        const SMALLEST: u64 = 16;
+        lock(&self.placement).least = SMALLEST;
+    }
+
     /// Pulls a device out: it is no longer there, and whoever still has it open is told so.
     pub fn remove(&self, bdf: Bdf) {
         let removed = lock(&self.functions).remove(&bdf);
@@ -114,7 +121,7 @@ impl SimBus {
         self.with(bdf, |function| lock(&function.faults).reset_time = time);
     }
 
-    /// From now on a reset of the device fails, and the device does not come back from it.
+    /// From now on a reset of the device fails, and the device does not come back from it. Only a reset of its bus revives it.
     pub fn set_reset_fails(&self, bdf: Bdf, fails: bool) {
         self.with(bdf, |function| lock(&function.faults).reset_fails = fails);
     }
@@ -123,6 +130,12 @@ impl SimBus {
     pub fn resets(&self, bdf: Bdf) -> usize {
         self.with(bdf, |function| lock(&function.faults).resets)
             .unwrap_or(0)
+    }
+
+    /// The method by which dom0's kernel reset the device last.
+    pub fn last_reset(&self, bdf: Bdf) -> Option<String> {
+        self.with(bdf, |function| lock(&function.faults).last_reset.clone())
+            .flatten()
     }
 
     /// How often the device is enabled in dom0's kernel.

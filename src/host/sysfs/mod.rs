@@ -18,6 +18,7 @@ use conf_space::address::Bdf;
 use conf_space::overlay::Identity;
 use conf_space::selector::SlotPath;
 
+use super::sharing::Occupancy;
 use super::{Bus, Config, Description, Function, HostError, NewFunctions};
 use crate::facade::RealDrivers;
 use crate::text::chain;
@@ -132,6 +133,14 @@ fn write_attribute(path: &Path, value: &[u8]) -> io::Result<()> {
         .write_all(value)
 }
 
+/// Whether a directory below `/sys/devices` is a PCI function's, and not a host bridge's (`pci0000:00`).
+fn is_function(directory: &Path) -> bool {
+    directory
+        .file_name()
+        .and_then(|name| name.to_str())
+        .is_some_and(|name| name.parse::<Bdf>().is_ok())
+}
+
 fn link_name(path: &Path) -> Option<String> {
     fs::read_link(path)
         .ok()?
@@ -196,6 +205,27 @@ impl Bus for Sysfs {
             driver: link_name(&self.device(bdf).join("driver")),
             reset_methods,
         })
+    }
+
+    fn survey(&self) -> Result<Vec<Occupancy>, HostError> {
+        let look = |bdf| {
+            let driver = link_name(&self.device(bdf).join("driver"));
+            let resources = resource::parse(&self.attribute(bdf, "resource").ok()?).ok()?;
+            // With MSI on, `irq` may be the first message's number.
+            let messages = fs::read_dir(self.device(bdf).join("msi_irqs"))
+                .is_ok_and(|mut entries| entries.next().is_some());
+            let line = self
+                .number(bdf, "irq")
+                .ok()
+                .filter(|irq| *irq != 0 && driver.is_some() && !messages);
+            Some(Occupancy {
+                bdf,
+                driver,
+                line,
+                resources,
+            })
+        };
+        Ok(self.list()?.into_iter().filter_map(look).collect())
     }
 
     fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
@@ -310,6 +340,36 @@ impl Bus for Sysfs {
         // Also after a failure.
         let restored = probed.map_or(Ok(()), |before| set_autoprobe(&before));
         set.and(restored)
+    }
+
+    fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError> {
+        let methods = if methods.is_empty() {
+            "default".to_owned()
+        } else {
+            methods.join(" ")
+        };
+        self.set(
+            bdf,
+            "reset_method",
+            &methods,
+            &format!("choose how it is reset ({methods})"),
+            "choosing needs Linux 5.15; for the device's methods see its 'reset_method' in sysfs",
+        )
+    }
+
+    fn beside(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        let directory =
+            fs::canonicalize(self.device(bdf)).map_err(|_| HostError::NoDevice { bdf })?;
+        let bridge = directory.parent().filter(|parent| is_function(parent));
+        let entries = bridge.and_then(|bridge| fs::read_dir(bridge).ok());
+        let mut found: Vec<Bdf> = entries
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+            .filter(|other| *other != bdf)
+            .collect();
+        found.sort();
+        Ok(found)
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

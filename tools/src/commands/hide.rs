@@ -53,7 +53,8 @@ pub fn unhide(run_dir: &Path, arguments: &Unhide) -> Result<Outcome, CommandErro
     })
 }
 
-fn carry_out(
+/// Has something done with every device that the lists name, and reports on each.
+pub(super) fn carry_out(
     run_dir: &Path,
     command: &str,
     lists: &[String],

@@ -9,7 +9,7 @@ fn what_is_hidden_and_returned_is_dom0s_as_before() {
     let records = tempfile::tempdir().unwrap();
     let xen = Arc::new(host.machine.clone());
     let bus: Arc<dyn Bus> = host.bus.clone();
-    let devices = Devices::open(bus, xen, records.path().to_owned()).unwrap();
+    let devices = Devices::open(bus, xen, Arc::default(), records.path().to_owned()).unwrap();
     for bdf in [NIC_VF0, NIC_VF1, NVME, INTX_ONLY, MSI_ONLY, BROKEN] {
         let before = host.bus.describe(bdf).unwrap();
         let command = host.word(bdf, 0x04);

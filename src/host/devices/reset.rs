@@ -1,0 +1,168 @@
+//! Resetting hidden devices, and what becomes of one that does not come back.
+
+use std::sync::{Arc, PoisonError};
+
+use conf_space::address::Bdf;
+
+use super::{Device, DeviceError, Devices};
+use crate::config::ResetChoice;
+use crate::host::config_state;
+use crate::host::interrupts;
+use crate::host::record::{Flags, Phase, Record};
+use crate::host::reset::{Way, way};
+use crate::text::chain;
+
+impl Devices {
+    /// Resets a device for the toolstack (`do_flr`), on the caller's thread and as its settings say. A guest that has it keeps its
+    /// configuration and interrupts.
+    ///
+    /// # Errors
+    /// As [`Devices::reset_free`], but for [`DeviceError::InUse`].
+    pub fn reset(&self, bdf: Bdf) -> Result<(), DeviceError> {
+        let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
+        let choice = self.settings(&device).reset;
+        if device.record.phase() != Some(Phase::Assigned) {
+            return self.reset_free(bdf, choice);
+        }
+        // The kernel saves and restores the standard configuration around it.
+        self.reset_by(&device, choice)?;
+        if !device.responds() {
+            return Err(DeviceError::Dead { bdf });
+        }
+        self.restore_interrupts(&device);
+        Ok(())
+    }
+
+    /// Resets a device that no guest has, on the caller's thread. One that was dead and comes back can be given to guests again; one that
+    /// does not come back is dead.
+    ///
+    /// # Errors
+    /// What the reset failed with; [`DeviceError::Dead`], [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`].
+    pub fn reset_free(&self, bdf: Bdf, choice: ResetChoice) -> Result<(), DeviceError> {
+        let device = self.find(bdf)?;
+        let record = &device.record;
+        // Nobody gets it meanwhile, and a daemon that is started anew resets it again.
+        if !record.advance(Phase::Hidden, Phase::Releasing)
+            && !record.advance(Phase::Dead, Phase::Releasing)
+        {
+            return Err(not_free(&device));
+        }
+        let reset = self.reset_by(&device, choice);
+        let phase = self.restore_or_bury(&device);
+        self.wake();
+        match phase {
+            Phase::Dead => {
+                if let Err(error) = reset {
+                    log::error!("{}", chain(&error));
+                }
+                Err(DeviceError::Dead { bdf })
+            }
+            _ => reset,
+        }
+    }
+
+    /// Resets a device that its guest has let go of, on a thread of its own.
+    pub(super) fn reset_in_background(self: &Arc<Self>, device: Arc<Device>) {
+        let bdf = device.bdf;
+        self.in_background(bdf, "reset", move |devices| {
+            interrupts::release(&device, &*devices.xen);
+            if let Err(error) = devices.reset_by(&device, devices.settings(&device).reset) {
+                log::warn!("{bdf} is used without a reset: {}", chain(&error));
+            }
+            match devices.restore_or_bury(&device) {
+                Phase::Dead => log::error!("{}", DeviceError::Dead { bdf }),
+                _ => log::info!("{bdf} is free for the next guest"),
+            }
+            devices.wake();
+        });
+    }
+
+    /// Gives a device that was reset the configuration from before any guest, and moves it on: to hidden, or dead if it does not answer.
+    fn restore_or_bury(&self, device: &Device) -> Phase {
+        let phase = match self.restore(device) {
+            Ok(()) => Phase::Hidden,
+            Err(_) => Phase::Dead,
+        };
+        device.record.set_phase(phase);
+        phase
+    }
+
+    /// Resets the device and gives it the configuration it had before any guest. A device that cannot be reset is used as it is.
+    pub(super) fn reset_and_restore(&self, device: &Device) -> Result<(), DeviceError> {
+        if let Err(error) = self.reset_by(device, self.settings(device).reset) {
+            log::warn!("{} goes on without a reset: {}", device.bdf, chain(&error));
+        }
+        self.restore(device)
+    }
+
+    fn restore(&self, device: &Device) -> Result<(), DeviceError> {
+        if !device.responds() {
+            return Err(DeviceError::Dead { bdf: device.bdf });
+        }
+        let saved = device.record.config();
+        config_state::restore(&*device.config, &saved, config_state::saved_command(&saved));
+        Ok(())
+    }
+
+    /// One reset of a device at a time: another one's choice of methods must not be in force.
+    fn reset_by(&self, device: &Device, choice: ResetChoice) -> Result<(), DeviceError> {
+        let bdf = device.bdf;
+        let _alone = device
+            .reset_lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let offered = self.bus.describe(bdf)?.reset_methods;
+        match way(choice, &offered) {
+            Ok(Way::Kernels) => Ok(self.bus.reset(bdf)?),
+            Ok(Way::Not) => {
+                log::info!("{bdf} is not reset, as its settings say");
+                Ok(())
+            }
+            Ok(Way::By(method)) if offered == [method] => Ok(self.bus.reset(bdf)?),
+            Ok(Way::By(method)) => {
+                // Written down first: a daemon that is killed here leaves the kernel with one method only.
+                device.record.insert(Flags::RESET_NARROWED);
+                let result = self
+                    .bus
+                    .set_reset_methods(bdf, &[method])
+                    .and_then(|()| self.bus.reset(bdf));
+                let all: Vec<&str> = offered.iter().map(String::as_str).collect();
+                self.widen(bdf, &device.record, &all);
+                Ok(result?)
+            }
+            Err(missing) => Err(DeviceError::NoSuchReset {
+                bdf,
+                missing,
+                beside: self.bus.beside(bdf).unwrap_or_default(),
+            }),
+        }
+    }
+
+    /// Lets the kernel use these methods again; all that it has if none is named.
+    pub(super) fn widen(&self, bdf: Bdf, record: &Record, methods: &[&str]) {
+        match self.bus.set_reset_methods(bdf, methods) {
+            Ok(()) => record.clear(Flags::RESET_NARROWED),
+            Err(error) => log::warn!("{}", chain(&error)),
+        }
+    }
+
+    /// Puts MSI and MSI-X of a device that was reset under its guest back to what they were.
+    pub fn restore_interrupts(&self, device: &Device) {
+        interrupts::restore(device, &*self.xen);
+    }
+}
+
+/// Why nobody else can have a device now.
+pub(super) fn not_free(device: &Device) -> DeviceError {
+    let (bdf, record) = (device.bdf, &device.record);
+    match (record.phase(), record.owner()) {
+        (Some(Phase::Assigned), Some(owner)) => DeviceError::InUse {
+            bdf,
+            domain: owner.domain,
+        },
+        (phase, _) => DeviceError::Busy {
+            bdf,
+            phase: phase.map_or("unknown", Phase::name),
+        },
+    }
+}

@@ -1,0 +1,39 @@
+//! `pciback reset`.
+
+use std::path::Path;
+
+use clap::Args;
+use pcibackd::config::ResetChoice;
+use pcibackd::control::protocol::Request;
+
+use super::hide;
+use crate::arguments::DEVICE_LISTS;
+use crate::outcome::{CommandError, Outcome};
+
+const HELP: &str = "\
+A device is reset after each guest anyway. This is for one that did not come back from that ('dead' in
+'pciback list'): another method may revive it. A reset of the bus works if the device is alone on it.
+
+Examples:
+  pciback reset 03:00.0
+  pciback reset --method bus 03:00.0";
+
+/// What `pciback reset` takes.
+#[derive(Debug, Args)]
+#[command(after_help = HELP, after_long_help = format!("{DEVICE_LISTS}\n\n{HELP}"))]
+pub struct Reset {
+    /// How; as its settings say if not given
+    #[arg(long, value_enum, value_name = "METHOD")]
+    pub method: Option<ResetChoice>,
+    /// Devices, or lists of devices
+    #[arg(required = true, value_name = "BDF")]
+    pub devices: Vec<String>,
+}
+
+/// Resets devices.
+pub fn run(run_dir: &Path, arguments: &Reset) -> Result<Outcome, CommandError> {
+    let method = arguments.method;
+    hide::carry_out(run_dir, "reset", &arguments.devices, |devices| {
+        Request::Reset { devices, method }
+    })
+}
