@@ -7,6 +7,7 @@
 //! | [`host`] | the host's devices and how they change hands |
 //! | [`facade`] | `/sys/bus/pci/drivers/pciback` for unmodified toolstacks |
 //! | [`control`] | the control socket |
+//! | [`trace`] | guests' operations as they happen |
 //! | [`config`] | the configuration file |
 //! | [`memory`] | keeping the daemon small |
 //! | [`logging`], [`text`], [`rate_limit`] | messages |
@@ -22,3 +23,4 @@ pub mod memory;
 pub mod rate_limit;
 pub mod session;
 pub mod text;
+pub mod trace;

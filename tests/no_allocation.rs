@@ -14,6 +14,7 @@ use pcibackd::host::sim::{MSI_ONLY, NIC_VF0, NVME, SimBus};
 use pcibackd::rate_limit::RateLimit;
 use pcibackd::session::exports::Exports;
 use pcibackd::session::operation;
+use pcibackd::session::telemetry::Telemetry;
 use xenbus::Xen;
 use xenbus::pciif::{Command, PciOp};
 use xenbus::sim::{DomainKind, Machine, PciOptions};
@@ -74,6 +75,9 @@ fn reads_and_writes_of_every_register_allocate_nothing() {
     for (place, power) in places.iter().zip(&mut power) {
         *power = capability(&mut exports, *place, &mut limit, POWER_CONTROL);
     }
+    // Counting and tracing, too.
+    let telemetry = Telemetry::default();
+    let mut listener = telemetry.tap.listen();
     let before = ALLOCATIONS.get();
     let (mut read, mut written) = (0u32, 0u32);
     for cmd in [Command::ConfRead as u32, Command::ConfWrite as u32] {
@@ -92,6 +96,7 @@ fn reads_and_writes_of_every_register_allocate_nothing() {
                         ..PciOp::default()
                     };
                     let reply = operation::serve(&mut exports, &op, &mut limit);
+                    telemetry.record(&op, &reply, Duration::from_micros(1));
                     let done = u32::from(reply.error.0 == 0);
                     if cmd == Command::ConfRead as u32 {
                         read += done;
@@ -110,6 +115,8 @@ fn reads_and_writes_of_every_register_allocate_nothing() {
     let after = ALLOCATIONS.get();
     assert!(read > 1000 && written > 1000, "{read} {written}");
     assert_eq!(after - before, 0);
+    let mut events = Vec::new();
+    assert!(listener.take(&mut events) > 0 && !events.is_empty());
 }
 
 fn capability(exports: &mut Exports, place: Bdf, limit: &mut RateLimit, wanted: u8) -> Option<i32> {

@@ -43,20 +43,71 @@ pub fn ask_to_serve(run_dir: &Path, fuse: BorrowedFd<'_>) -> Result<Response, Cl
     exchange(run_dir, &Request::Serve, Some(fuse))
 }
 
+/// Answers that go on until one of the two ends hangs up.
+#[derive(Debug)]
+pub struct Answers {
+    reader: BufReader<UnixStream>,
+}
+
+impl Iterator for Answers {
+    type Item = Result<Response, ClientError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut line = String::new();
+        match self.reader.read_line(&mut line) {
+            Err(error) => return Some(Err(ClientError::NoAnswer(error))),
+            // The end; half a line is what was under way when it came.
+            Ok(_) if !line.ends_with('\n') => return None,
+            Ok(_) => {}
+        }
+        let response = serde_json::from_str(&line);
+        Some(response.map_err(|error| ClientError::NoAnswer(error.into())))
+    }
+}
+
+impl Answers {
+    /// The connection, to be hung up from elsewhere.
+    ///
+    /// # Errors
+    /// When there are too many open files.
+    pub fn connection(&self) -> io::Result<UnixStream> {
+        self.reader.get_ref().try_clone()
+    }
+}
+
+/// Asks what is answered again and again.
+///
+/// # Errors
+/// [`ClientError`].
+pub fn ask_for_many(run_dir: &Path, request: &Request) -> Result<Answers, ClientError> {
+    let stream = connect_and_send(run_dir, request, None)?;
+    let reader = BufReader::new(stream);
+    Ok(Answers { reader })
+}
+
 fn exchange(
     run_dir: &Path,
     request: &Request,
     fd: Option<BorrowedFd<'_>>,
 ) -> Result<Response, ClientError> {
-    let path = run_dir.join(SOCKET);
-    let mut stream =
-        UnixStream::connect(&path).map_err(|source| ClientError::NoDaemon { path, source })?;
-    send(&mut stream, request, fd).map_err(ClientError::NoAnswer)?;
+    let stream = connect_and_send(run_dir, request, fd)?;
     let mut line = String::new();
     BufReader::new(stream)
         .read_line(&mut line)
         .map_err(ClientError::NoAnswer)?;
     serde_json::from_str(&line).map_err(|error| ClientError::NoAnswer(error.into()))
+}
+
+fn connect_and_send(
+    run_dir: &Path,
+    request: &Request,
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<UnixStream, ClientError> {
+    let path = run_dir.join(SOCKET);
+    let mut stream =
+        UnixStream::connect(&path).map_err(|source| ClientError::NoDaemon { path, source })?;
+    send(&mut stream, request, fd).map_err(ClientError::NoAnswer)?;
+    Ok(stream)
 }
 
 fn send(stream: &mut UnixStream, request: &Request, fd: Option<BorrowedFd<'_>>) -> io::Result<()> {

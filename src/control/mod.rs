@@ -3,6 +3,7 @@
 pub mod client;
 pub mod protocol;
 pub mod server;
+pub mod traced;
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "control.sock";

@@ -1,4 +1,5 @@
-//! What goes over the control socket: one JSON object per line, a [`Request`] for each [`Response`].
+//! What goes over the control socket: one JSON object per line, a [`Response`] for each [`Request`]; for [`Request::Trace`] many, until
+//! one of the two ends hangs up.
 //!
 //! The socket is a unix stream socket that root alone may use. With [`Request::Serve`] an open `/dev/fuse` travels along (`SCM_RIGHTS`).
 
@@ -7,6 +8,8 @@ use std::collections::BTreeMap;
 use crate::config::ResetChoice;
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
+
+use super::traced::{Filter, Traced};
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +45,8 @@ pub enum Request {
     Status,
     /// Serve a facade that the caller mounted in its own mount namespace.
     Serve,
+    /// The guests' operations as they happen.
+    Trace(Filter),
 }
 
 /// What is answered.
@@ -64,6 +69,20 @@ pub enum Response {
     Status(DaemonStatus),
     /// To [`Request::Serve`].
     Served,
+    /// To [`Request::Trace`], first: from now on operations are sent.
+    Tracing {
+        /// The guests that are traced now.
+        guests: Vec<u16>,
+    },
+    /// To [`Request::Trace`]: an operation.
+    Operation(Box<Traced>),
+    /// To [`Request::Trace`]: the reader was too slow, and missed some.
+    Lost {
+        /// The guest that they were of.
+        domain: u16,
+        /// How many, wanted or not.
+        operations: u64,
+    },
     /// The request as a whole failed.
     Failed {
         /// Why, and what to do.
@@ -181,6 +200,8 @@ pub struct GuestLine {
     pub errors: Errors,
     /// How long they took.
     pub latency: Latency,
+    /// Somebody traces them.
+    pub traced: bool,
 }
 
 /// Operations that did not do what the guest wished.

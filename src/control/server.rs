@@ -15,11 +15,18 @@ use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown, recvmsg, shutdow
 
 use super::SOCKET;
 use super::protocol::{Request, Response};
+use super::traced::Filter;
 
 /// Who answers.
 pub trait Service: Send + Sync + 'static {
     /// Answers one request. `fd` is what came with it.
     fn answer(&self, request: Request, fd: Option<OwnedFd>) -> Response;
+
+    /// Answers [`Request::Trace`], until the client goes or `stop` is set.
+    ///
+    /// # Errors
+    /// The client's socket's.
+    fn trace(&self, filter: &Filter, client: &UnixStream, stop: &AtomicBool) -> io::Result<()>;
 }
 
 /// Connections at a time. More are refused: a script gone wild shall not exhaust the daemon.
@@ -82,7 +89,7 @@ pub fn start(run_dir: &Path, service: Arc<dyn Service>) -> io::Result<Server> {
     })
 }
 
-fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &AtomicBool) {
+fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &Arc<AtomicBool>) {
     let count = Arc::new(AtomicUsize::new(0));
     for stream in listener.incoming() {
         let stream = match stream {
@@ -102,9 +109,9 @@ fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &AtomicBool
             );
             continue;
         }
-        let (service, counted) = (Arc::clone(service), Arc::clone(&count));
+        let (service, counted, stop) = (Arc::clone(service), Arc::clone(&count), Arc::clone(stop));
         let work = move || {
-            if let Err(error) = converse(stream, &*service) {
+            if let Err(error) = converse(stream, &*service, &stop) {
                 log::debug!("control socket: {error}");
             }
             counted.fetch_sub(1, Ordering::AcqRel);
@@ -120,7 +127,7 @@ fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &AtomicBool
     }
 }
 
-fn converse(mut stream: UnixStream, service: &dyn Service) -> io::Result<()> {
+fn converse(mut stream: UnixStream, service: &dyn Service, stop: &AtomicBool) -> io::Result<()> {
     stream.set_read_timeout(Some(IDLE))?;
     loop {
         let (line, fd) = receive(&stream)?;
@@ -128,6 +135,7 @@ fn converse(mut stream: UnixStream, service: &dyn Service) -> io::Result<()> {
             return Ok(());
         }
         let response = match serde_json::from_slice(&line) {
+            Ok(Request::Trace(filter)) => return service.trace(&filter, &stream, stop),
             Ok(request) => service.answer(request, fd),
             Err(error) => Response::Failed {
                 message: format!(

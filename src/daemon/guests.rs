@@ -15,6 +15,7 @@ use crate::host::record::Phase;
 use crate::session::nodes::{Paths, optional};
 use crate::session::{Handle, Setup, Status};
 use crate::text::chain;
+use crate::trace::Source;
 
 const ROOT: &str = "/local/domain/0/backend/pci";
 
@@ -172,6 +173,18 @@ impl Guests {
     pub fn end_sessions(&self) {
         let sessions = std::mem::take(&mut *lock_of(&self.sessions));
         drop(sessions);
+    }
+
+    /// Where each session's operations can be listened to.
+    pub fn sources(&self) -> Vec<Source> {
+        lock_of(&self.sessions)
+            .iter()
+            .map(|((domain, _), session)| Source {
+                domain: *domain,
+                name: session.status().name,
+                tap: Arc::clone(&session.telemetry().tap),
+            })
+            .collect()
     }
 
     /// What each session is doing.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use conf_space::address::Bdf;
@@ -17,11 +19,13 @@ use super::platform::Kind;
 use crate::config::ResetChoice;
 use crate::control::protocol::{DeviceLine, Entry, Field, Request, Response, Shown};
 use crate::control::server::Service;
+use crate::control::traced::Filter;
 use crate::facade::{self, RealDrivers};
-use crate::host::HostError;
 use crate::host::devices::{DeviceError, Devices, Quarantine, Rebind};
 use crate::host::record::Phase;
+use crate::host::{HostError, ReadOnly};
 use crate::text::chain;
+use crate::trace;
 
 /// The daemon's answers.
 #[derive(Debug)]
@@ -287,7 +291,25 @@ impl Service for DaemonService {
             Request::Show { device } => self.show(&device),
             Request::Status => self.status(),
             Request::Serve => self.serve(fd),
+            Request::Trace(_) => Response::Failed {
+                message: "a trace is no single answer".to_owned(),
+            },
         }
+    }
+
+    fn trace(
+        &self,
+        filter: &Filter,
+        client: &UnixStream,
+        stop: &AtomicBool,
+    ) -> std::io::Result<()> {
+        trace::follow(
+            filter,
+            || self.guests.sources(),
+            &self.devices,
+            client,
+            || stop.load(Ordering::Acquire),
+        )
     }
 }
 
@@ -299,23 +321,5 @@ fn treatment(treatment: Treatment) -> &'static str {
         Treatment::ReadOnly => "read-only",
         Treatment::Dropped => "writes dropped",
         Treatment::Hidden => "hidden",
-    }
-}
-
-/// A configuration space that is looked at and not touched.
-struct ReadOnly<'a>(&'a dyn ConfigSpace);
-
-impl ConfigSpace for ReadOnly<'_> {
-    fn read(&self, offset: u16, width: Width) -> Result<u32, conf_space::AccessError> {
-        self.0.read(offset, width)
-    }
-
-    fn write(
-        &self,
-        _offset: u16,
-        _width: Width,
-        _value: u32,
-    ) -> Result<(), conf_space::AccessError> {
-        Ok(())
     }
 }

@@ -53,6 +53,7 @@ fn guest_line((domain, status): (DomId, Status)) -> GuestLine {
             failed: counts.failed,
         },
         latency: latency(counts),
+        traced: status.traced,
     }
 }
 

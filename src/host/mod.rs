@@ -15,11 +15,14 @@
 pub mod config_state;
 pub mod devices;
 pub mod interrupts;
+mod read_only;
 pub mod record;
 pub mod reset;
 pub mod sharing;
 pub mod sim;
 pub mod sysfs;
+
+pub use self::read_only::ReadOnly;
 
 use self::sharing::Occupancy;
 use std::fmt;

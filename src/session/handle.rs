@@ -31,6 +31,8 @@ pub struct Status {
     pub failed: Vec<(String, String)>,
     /// Its operations, counted since the session began.
     pub counts: Counts,
+    /// Somebody listens to its operations.
+    pub traced: bool,
 }
 
 /// What a session and its owner share.
@@ -103,9 +105,14 @@ impl Handle {
     /// What it is doing.
     pub fn status(&self) -> Status {
         let counts = self.shared.telemetry.meter.read();
+        let traced = self.shared.telemetry.tap.is_open();
         let known = self.shared.status.lock();
         let known = known.unwrap_or_else(PoisonError::into_inner).clone();
-        Status { counts, ..known }
+        Status {
+            counts,
+            traced,
+            ..known
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use conf_space::Bdf;
 use pcibackd::config::Config;
-use pcibackd::control::client;
+use pcibackd::control::client::{self, Answers};
 use pcibackd::control::protocol::{DaemonStatus, GuestLine, Request, Response};
 use pcibackd::daemon::Background;
 use pcibackd::host::devices::for_xen;
@@ -166,6 +166,10 @@ impl House {
     /// As [`House::ask`], of a daemon that may be killed before it answers.
     pub fn try_ask(&self, request: &Request) -> Option<Response> {
         client::ask(self.directory.path(), request).ok()
+    }
+
+    pub fn ask_for_many(&self, request: &Request) -> Answers {
+        client::ask_for_many(self.directory.path(), request).unwrap()
     }
 
     /// Hides devices through the control socket.

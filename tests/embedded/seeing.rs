@@ -1,8 +1,11 @@
 //! What the daemon shows of its guests' operations.
 
+use std::net::Shutdown;
 use std::time::Duration;
 
-use pcibackd::control::protocol::{Errors, GuestLine};
+use pcibackd::control::client::Answers;
+use pcibackd::control::protocol::{Errors, GuestLine, Request, Response};
+use pcibackd::control::traced::{Filter, Traced};
 use pcibackd::host::sim::{MSI_ONLY, NVME};
 use xenbus::DomId;
 use xenbus::pciif::{Command, PciOp};
@@ -101,4 +104,216 @@ fn the_time_that_operations_take_is_shown() {
         slow.map(|bucket| bucket.operations).sum::<u64>()
     };
     assert_eq!(slow(&after), slow(&before) + 1);
+}
+
+/// Asks for a trace, and returns when it is on.
+fn traced(house: &House, filter: Filter) -> Answers {
+    let mut answers = house.ask_for_many(&Request::Trace(filter));
+    let first = answers.next().unwrap().unwrap();
+    assert!(matches!(first, Response::Tracing { .. }), "{first:?}");
+    answers
+}
+
+fn next(answers: &mut Answers) -> Traced {
+    match answers.next().unwrap().unwrap() {
+        Response::Operation(traced) => *traced,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_trace_tells_what_a_guest_does_register_by_register() {
+    let house = House::new(&[NVME, MSI_ONLY]);
+    let (domain, mut frontend) = house.boot(&[NVME, MSI_ONLY]);
+    let mut answers = traced(&house, Filter::default());
+    frontend.conf_write(at(0, 0), 4, 2, 0x0006).unwrap();
+    frontend.conf_read(at(1, 0), 0, 4).unwrap();
+    let write = next(&mut answers);
+    assert_eq!((write.domain, write.guest.as_str()), (domain.0, "guest"));
+    assert_eq!(
+        (write.device, write.seen_as.as_str()),
+        (Some(NVME), "0000:00:00.0")
+    );
+    assert_eq!(
+        (write.command.as_str(), write.outcome.as_str()),
+        ("conf_write", "done")
+    );
+    assert_eq!(
+        (write.offset, write.size, write.value),
+        (Some(4), Some(2), Some(6))
+    );
+    let fields = write.registers[0]
+        .fields
+        .iter()
+        .map(|field| field.name.as_str());
+    assert_eq!(
+        (write.registers[0].name.as_str(), fields.collect::<Vec<_>>()),
+        ("Command", vec!["Memory Space Enable", "Bus Master Enable"])
+    );
+    assert!(write.took_ns > 0);
+    let read = next(&mut answers);
+    assert_eq!(
+        (read.device, read.value),
+        (Some(MSI_ONLY), Some(0x9235_1b4b))
+    );
+    assert_eq!(read.registers.len(), 2);
+    assert!(read.time_us >= write.time_us);
+}
+
+#[test]
+fn a_trace_shows_what_is_wanted_and_nothing_else() {
+    let house = House::new(&[NVME, MSI_ONLY]);
+    let (first, mut nvme) = house.boot(&[NVME]);
+    let second = house.named_guest("second", &[MSI_ONLY]);
+    let mut msi = house.connected(second);
+    let mut work = || {
+        nvme.conf_read(at(0, 0), 0, 4).unwrap();
+        nvme.conf_write(at(0, 0), 4, 2, 6).unwrap();
+        nvme.conf_write(at(0, 0), 0x0e, 1, 6).unwrap();
+        msi.conf_read(at(0, 0), 0, 4).unwrap();
+        msi.conf_write(at(0, 0), 4, 2, 6).unwrap();
+    };
+    let all = Filter::default();
+    let cases = [
+        (
+            Filter {
+                guest: Some(first.to_string()),
+                ..all.clone()
+            },
+            3,
+        ),
+        (
+            Filter {
+                guest: Some("second".into()),
+                ..all.clone()
+            },
+            2,
+        ),
+        (
+            Filter {
+                device: Some(NVME),
+                ..all.clone()
+            },
+            3,
+        ),
+        (
+            Filter {
+                writes: true,
+                ..all.clone()
+            },
+            3,
+        ),
+        (
+            Filter {
+                errors: true,
+                ..all.clone()
+            },
+            1,
+        ),
+        (
+            Filter {
+                commands: vec!["conf_read".into()],
+                ..all.clone()
+            },
+            2,
+        ),
+        (
+            Filter {
+                device: Some(MSI_ONLY),
+                writes: true,
+                ..all.clone()
+            },
+            1,
+        ),
+        (all, 5),
+    ];
+    for (filter, expected) in cases {
+        let mut answers = traced(&house, filter.clone());
+        work();
+        for _ in 0..expected {
+            next(&mut answers);
+        }
+        // Hanging up ends it; what was still under way comes first.
+        answers
+            .connection()
+            .unwrap()
+            .shutdown(Shutdown::Write)
+            .unwrap();
+        assert_eq!(answers.count(), 0, "{filter:?}");
+    }
+}
+
+#[test]
+fn a_guest_that_comes_while_it_is_traced_is_traced_from_its_first_operation() {
+    let house = House::new(&[NVME]);
+    let mut answers = traced(
+        &house,
+        Filter {
+            guest: Some("late".into()),
+            ..Filter::default()
+        },
+    );
+    let domain = house.named_guest("late", &[NVME]);
+    until("its session is listened to", || {
+        house.guest_line(domain).is_some()
+    });
+    std::thread::sleep(Duration::from_millis(250));
+    let frontend = house.connected(domain);
+    let function = frontend.function(at(0, 0)).unwrap();
+    let first = next(&mut answers);
+    assert_eq!(
+        (first.domain, first.command.as_str()),
+        (domain.0, "conf_read")
+    );
+    assert_eq!(
+        first.value,
+        Some(u32::from(function.device) << 16 | u32::from(function.vendor))
+    );
+}
+
+#[test]
+fn a_reader_that_stops_reading_misses_operations_is_told_and_holds_nobody_up() {
+    let house = House::new(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let before = house.guest_line(domain).unwrap().operations;
+    let answers = traced(&house, Filter::default());
+    const MANY: u64 = 20_000;
+    for _ in 0..MANY {
+        frontend.conf_read(at(0, 0), 4, 4).unwrap();
+    }
+    assert!(house.guest_line(domain).unwrap().operations >= before + MANY - 1);
+    let connection = answers.connection().unwrap();
+    let (mut told, mut lost) = (0, 0);
+    for answer in answers {
+        match answer.unwrap() {
+            Response::Operation(_) => told += 1,
+            Response::Lost { operations, .. } => lost += operations,
+            other => panic!("{other:?}"),
+        }
+        if told + lost >= MANY {
+            connection.shutdown(Shutdown::Both).unwrap();
+            break;
+        }
+    }
+    assert!(lost > 0 && told > 0, "{told} told, {lost} lost");
+}
+
+#[test]
+fn a_trace_whose_reader_has_gone_is_off_and_one_does_not_survive_its_daemon() {
+    let house = House::new(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    assert!(!house.guest_line(domain).unwrap().traced);
+    let answers = traced(&house, Filter::default());
+    assert!(house.guest_line(domain).unwrap().traced);
+    drop(answers);
+    until("the trace is off", || {
+        !house.guest_line(domain).unwrap().traced
+    });
+    frontend.conf_read(at(0, 0), 0, 4).unwrap();
+    let answers = traced(&house, Filter::default());
+    // Which waits until all of its threads have ended, the trace's too.
+    house.restart();
+    assert_eq!(answers.count(), 0);
+    frontend.conf_read(at(0, 0), 0, 4).unwrap();
+    assert!(!house.guest_line(domain).unwrap().traced);
 }

@@ -45,6 +45,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::List(arguments) => commands::list::run(run_dir, &arguments),
         Command::Show(arguments) => commands::show::run(run_dir, &arguments),
         Command::Status(arguments) => commands::status::run(run_dir, &arguments),
+        Command::Trace(arguments) => commands::trace::run(run_dir, &arguments),
         Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions(arguments) => commands::shell::completions(&arguments),

@@ -46,6 +46,9 @@ pub enum CommandError {
         "pcibackd gave an answer that belongs to another question; use the pciback of its version"
     )]
     Answer,
+    /// The daemon has ended, or gave up a reader that did not read.
+    #[error("pcibackd has hung up; see its log (journalctl -u pcibackd)")]
+    Ended,
     /// A command could not be run with the facade.
     #[error(transparent)]
     Exec(#[from] ExecError),

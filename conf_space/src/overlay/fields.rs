@@ -2,7 +2,7 @@
 
 use super::claim::{Claim, Claims, Rule, STANDARD_END};
 use crate::access::ConfigSize;
-use crate::registers::Register;
+use crate::registers::{BitField, Register};
 
 /// What becomes of a guest's access to a register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,6 +36,8 @@ pub struct Field {
     pub treatment: Treatment,
     /// Where the register is specified; empty for a run of bytes.
     pub spec: &'static str,
+    /// The register's own fields.
+    pub bits: &'static [BitField],
 }
 
 impl Rule {
@@ -95,6 +97,7 @@ pub(super) fn list(claims: &Claims, size: ConfigSize) -> Vec<Field> {
             length: register.width.bytes(),
             treatment: claim.map_or(Treatment::Dropped, |claim| claim.rule.treatment()),
             spec: register.spec,
+            bits: register.fields,
         });
         next = register.end();
     }
@@ -111,5 +114,6 @@ fn gap(start: u16, end: u16) -> Option<Field> {
         length,
         treatment: Treatment::Dropped,
         spec: "",
+        bits: &[],
     })
 }

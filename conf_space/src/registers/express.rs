@@ -1,7 +1,7 @@
 //! The PCI Express capability of an endpoint (PCI Express Base Specification 6.0, section 7.5.3).
 //! The registers of ports are named, their bits read-only.
 
-use super::{Block, Register, capability as start};
+use super::{Block, Register, bits, capability as start};
 use crate::access::Width::{Four, Two};
 
 /// PCI Express capabilities: bits in [`capabilities`].
@@ -11,18 +11,50 @@ pub const CAPABILITIES: Register =
 pub const DEVICE_CAPABILITIES: Register =
     Register::new("Device Capabilities", 0x04, Four, "PCIe 7.5.3.3");
 /// Device control.
-pub const DEVICE_CONTROL: Register =
-    Register::new("Device Control", 0x08, Two, "PCIe 7.5.3.4").rw(0xffff);
+pub const DEVICE_CONTROL: Register = Register::new("Device Control", 0x08, Two, "PCIe 7.5.3.4")
+    .rw(0xffff)
+    .fields(&[
+        bits("Correctable Error Reporting Enable", 1 << 0),
+        bits("Non-Fatal Error Reporting Enable", 1 << 1),
+        bits("Fatal Error Reporting Enable", 1 << 2),
+        bits("Unsupported Request Reporting Enable", 1 << 3),
+        bits("Enable Relaxed Ordering", 1 << 4),
+        bits("Max Payload Size", 7 << 5),
+        bits("Extended Tag Enable", 1 << 8),
+        bits("Phantom Functions Enable", 1 << 9),
+        bits("Aux Power PM Enable", 1 << 10),
+        bits("Enable No Snoop", 1 << 11),
+        bits("Max Read Request Size", 7 << 12),
+        bits("Initiate Function Level Reset", 1 << 15),
+    ]);
 /// Device status.
 pub const DEVICE_STATUS: Register = Register::new("Device Status", 0x0a, Two, "PCIe 7.5.3.5")
     .rw1c(0x004f)
-    .raz(0xff80);
+    .raz(0xff80)
+    .fields(&[
+        bits("Correctable Error Detected", 1 << 0),
+        bits("Non-Fatal Error Detected", 1 << 1),
+        bits("Fatal Error Detected", 1 << 2),
+        bits("Unsupported Request Detected", 1 << 3),
+        bits("AUX Power Detected", 1 << 4),
+        bits("Transactions Pending", 1 << 5),
+    ]);
 /// Link capabilities.
 pub const LINK_CAPABILITIES: Register =
     Register::new("Link Capabilities", 0x0c, Four, "PCIe 7.5.3.6");
 /// Link control.
-pub const LINK_CONTROL: Register =
-    Register::new("Link Control", 0x10, Two, "PCIe 7.5.3.7").rw(0x03cb);
+pub const LINK_CONTROL: Register = Register::new("Link Control", 0x10, Two, "PCIe 7.5.3.7")
+    .rw(0x03cb)
+    .fields(&[
+        bits("ASPM Control", 3),
+        bits("Read Completion Boundary", 1 << 3),
+        bits("Link Disable", 1 << 4),
+        bits("Retrain Link", 1 << 5),
+        bits("Common Clock Configuration", 1 << 6),
+        bits("Extended Synch", 1 << 7),
+        bits("Enable Clock Power Management", 1 << 8),
+        bits("Hardware Autonomous Width Disable", 1 << 9),
+    ]);
 /// Link status.
 pub const LINK_STATUS: Register = Register::new("Link Status", 0x12, Two, "PCIe 7.5.3.8");
 /// Slot capabilities; of ports.

@@ -1,7 +1,7 @@
 //! The configuration space header, type 0 (PCI Express Base Specification 6.0, section 7.5.1; PCI
 //! Local Bus Specification 3.0, section 6.1).
 
-use super::{Block, Register};
+use super::{Block, Register, bits};
 use crate::access::Width::{Four, One, Two};
 
 /// Vendor ID.
@@ -12,11 +12,38 @@ pub const DEVICE_ID: Register = Register::new("Device ID", 0x02, Two, "PCIe 7.5.
 pub const COMMAND: Register = Register::new("Command", 0x04, Two, "PCIe 7.5.1.1.3")
     .rw(0x077f)
     .raz(0xf880)
-    .reset(0);
+    .reset(0)
+    .fields(&[
+        bits("I/O Space Enable", command::IO),
+        bits("Memory Space Enable", command::MEMORY),
+        bits("Bus Master Enable", command::BUS_MASTER),
+        bits("Special Cycle Enable", command::SPECIAL_CYCLES),
+        bits("Memory Write and Invalidate", command::WRITE_INVALIDATE),
+        bits("VGA Palette Snoop", command::VGA_PALETTE_SNOOP),
+        bits("Parity Error Response", command::PARITY_ERROR_RESPONSE),
+        bits("IDSEL Stepping", command::IDSEL_STEPPING),
+        bits("SERR# Enable", command::SERR),
+        bits("Fast Back-to-Back Enable", command::FAST_BACK_TO_BACK),
+        bits("Interrupt Disable", command::INTX_DISABLE),
+    ]);
 /// Status: bits in [`status`].
 pub const STATUS: Register = Register::new("Status", 0x06, Two, "PCIe 7.5.1.1.4")
     .rw1c(0xf900)
-    .raz(0x0046);
+    .raz(0x0046)
+    .fields(&[
+        bits("Immediate Readiness", 1 << 0),
+        bits("Interrupt Status", 1 << 3),
+        bits("Capabilities List", status::CAPABILITIES_LIST),
+        bits("66 MHz Capable", 1 << 5),
+        bits("Fast Back-to-Back Capable", 1 << 7),
+        bits("Master Data Parity Error", 1 << 8),
+        bits("DEVSEL Timing", 3 << 9),
+        bits("Signaled Target Abort", 1 << 11),
+        bits("Received Target Abort", 1 << 12),
+        bits("Received Master Abort", 1 << 13),
+        bits("Signaled System Error", 1 << 14),
+        bits("Detected Parity Error", 1 << 15),
+    ]);
 /// Revision ID.
 pub const REVISION_ID: Register = Register::new("Revision ID", 0x08, One, "PCIe 7.5.1.1.5");
 /// Programming interface, low byte of the class code.
@@ -35,11 +62,20 @@ pub const LATENCY_TIMER: Register = Register::new("Latency Timer", 0x0d, One, "P
     .rw(0xff)
     .reset(0);
 /// Header type: layout in bits 6:0 ([`header_type`]), bit 7: multi-function device.
-pub const HEADER_TYPE: Register = Register::new("Header Type", 0x0e, One, "PCIe 7.5.1.1.9");
+pub const HEADER_TYPE: Register =
+    Register::new("Header Type", 0x0e, One, "PCIe 7.5.1.1.9").fields(&[
+        bits("Header Layout", header_type::LAYOUT as u16),
+        bits("Multi-Function Device", 1 << 7),
+    ]);
 /// Built-in self test: bits in [`bist`].
 pub const BIST: Register = Register::new("BIST", 0x0f, One, "PCIe 7.5.1.1.10")
     .rw(0x40)
-    .raz(0x30);
+    .raz(0x30)
+    .fields(&[
+        bits("Completion Code", 0xf),
+        bits("Start BIST", bist::START as u16),
+        bits("BIST Capable", 1 << 7),
+    ]);
 /// Base address registers 0 to 5.
 pub const BARS: [Register; 6] = [
     Register::new("BAR 0", 0x10, Four, "PCIe 7.5.1.2.1").rw(0xffff_fff0),

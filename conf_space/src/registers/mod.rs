@@ -36,6 +36,32 @@ pub struct Register {
     pub raz: u32,
     /// Where it is specified.
     pub spec: &'static str,
+    /// Its fields, lowest bits first; none where the register is one number.
+    pub fields: &'static [BitField],
+}
+
+/// One field of a register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BitField {
+    /// Name, as the specification has it.
+    pub name: &'static str,
+    /// Its bits, which lie side by side.
+    pub mask: u32,
+}
+
+impl BitField {
+    /// The field's value in a register that holds `register`.
+    pub const fn of(&self, register: u32) -> u32 {
+        (register & self.mask).wrapping_shr(self.mask.trailing_zeros())
+    }
+}
+
+/// A field of these bits of a 16-bit register.
+const fn bits(name: &'static str, mask: u16) -> BitField {
+    BitField {
+        name,
+        mask: mask as u32,
+    }
 }
 
 impl Register {
@@ -50,6 +76,7 @@ impl Register {
             rw1c: 0,
             raz: 0,
             spec,
+            fields: &[],
         }
     }
 
@@ -74,6 +101,11 @@ impl Register {
             reset: Some(value),
             ..self
         }
+    }
+
+    /// With its fields.
+    pub const fn fields(self, fields: &'static [BitField]) -> Self {
+        Self { fields, ..self }
     }
 
     /// The same register, counted from the start of the configuration space, in a block that starts
@@ -140,6 +172,22 @@ mod tests {
                 "{}",
                 register.name
             );
+        }
+    }
+
+    #[test]
+    fn fields_lie_side_by_side_within_their_register_without_overlap() {
+        for register in BLOCKS.iter().flat_map(|block| block.registers) {
+            let mut seen = 0;
+            for field in register.fields {
+                let name = (register.name, field.name);
+                assert_eq!(field.mask & !register.width.mask(), 0, "{name:?}");
+                assert_eq!(field.mask & seen, 0, "{name:?}");
+                assert!(field.mask > seen, "{name:?} is in order");
+                let run = field.mask.wrapping_shr(field.mask.trailing_zeros());
+                assert!((run + 1).is_power_of_two(), "{name:?}");
+                seen |= field.mask;
+            }
         }
     }
 

@@ -1,13 +1,22 @@
 //! The MSI capability (PCI Express Base Specification 6.0, section 7.7.1). Where its registers are
 //! depends on two bits of the control word.
 
-use super::{Block, Register, capability};
+use super::{Block, Register, bits, capability};
 use crate::access::Width::{Four, Two};
 
 /// Message control: bits in [`control`].
 pub const CONTROL: Register = Register::new("MSI Message Control", 0x02, Two, "PCIe 7.7.1.2")
     .rw(0x0471)
-    .raz(0xf800);
+    .raz(0xf800)
+    .fields(&[
+        bits("MSI Enable", control::ENABLE),
+        bits("Multiple Message Capable", control::MULTIPLE_CAPABLE),
+        bits("Multiple Message Enable", control::MULTIPLE_ENABLE),
+        bits("64-bit Address Capable", control::ADDRESS_64),
+        bits("Per-Vector Masking Capable", control::MASKABLE),
+        bits("Extended Message Data Capable", 1 << 9),
+        bits("Extended Message Data Enable", 1 << 10),
+    ]);
 /// Message address, low half.
 pub const ADDRESS: Register = Register::new("MSI Message Address", 0x04, Four, "PCIe 7.7.1.3")
     .rw(0xffff_fffc)

@@ -1,12 +1,17 @@
 //! The MSI-X capability (PCI Express Base Specification 6.0, section 7.7.2).
 
-use super::{Block, Register, capability};
+use super::{Block, Register, bits, capability};
 use crate::access::Width::{Four, Two};
 
 /// Message control: bits in [`control`].
 pub const CONTROL: Register = Register::new("MSI-X Message Control", 0x02, Two, "PCIe 7.7.2.2")
     .rw(0xc000)
-    .raz(0x3800);
+    .raz(0x3800)
+    .fields(&[
+        bits("Table Size", control::TABLE_SIZE),
+        bits("Function Mask", control::FUNCTION_MASK),
+        bits("MSI-X Enable", control::ENABLE),
+    ]);
 /// Where the table is: a BAR and an offset, bits in [`location`].
 pub const TABLE: Register = Register::new("MSI-X Table Offset/BIR", 0x04, Four, "PCIe 7.7.2.3");
 /// Where the pending bits are: a BAR and an offset, bits in [`location`].

@@ -1,7 +1,7 @@
 //! The power management capability (PCI Bus Power Management Interface Specification 1.2, section
 //! 3.2).
 
-use super::{Block, Register, capability};
+use super::{Block, Register, bits, capability};
 use crate::access::Width::{One, Two};
 
 /// Power management capabilities: bits in [`capabilities`].
@@ -12,7 +12,15 @@ pub const CONTROL: Register =
     Register::new("Power Management Control/Status", 0x04, Two, "PM 3.2.4")
         .rw(0x1f03)
         .rw1c(0x8000)
-        .raz(0x00f4);
+        .raz(0x00f4)
+        .fields(&[
+            bits("Power State", control::POWER_STATE),
+            bits("No Soft Reset", control::NO_SOFT_RESET),
+            bits("PME Enable", control::PME_ENABLE),
+            bits("Data Select", control::DATA_SELECT),
+            bits("Data Scale", 3 << 13),
+            bits("PME Status", control::PME_STATUS),
+        ]);
 /// Bridge support extensions.
 pub const BRIDGE_EXTENSIONS: Register =
     Register::new("Bridge Support Extensions", 0x06, One, "PM 3.2.5");

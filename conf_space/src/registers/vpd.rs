@@ -1,11 +1,15 @@
 //! The vital product data capability (PCI Local Bus Specification 3.0, appendix I).
 
-use super::{Block, Register, capability};
+use super::{Block, Register, bits, capability};
 use crate::access::Width::{Four, Two};
 
 /// Address of the double word to read or write.
-pub const ADDRESS: Register =
-    Register::new("VPD Address", 0x02, Two, "PCI 3.0 appendix I").rw(0xffff);
+pub const ADDRESS: Register = Register::new("VPD Address", 0x02, Two, "PCI 3.0 appendix I")
+    .rw(0xffff)
+    .fields(&[
+        bits("Address", !address::WRITE),
+        bits("Write", address::WRITE),
+    ]);
 /// The double word.
 pub const DATA: Register =
     Register::new("VPD Data", 0x04, Four, "PCI 3.0 appendix I").rw(0xffff_ffff);

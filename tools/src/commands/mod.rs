@@ -7,3 +7,4 @@ pub mod reset;
 pub mod shell;
 pub mod show;
 pub mod status;
+pub mod trace;

@@ -71,9 +71,10 @@ fn guest_text(guest: &GuestLine, paint: Paint) -> String {
         Style::Notable
     };
     let mut text = format!(
-        "{}: {}\n",
+        "{}: {}{}\n",
         paint.paint(Style::Heading, &name),
         paint.paint(style, &states),
+        if guest.traced { ", traced" } else { "" },
     );
     let mut table = Table::new(&["DEVICE", "SEEN AS", ""]).indented(2);
     for (device, seen_as) in &guest.devices {

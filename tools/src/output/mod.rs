@@ -4,6 +4,7 @@ pub mod class;
 pub mod duration;
 pub mod style;
 pub mod table;
+pub mod traced;
 
 use std::io::{self, Write};
 
