@@ -203,8 +203,8 @@ fn write(export: &mut Export, op: &PciOp) -> Result<Outcome, OpError> {
         if let Some(change) = effect.power.filter(|change| change.configuration_lost) {
             export.restore(change.settle_time());
         }
-        if let Some(offset) = effect.dropped {
-            tell_of_dropped_write(export, offset);
+        if let Some(dropped) = effect.dropped {
+            tell_of_dropped_write(export, dropped.offset);
         }
     }
     // Once its effects are complete and before the guest knows: a daemon that is killed in between does the operation again. After a

@@ -3,6 +3,7 @@
 use super::bar::{self, Bar};
 use super::interrupts::ControlWord;
 use super::power::PowerControl;
+use super::quirk::{Quirk, QuirkRefusal, Quirks};
 use super::{Access, Identity, OpError, Operation, OverlayState, command, shift_of};
 use crate::access::{AccessError, ConfigSpace, Width};
 use crate::capabilities::{Capabilities, CapabilityId};
@@ -35,6 +36,8 @@ pub(super) enum Rule {
     VpdAddress,
     /// The control word of MSI or MSI-X.
     Interrupts(ControlWord),
+    /// A register that the operator has opened in these bits.
+    Quirk(u32),
 }
 
 /// Reads as the device has it; writes are ignored.
@@ -86,7 +89,8 @@ impl Claim {
             | Rule::Bist
             | Rule::PowerControl(_)
             | Rule::VpdAddress
-            | Rule::Interrupts(_) => View {
+            | Rule::Interrupts(_)
+            | Rule::Quirk(_) => View {
                 from_device: all,
                 value: 0,
             },
@@ -120,6 +124,15 @@ impl Claim {
                 operation.space.write(offset, width, value)?;
             }
             Rule::Interrupts(word) => word.write(operation, (value & 0xffff) as u16)?,
+            Rule::Quirk(mask) => {
+                // The other bits keep what the device has. Those that are cleared by writing one are left alone, where that is known.
+                let others = width.mask() & !mask & !self.register.rw1c;
+                let mut wanted = value & mask;
+                if others != 0 {
+                    wanted |= operation.space.read(offset, width)? & others;
+                }
+                operation.space.write(offset, width, wanted)?;
+            }
         }
         Ok(())
     }
@@ -142,6 +155,8 @@ pub(super) struct Claims {
     pub(super) power: Option<PowerControl>,
     pub(super) msi: Option<ControlWord>,
     pub(super) msix: Option<ControlWord>,
+    /// Size of the space.
+    end: u16,
 }
 
 impl Claims {
@@ -150,7 +165,10 @@ impl Claims {
         capabilities: &Capabilities,
         space: &C,
     ) -> Result<Self, AccessError> {
-        let mut claims = Self::default();
+        let mut claims = Self {
+            end: identity.config_size.bytes(),
+            ..Self::default()
+        };
         claims.add_header(identity);
         for found in &capabilities.standard {
             claims.add_capability(found.id, found.offset, space)?;
@@ -159,6 +177,8 @@ impl Claims {
             let name = found.id.name().unwrap_or(capability::EXTENDED.name);
             claims.add_block(found.offset, name, &capability::EXTENDED);
         }
+        // Quirks come and go while a guest is served: they find their places made.
+        claims.claims.reserve_exact(Quirks::CAPACITY);
         Ok(claims)
     }
 
@@ -192,6 +212,78 @@ impl Claims {
             .claims
             .binary_search_by_key(&offset, |claim| claim.register.offset);
         self.claims.get(index.ok()?)
+    }
+
+    /// Puts these quirks in the place of those that there were. Allocates nothing. One that [`Claims::place_for`] refuses has no effect.
+    pub(super) fn set_quirks(&mut self, quirks: &Quirks) {
+        self.claims
+            .retain(|claim| !matches!(claim.rule, Rule::Quirk(_)));
+        for quirk in quirks.iter() {
+            if let Ok(index) = self.place_for(quirk) {
+                let claim = Claim {
+                    register: self.register_of(quirk),
+                    rule: Rule::Quirk(quirk.mask()),
+                };
+                self.claims.insert(index, claim);
+            }
+        }
+    }
+
+    /// Where a quirk stands among the claims.
+    pub(super) fn place_for(&self, quirk: Quirk) -> Result<usize, QuirkRefusal> {
+        let end = quirk.offset().saturating_add(quirk.width().bytes());
+        if end > self.end {
+            return Err(QuirkRefusal::Beyond { size: self.end });
+        }
+        let index = self
+            .claims
+            .partition_point(|claim| claim.register.end() <= quirk.offset());
+        match self.claims.get(index) {
+            Some(next) if next.register.offset < end => Err(QuirkRefusal::Ruled {
+                name: next.register.name,
+            }),
+            _ => Ok(index),
+        }
+    }
+
+    /// The register that a quirk is for: a known one, or else one without a name, in which those bits are cleared by writing one that are in
+    /// known registers.
+    fn register_of(&self, quirk: Quirk) -> Register {
+        let (offset, width) = (quirk.offset(), quirk.width());
+        let mut found = Register::new("quirk", offset, width, "");
+        for register in self.registers() {
+            if (register.offset, register.width) == (offset, width) {
+                return register;
+            }
+            let shift = |from: u16, to: u16| u32::from(to.saturating_sub(from)).saturating_mul(8);
+            let bits = register
+                .rw1c
+                .checked_shr(shift(register.offset, offset))
+                .unwrap_or(0);
+            let bits = bits
+                .checked_shl(shift(offset, register.offset))
+                .unwrap_or(0);
+            found.rw1c |= bits & width.mask();
+        }
+        found
+    }
+
+    /// The claims that are quirks.
+    pub(super) fn quirks(&self) -> impl Iterator<Item = &Claim> {
+        self.claims
+            .iter()
+            .filter(|claim| matches!(claim.rule, Rule::Quirk(_)))
+    }
+
+    /// All registers of all known blocks, where they are in the space.
+    pub(super) fn registers(&self) -> impl Iterator<Item = Register> {
+        self.blocks.iter().flat_map(|placed| {
+            placed
+                .block
+                .registers
+                .iter()
+                .map(|register| register.at(placed.base))
+        })
     }
 
     /// Keeps the function from signalling PME#, which nobody in dom0 waits for.

@@ -53,7 +53,8 @@ impl Rule {
             | Self::Bist
             | Self::PowerControl(_)
             | Self::VpdAddress
-            | Self::Interrupts(_) => Treatment::Filtered,
+            | Self::Interrupts(_)
+            | Self::Quirk(_) => Treatment::Filtered,
         }
     }
 }
@@ -72,6 +73,12 @@ pub(super) fn list(claims: &Claims, size: ConfigSize) -> Vec<Field> {
                 .at(register.offset)
                 .filter(|claim| claim.register == register);
             named.push((placed.name, register, claim));
+        }
+    }
+    // Registers that only a quirk knows.
+    for claim in claims.quirks() {
+        if !named.iter().any(|(_, known, _)| *known == claim.register) {
+            named.push(("Quirks", claim.register, Some(claim)));
         }
     }
     // Stable: of two at one offset, the first block's stays first, behind a claimed one.

@@ -41,8 +41,7 @@
 //! interrupts that nobody has mapped, one that turned it off would leave mappings behind that no
 //! longer match the device, and one that wrote address and data would choose what is written where.
 //!
-//! A later kind of rule, such as an operator's own field, is one more variant of `claim::Rule`; a later
-//! kind of permission, such as ranges, is one more question to `Policy::lets_through`.
+//! What an operator allows beyond the rules is in a [`Policy`], which comes with each write, and in [`Quirks`], which are claims of their own.
 
 mod bar;
 mod claim;
@@ -59,7 +58,7 @@ pub use error::{BuildError, OpError};
 pub use fields::{Field, Treatment};
 pub use policy::{Permissive, Policy, Range, RangeError, Ranges, TooManyRanges};
 pub use power::{PowerChange, PowerState};
-pub use quirk::{Quirk, Quirks};
+pub use quirk::{Quirk, QuirkRefusal, Quirks};
 pub use state::OverlayState;
 
 use claim::{Claim, Claims};
@@ -100,8 +99,19 @@ pub struct Effect {
     pub decode_enabled: bool,
     /// The device has changed its power state.
     pub power: Option<PowerChange>,
-    /// Offset of a write that was dropped since no rule covers it and the policy is not permissive.
-    pub dropped: Option<u16>,
+    /// A write that was dropped since no rule covers it and the policy does not let it through.
+    pub dropped: Option<DroppedWrite>,
+}
+
+/// A write that did not reach the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DroppedWrite {
+    /// Offset.
+    pub offset: u16,
+    /// Width.
+    pub width: Width,
+    /// What was written.
+    pub value: u32,
 }
 
 /// What a guest sees and may change of one function.
@@ -220,6 +230,17 @@ impl Overlay {
         self.state = state;
     }
 
+    /// Opens the registers of these quirks to the guest, and closes those of earlier ones. Allocates nothing. Quirks that
+    /// [`Overlay::refuses`] have no effect.
+    pub fn set_quirks(&mut self, quirks: &Quirks) {
+        self.claims.set_quirks(quirks);
+    }
+
+    /// Why a quirk would have no effect on this function besides those that it has.
+    pub fn refuses(&self, quirk: Quirk) -> Option<QuirkRefusal> {
+        self.claims.place_for(quirk).err()
+    }
+
     /// Forgets what the guest wrote: the next one finds the overlay as it was when built.
     pub const fn release(&mut self) {
         self.state = self.initial;
@@ -288,7 +309,11 @@ impl Overlay {
             if policy.lets_through(access.offset, access.width) {
                 space.write(access.offset, access.width, value & access.width.mask())?;
             } else {
-                operation.effect.dropped = Some(access.offset);
+                operation.effect.dropped = Some(DroppedWrite {
+                    offset: access.offset,
+                    width: access.width,
+                    value: value & access.width.mask(),
+                });
             }
         }
         Ok(operation.effect)

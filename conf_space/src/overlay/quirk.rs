@@ -1,4 +1,10 @@
 //! Single registers that an operator opens to a guest, bit by bit, in the syntax of the kernel's `quirks` file.
+//!
+//! Of a write to such a register the bits in the mask reach the device. The others are written as they are read from it just before, since
+//! hardware takes whole bytes. A bit that is cleared by writing one must not be written as read: for registers that
+//! [`registers`](crate::registers) knows it is written as zero; for others the operator chooses a width that leaves it out.
+//!
+//! A register with a rule of its own (BARs, the command register, MSI control, ...) keeps it: no quirk changes that.
 
 use std::fmt;
 use std::str::FromStr;
@@ -41,6 +47,23 @@ pub enum QuirkError {
     /// The mask does not fit.
     #[error("the mask has bits beyond the register's width")]
     Mask,
+}
+
+/// A quirk that a function has no use for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub enum QuirkRefusal {
+    /// Of a register with a rule, or of one that another quirk is for already, in other bounds.
+    #[error("it is for {name}, which has a rule of its own that no quirk changes")]
+    Ruled {
+        /// The register.
+        name: &'static str,
+    },
+    /// The function has no such register.
+    #[error("the device's configuration space has only {size:#x} bytes")]
+    Beyond {
+        /// Its size.
+        size: u16,
+    },
 }
 
 impl Quirk {

@@ -1,7 +1,7 @@
 //! Which accesses there are, and how they are taken apart (C-1 to C-5, C-7).
 
 use conf_space::access::AccessError;
-use conf_space::overlay::{Effect, OpError};
+use conf_space::overlay::{DroppedWrite, Effect, OpError};
 use conf_space::{ConfigSize, Width};
 
 use crate::device::{self, Broken, VPD};
@@ -148,7 +148,11 @@ fn c5_writes_without_a_rule_are_dropped_and_reported() {
         assert_eq!(
             effect,
             Effect {
-                dropped: Some(offset),
+                dropped: Some(DroppedWrite {
+                    offset,
+                    width: Width::from_bytes(size as u32).unwrap(),
+                    value: (1u64 << (8 * size)).wrapping_sub(1) as u32,
+                }),
                 ..Effect::default()
             }
         );

@@ -14,6 +14,7 @@ mod device;
 mod fields;
 mod header;
 mod interrupts;
+mod policy;
 mod power;
 mod properties;
 mod reference;
