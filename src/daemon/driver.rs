@@ -62,9 +62,10 @@ fn told(error: DeviceError) -> Errno {
         }
         DeviceError::Needed { .. }
         | DeviceError::HasVirtualFunctions { .. }
+        | DeviceError::FunctionsInGuests { .. }
         | DeviceError::Busy { .. }
         | DeviceError::InUse { .. } => Errno::EBUSY,
-        DeviceError::Bridge { .. } => Errno::EINVAL,
+        DeviceError::Bridge { .. } | DeviceError::Functions(_) => Errno::EINVAL,
         DeviceError::NoSuchReset { .. } => Errno::ENOTTY,
         DeviceError::Host(_)
         | DeviceError::Record(_)
@@ -173,6 +174,10 @@ impl Driver for SlotDriver {
             quirk.device
         );
         Err(Errno::EOPNOTSUPP)
+    }
+
+    fn may_unbind_other(&self, device: Bdf) -> Result<(), Errno> {
+        self.devices.check_functions(device).map_err(told)
     }
 
     fn reset(&self, device: Bdf) -> Result<(), Errno> {

@@ -10,7 +10,7 @@ mod service;
 mod service_status;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,6 +18,7 @@ use conf_space::selector;
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
+use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 
@@ -109,6 +110,7 @@ const STORE: Token = Token(0);
 const STOP: Token = Token(1);
 const SESSIONS: Token = Token(2);
 const KEEPER: Token = Token(3);
+const HOST: Token = Token(4);
 
 /// Runs the daemon until it is told to stop. Guests keep their devices then: the next daemon goes on.
 ///
@@ -164,6 +166,11 @@ fn serve(
     } = options;
     let config = Arc::new(config);
     let system = |action| move |source| DaemonError::System { action, source };
+    // Before the devices are looked at, so that nothing goes in between.
+    let changes = platform
+        .bus
+        .changes()
+        .map_err(system("listen to the kernel's announcements of devices"))?;
     let devices = Devices::open(
         Arc::clone(&platform.bus),
         Arc::clone(&platform.xen),
@@ -217,6 +224,8 @@ fn serve(
     for warning in &config.warnings {
         warn!("configuration: {warning}");
     }
+    register(changes.as_raw_fd(), HOST).map_err(system("wait for devices"))?;
+
     hide_at_start(&config, &devices);
     info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
     ready();
@@ -237,9 +246,26 @@ fn serve(
                     });
                 }
                 SESSIONS => guests.sweep(),
+                HOST => {
+                    drain(&changes);
+                    devices.look_for_removed();
+                }
                 KEEPER => revive_keeper(&mut facade, &poll),
                 _ => {}
             }
+        }
+    }
+}
+
+/// What is announced does not matter, only that something is: what has changed is looked up.
+fn drain(changes: &OwnedFd) {
+    let mut buffer = [0; 8192];
+    loop {
+        match nix::unistd::read(changes, &mut buffer) {
+            // Some were lost.
+            Err(Errno::ENOBUFS | Errno::EINTR) => {}
+            Ok(0) | Err(_) => return,
+            Ok(_) => {}
         }
     }
 }

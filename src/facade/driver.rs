@@ -72,6 +72,14 @@ pub trait Driver: Send + Sync + 'static {
         String::new()
     }
 
+    /// Asked before another driver is unbound from its device: whether that is safe for guests. `xl pci-assignable-add` begins with it.
+    ///
+    /// # Errors
+    /// EBUSY when it is not.
+    fn may_unbind_other(&self, _device: Bdf) -> Result<(), Errno> {
+        Ok(())
+    }
+
     /// Resets a seized device by the best method there is (`do_flr`).
     ///
     /// # Errors

@@ -257,8 +257,10 @@ impl fuser::Filesystem for Filesystem {
             Open::Attribute(attribute, text) => {
                 self.read_attribute(*attribute, text, offset, size, reply)
             }
-            Open::Real(_) => self.pool.run(move || {
-                let Open::Real(file) = &*open else { return };
+            Open::Real(_) | Open::Unbind(_) => self.pool.run(move || {
+                let (Open::Real(file) | Open::Unbind(file)) = &*open else {
+                    return;
+                };
                 let mut buffer = vec![0; usize::try_from(size.min(PAGE)).unwrap_or_default()];
                 match file.read_at(&mut buffer, offset) {
                     Ok(count) => reply.data(buffer.get(..count).unwrap_or_default()),
@@ -287,10 +289,25 @@ impl fuser::Filesystem for Filesystem {
         match &*open {
             Open::Directory(_) => reply.error(fuser::Errno::EISDIR),
             Open::Attribute(attribute, _) => self.write_attribute(*attribute, data, reply),
-            Open::Real(_) => {
-                let data = data.to_vec();
+            Open::Real(_) | Open::Unbind(_) => {
+                let (data, view) = (data.to_vec(), self.view.clone());
                 self.pool.run(move || {
-                    let Open::Real(file) = &*open else { return };
+                    let file = match &*open {
+                        Open::Real(file) => file,
+                        Open::Unbind(file) => {
+                            // What names no device the kernel refuses.
+                            let device = std::str::from_utf8(&data)
+                                .ok()
+                                .and_then(|text| text.trim_ascii().parse().ok());
+                            if let Some(device) = device
+                                && let Err(error) = view.driver.may_unbind_other(device)
+                            {
+                                return reply.error(fuse(error));
+                            }
+                            file
+                        }
+                        Open::Directory(_) | Open::Attribute(..) => return,
+                    };
                     match file.write_at(&data, offset) {
                         Ok(count) => reply.written(u32::try_from(count).unwrap_or(u32::MAX)),
                         Err(error) => reply.error(fuse(errno(&error))),

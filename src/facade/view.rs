@@ -31,6 +31,8 @@ pub(super) enum Open {
     /// Its text, as it was when reading it began.
     Attribute(Attribute, Mutex<Vec<u8>>),
     Real(File),
+    /// Another driver's `unbind`.
+    Unbind(File),
 }
 
 /// A name in a directory.
@@ -165,7 +167,13 @@ impl View {
                     OpenAccMode::O_WRONLY => OFlag::O_WRONLY,
                     OpenAccMode::O_RDWR => OFlag::O_RDWR,
                 };
-                Ok(Open::Real(self.real.open_file(&path, flags)?))
+                let file = self.real.open_file(&path, flags)?;
+                let unbinds = path.file_name() == Some(OsStr::new("unbind"));
+                Ok(if unbinds {
+                    Open::Unbind(file)
+                } else {
+                    Open::Real(file)
+                })
             }
             Node::Attribute(attribute) => {
                 // in sysfs not even root opens a file for what it cannot do

@@ -27,6 +27,7 @@ pub use self::read_only::ReadOnly;
 use self::sharing::Occupancy;
 use std::fmt;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use conf_space::address::Bdf;
@@ -143,6 +144,13 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// # Errors
     /// When the bus itself cannot be listed.
     fn list(&self) -> Result<Vec<Bdf>, HostError>;
+
+    /// A descriptor that becomes readable when devices may have come or gone. Non-blocking; to be read until it is empty, and what is in
+    /// it means nothing.
+    ///
+    /// # Errors
+    /// When there is none to be had.
+    fn changes(&self) -> io::Result<OwnedFd>;
 
     /// What is known of one device.
     ///

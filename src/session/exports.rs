@@ -129,6 +129,12 @@ impl Exports {
         self.list.iter()
     }
 
+    /// Those that the guest is to lose at once, and why.
+    pub fn withdrawn(&self) -> impl Iterator<Item = (Bdf, &'static str)> {
+        let why = |export: &Export| Some((export.device.bdf, export.device.withdrawn()?));
+        self.list.iter().filter_map(why)
+    }
+
     /// The topology they are in.
     pub fn topology(&self) -> &Topology {
         &self.topology

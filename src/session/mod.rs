@@ -185,7 +185,10 @@ impl Session {
             for event in &events {
                 match event.token() {
                     PORT => serve = true,
-                    WAKE => look |= self.waiting_for_device,
+                    WAKE => {
+                        look |=
+                            self.waiting_for_device || self.exports.withdrawn().next().is_some();
+                    }
                     _ => {}
                 }
             }
@@ -230,6 +233,7 @@ impl Session {
     /// Takes steps until there is nothing to do. `false`: the session is over.
     fn look(&mut self) -> Result<bool, SessionError> {
         self.waiting_for_device = false;
+        self.lose_withdrawn()?;
         for _ in 0..STEPS_IN_A_ROW {
             let view = self.view()?;
             if view.backend == XenbusState::Initialised && view.peer == Peer::Frontend {

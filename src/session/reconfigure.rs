@@ -99,6 +99,23 @@ impl Session {
         Ok(())
     }
 
+    /// Devices that were withdrawn are the guest's no more, and answer no more. Their nodes stay until the toolstack takes them away.
+    pub(super) fn lose_withdrawn(&mut self) -> Result<(), SessionError> {
+        let lost: Vec<_> = self.exports.withdrawn().collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        for (bdf, why) in lost {
+            self.exports.remove(bdf);
+            let nodes = nodes::devices(&mut self.store, &self.paths)?;
+            match nodes.iter().find(|node| node.address == Ok(bdf)) {
+                Some(node) => self.fail_device(node, &bdf.to_string(), why)?,
+                None => info!("domain {}: {bdf}: {why}", self.setup.domain),
+            }
+        }
+        Ok(())
+    }
+
     fn fail_device(
         &mut self,
         node: &DeviceNode,

@@ -8,39 +8,6 @@ use conf_space::Bdf;
 
 use crate::{Error, Function};
 
-/// Vendor and device id as the kernel knows them: right for a virtual function too, whose registers
-/// read 0xffff.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Identity {
-    /// Vendor id; a virtual function has its physical function's.
-    pub vendor: u16,
-    /// Device id; a virtual function's is in its physical function's SR-IOV capability.
-    pub device: u16,
-}
-
-impl Identity {
-    /// Reads `vendor` and `device` in a device's directory.
-    ///
-    /// # Errors
-    /// When they are missing or not numbers of 16 bits.
-    pub fn read(directory: &Path) -> Result<Self, Error> {
-        Ok(Self {
-            vendor: read(
-                directory,
-                "vendor",
-                parse_id,
-                "0x and four hexadecimal digits",
-            )?,
-            device: read(
-                directory,
-                "device",
-                parse_id,
-                "0x and four hexadecimal digits",
-            )?,
-        })
-    }
-}
-
 impl Function {
     /// Reads what the device with this directory is, for instance
     /// `/sys/bus/pci/devices/0000:03:00.0`.
@@ -172,14 +139,6 @@ fn parse_count(text: &str) -> Option<u16> {
     text.bytes()
         .all(|byte| byte.is_ascii_digit())
         .then(|| text.parse().ok())?
-}
-
-fn parse_id(text: &str) -> Option<u16> {
-    let digits = text.strip_prefix("0x")?;
-    digits
-        .bytes()
-        .all(|byte| byte.is_ascii_hexdigit())
-        .then(|| u16::from_str_radix(digits, 16).ok())?
 }
 
 #[cfg(test)]
@@ -315,37 +274,14 @@ mod tests {
     }
 
     #[test]
-    fn the_identity_is_the_kernels() {
-        let tree = Tree::new();
-        let directory = tree.device("0000:01:10.0");
-        fs::write(directory.join("vendor"), "0x8086\n").unwrap();
-        fs::write(directory.join("device"), "0x10ca\n").unwrap();
-        assert_eq!(
-            Identity::read(&directory).unwrap(),
-            Identity {
-                vendor: 0x8086,
-                device: 0x10ca
-            }
-        );
-    }
-
-    #[test]
     fn what_is_not_as_the_kernel_writes_it_is_named_with_its_path() {
         let tree = Tree::new();
-        let directory = tree.device("0000:01:00.0");
-        for text in ["", "8086", "0x", "0x+1", "0x18086", "0xgggg"] {
-            fs::write(directory.join("vendor"), text).unwrap();
-            let error = Identity::read(&directory).unwrap_err().to_string();
-            assert!(
-                error.contains("vendor") && error.contains(&format!("'{text}'")),
-                "{error}"
-            );
-        }
         for text in ["", "-1", "+1", "65536", "two"] {
             let directory = tree.physical("0000:02:00.0", text, "8");
+            let error = Function::read(&directory).unwrap_err().to_string();
             assert!(
-                matches!(Function::read(&directory), Err(Error::Malformed { .. })),
-                "{text:?}"
+                error.contains("sriov_numvfs") && error.contains(&format!("'{text}'")),
+                "{error}"
             );
         }
         let directory = tree.device("0000:03:00.0");

@@ -4,16 +4,20 @@
 //!
 //! A virtual function's registers tell less than they do elsewhere: vendor and device id read
 //! 0xffff, its BARs and its memory enable bit read zero. What is true of it is known from its
-//! physical function, which is how the kernel knows: [`Identity`] and sysfs's `resource`.
+//! physical function, which is how the kernel knows: sysfs's `vendor`, `device` and `resource`.
+//!
+//! Virtual functions are made and taken away by their physical function's driver. [`must_change`]
+//! says whether it can be told to.
 
 mod directory;
+mod provisioning;
 
 use std::io;
 use std::path::PathBuf;
 
 use conf_space::Bdf;
 
-pub use directory::Identity;
+pub use provisioning::{Refusal, must_change};
 
 /// What sysfs says of a device that cannot be understood.
 #[derive(Debug, thiserror::Error)]

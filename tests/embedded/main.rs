@@ -25,4 +25,5 @@ mod restart;
 mod returning;
 mod seeing;
 mod sharing;
+mod sriov;
 mod variants;

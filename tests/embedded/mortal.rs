@@ -7,7 +7,8 @@
 use std::fmt::{self, Debug};
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::BorrowedFd;
+
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -306,6 +307,10 @@ impl Host {
 impl Bus for Host {
     fn list(&self) -> Result<Vec<Bdf>, HostError> {
         self.bus.list()
+    }
+
+    fn changes(&self) -> std::io::Result<OwnedFd> {
+        self.bus.changes()
     }
 
     fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {

@@ -151,6 +151,29 @@ fn reading_and_writing_go_through_byte_for_byte() {
 }
 
 #[test]
+fn a_device_that_guests_depend_on_keeps_its_driver() {
+    if !fuse_is_there() {
+        return;
+    }
+    let machine = Machine::new();
+    let (memory, _served) = machine.facade();
+    let device: Bdf = "0000:00:05.0".parse().unwrap();
+    memory.lists.lock().unwrap().kept.insert(device);
+    let unbind = machine.path("bus/pci/drivers/e1000e/unbind");
+    let write = |text: &str| {
+        let file = fs::File::options().write(true).open(&unbind).unwrap();
+        (&file).write_all(text.as_bytes())
+    };
+    for text in ["0000:00:05.0", "0000:00:05.0\n"] {
+        assert_eq!(errno(write(text)), Errno::EBUSY);
+    }
+    write("0000:00:06.0").unwrap();
+    write("anything").unwrap();
+    memory.lists.lock().unwrap().kept.clear();
+    write("0000:00:05.0").unwrap();
+}
+
+#[test]
 fn nothing_is_made_or_removed() {
     if !fuse_is_there() {
         return;

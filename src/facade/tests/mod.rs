@@ -156,6 +156,8 @@ struct Lists {
     interrupt_control: BTreeSet<Bdf>,
     quirks: Vec<Quirk>,
     resets: Vec<Bdf>,
+    /// These must not lose their driver.
+    kept: BTreeSet<Bdf>,
     /// A reset of these takes until they are taken from here, or very long.
     slow: BTreeSet<Bdf>,
     waiting: usize,
@@ -269,6 +271,13 @@ impl Driver for Memory {
 
     fn add_quirk(&self, quirk: Quirk) -> Result<(), Errno> {
         self.seized_only(quirk.device, |lists| lists.quirks.push(quirk))
+    }
+
+    fn may_unbind_other(&self, device: Bdf) -> Result<(), Errno> {
+        if self.lists.lock().unwrap().kept.contains(&device) {
+            return Err(Errno::EBUSY);
+        }
+        Ok(())
     }
 
     fn reset(&self, device: Bdf) -> Result<(), Errno> {

@@ -1,14 +1,17 @@
 //! One hidden device.
 
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use conf_space::Width;
 use conf_space::address::Bdf;
+use conf_space::{AccessError, Width};
 use xenbus::{DomId, PciDevice};
 
 use super::guest::Line;
 use crate::host::record::{Flags, Owner, Phase, Record};
 use crate::host::{Config, Description};
+
+/// Offset of the command and status registers, which a virtual function has, too (PCIe 9.3.4.1.3).
+const COMMAND: u16 = 0x04;
 
 /// A hidden device.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Device {
     pub(super) reset_lock: Mutex<()>,
     /// What is remembered of it.
     pub record: Record,
+    /// Why its guest is to lose it.
+    pub(super) withdrawn: Mutex<Option<&'static str>>,
 }
 
 impl Device {
@@ -59,9 +64,24 @@ impl Device {
         }
     }
 
+    /// Why its guest is to lose it at once, if it is.
+    pub fn withdrawn(&self) -> Option<&'static str> {
+        *self.withdrawal()
+    }
+
+    pub(super) fn withdrawal(&self) -> MutexGuard<'_, Option<&'static str>> {
+        self.withdrawn
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was removed from the machine: the kernel no longer knows it, though another may be at its address by now.
+    pub fn is_removed(&self) -> bool {
+        self.config.read(COMMAND, Width::Four) == Err(AccessError::Gone)
+    }
+
     /// Whether its registers can be read at all. A virtual function's identity registers read as absent by design.
     pub fn responds(&self) -> bool {
-        const COMMAND: u16 = 0x04;
         self.config
             .read(COMMAND, Width::Four)
             .is_ok_and(|value| value != u32::MAX)
@@ -95,6 +115,7 @@ impl Parts {
             interrupts_lock: Mutex::new(()),
             reset_lock: Mutex::new(()),
             record,
+            withdrawn: Mutex::default(),
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Why a device cannot change hands.
 
+use std::fmt;
+
 use conf_space::address::Bdf;
 use xenbus::{DomId, XenError};
 
@@ -42,9 +44,9 @@ pub enum DeviceError {
         /// The device.
         bdf: Bdf,
     },
-    /// It has virtual functions, which a reset would take away.
+    /// It has virtual functions, which go when its driver does.
     #[error(
-        "{bdf} has {count} virtual functions in use; remove them first (echo 0 > /sys/bus/pci/devices/{bdf}/sriov_numvfs), or use --force"
+        "{bdf} has {count} virtual functions, which would go with its driver; take them away first (pciback vf destroy {bdf}), or use --force"
     )]
     HasVirtualFunctions {
         /// The device.
@@ -52,6 +54,19 @@ pub enum DeviceError {
         /// How many.
         count: u16,
     },
+    /// Guests have its virtual functions, which would die with it.
+    #[error(
+        "guests have virtual functions of {bdf}: {users}. Take them away first (xl pci-detach), or use --force"
+    )]
+    FunctionsInGuests {
+        /// The physical function.
+        bdf: Bdf,
+        /// Which guest has which.
+        users: Users,
+    },
+    /// It cannot have so many virtual functions.
+    #[error(transparent)]
+    Functions(#[from] sriov::Refusal),
     /// Something else is being done to it.
     #[error("{bdf} is busy ({phase}); try again in a moment")]
     Busy {
@@ -105,4 +120,18 @@ fn in_the_way(missing: &Missing, beside: &[Bdf]) -> String {
         "; a reset of its bus would hit {} as well",
         others.join(", ")
     )
+}
+
+/// Which guest has which device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Users(pub Vec<(Bdf, DomId)>);
+
+impl fmt::Display for Users {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, (bdf, domain)) in self.0.iter().enumerate() {
+            let comma = if n == 0 { "" } else { ", " };
+            write!(f, "{comma}domain {domain} has {bdf}")?;
+        }
+        Ok(())
+    }
 }

@@ -113,6 +113,7 @@ impl Devices {
             // Nothing that one guest was granted reaches the next. Not later: the next one's grants may come during the reset.
             record.clear(Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL);
         }
+        *device.withdrawal() = None;
         if record.advance(Phase::Assigned, Phase::Releasing) {
             self.reset_in_background(Arc::clone(device));
         }

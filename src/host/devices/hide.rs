@@ -95,6 +95,8 @@ impl Devices {
                 return Err(DeviceError::Needed { bdf, reason });
             }
         }
+        // They go with its driver. Not even by force while guests have them: who insists takes them from the guests first.
+        self.take_back_functions(bdf)?;
         let record = Record::open(&self.directory, bdf)?;
         if let (Some(phase @ (Phase::Assigned | Phase::Releasing)), Some(owner)) =
             (record.phase(), record.owner())
@@ -199,9 +201,10 @@ impl Devices {
     /// Gives a hidden device back to dom0.
     ///
     /// # Errors
-    /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`], and what the host refuses.
+    /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`], [`DeviceError::FunctionsInGuests`], and what the host refuses.
     pub fn unhide(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {
         let device = self.find(bdf)?;
+        self.check_functions(bdf)?;
         let record = &device.record;
         if record.advance(Phase::Hidden, Phase::Returning)
             || record.advance(Phase::Dead, Phase::Returning)
@@ -216,6 +219,13 @@ impl Devices {
         if let Err(error) = self.reset_and_restore(&device) {
             log::warn!("{}", chain(&error));
         }
+        self.hand_back(&device, rebind);
+        Ok(())
+    }
+
+    /// From hidden to dom0's, as it is.
+    pub(super) fn hand_back(&self, device: &Device, rebind: Rebind) {
+        let bdf = device.bdf;
         {
             let mut table = self.table();
             table.hidden.remove(&bdf);
@@ -224,7 +234,6 @@ impl Devices {
         }
         self.undo(bdf, &device.record, rebind);
         self.table().coming.remove(&bdf);
-        Ok(())
     }
 
     /// The way back to dom0, from wherever the device is on the way. Goes on past what fails: each step helps without the others.

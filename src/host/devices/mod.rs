@@ -7,13 +7,17 @@ mod device;
 mod error;
 mod guest;
 mod hide;
+mod removed;
 mod reset;
 mod sharing;
+mod virtual_functions;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -22,7 +26,7 @@ use conf_space::selector::DeviceNames;
 use xenbus::{DomId, Xen};
 
 pub use self::device::{Device, for_xen};
-pub use self::error::DeviceError;
+pub use self::error::{DeviceError, Users};
 pub use self::guest::{Claim, Line, Waker};
 pub use self::hide::{Quarantine, RESERVED_FOR, Rebind};
 pub use self::sharing::{Sharing, silence};
@@ -48,6 +52,8 @@ pub struct Devices {
     directory: PathBuf,
     table: Mutex<Table>,
     wakers: Mutex<BTreeMap<DomId, Waker>>,
+    /// How often it was asked whether devices were removed, since somebody began to look; 0: nobody looks.
+    looks: AtomicUsize,
 }
 
 impl std::fmt::Debug for Devices {
@@ -87,6 +93,7 @@ impl Devices {
             directory: directory.clone(),
             table: Mutex::default(),
             wakers: Mutex::default(),
+            looks: AtomicUsize::new(0),
         });
         for bdf in found {
             if let Err(error) = devices.take_up(bdf) {
@@ -121,6 +128,20 @@ impl Devices {
             }
             other => other?,
         };
+        let held = matches!(
+            phase,
+            Phase::Hidden | Phase::Assigned | Phase::Releasing | Phase::Dead
+        );
+        if held
+            && matches!(description.function, Function::Virtual { .. })
+            && self.bus.driver_override(bdf)?.as_deref() != Some(RESERVED_FOR)
+        {
+            log::error!(
+                "{bdf} was {}, and has been taken away and made anew since; it is dom0's (hide it again: pciback hide {bdf})",
+                phase.name()
+            );
+            return Ok(record.remove()?);
+        }
         // While it was being hidden, its driver may not have been unbound yet.
         if let Some(driver) = &description.driver
             && phase != Phase::Hiding
@@ -170,18 +191,26 @@ impl Devices {
         what: &str,
         work: impl FnOnce(&Arc<Self>) + Send + 'static,
     ) {
-        /// A reset writes a few files: it needs no more.
-        const STACK: usize = 128 * 1024;
-        let devices = Arc::clone(self);
-        let spawned = thread::Builder::new()
-            .name(format!("{what} {bdf}"))
-            .stack_size(STACK)
-            .spawn(move || work(&devices));
-        if let Err(error) = spawned {
+        if let Err(error) = self.spawn(format!("{what} {bdf}"), work) {
             log::error!(
                 "{bdf} stays unusable, as no thread can be started to {what} it ({error}); restart pcibackd when memory is free again"
             );
         }
+    }
+
+    fn spawn(
+        self: &Arc<Self>,
+        name: String,
+        work: impl FnOnce(&Arc<Self>) + Send + 'static,
+    ) -> io::Result<()> {
+        /// A reset writes a few files: it needs no more.
+        const STACK: usize = 128 * 1024;
+        let devices = Arc::clone(self);
+        thread::Builder::new()
+            .name(name)
+            .stack_size(STACK)
+            .spawn(move || work(&devices))
+            .map(drop)
     }
 
     fn insert(

@@ -24,6 +24,7 @@ impl Devices {
         if device.record.phase() != Some(Phase::Assigned) {
             return self.reset_free(bdf, choice);
         }
+        self.check_functions(bdf)?;
         // The kernel saves and restores the standard configuration around it.
         self.reset_by(&device, choice)?;
         if !device.responds() {
@@ -40,6 +41,7 @@ impl Devices {
     /// What the reset failed with; [`DeviceError::Dead`], [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`].
     pub fn reset_free(&self, bdf: Bdf, choice: ResetChoice) -> Result<(), DeviceError> {
         let device = self.find(bdf)?;
+        self.check_functions(bdf)?;
         let record = &device.record;
         // Nobody gets it meanwhile, and a daemon that is started anew resets it again.
         if !record.advance(Phase::Hidden, Phase::Releasing)
@@ -65,11 +67,19 @@ impl Devices {
     pub(super) fn reset_in_background(self: &Arc<Self>, device: Arc<Device>) {
         let bdf = device.bdf;
         self.in_background(bdf, "reset", move |devices| {
+            if device.is_removed() {
+                // Not even its PIRQs are unmapped: Xen has freed the interrupts behind them, and may have given them to another device.
+                return devices.forget(&device);
+            }
             interrupts::release(&device, &*devices.xen);
             if let Err(error) = devices.reset_by(&device, devices.settings(&device).reset) {
                 log::warn!("{bdf} is used without a reset: {}", chain(&error));
             }
-            match devices.restore_or_bury(&device) {
+            let phase = devices.restore_or_bury(&device);
+            if device.is_removed() {
+                return devices.forget(&device);
+            }
+            match phase {
                 Phase::Dead => log::error!("{}", DeviceError::Dead { bdf }),
                 _ => log::info!("{bdf} is free for the next guest"),
             }

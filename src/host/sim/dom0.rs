@@ -1,6 +1,8 @@
 //! dom0's kernel: drivers, `driver_override`, enabling and resetting.
 
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 
 use conf_space::registers::header::{self, command};
@@ -119,6 +121,15 @@ impl Function {
 }
 
 impl SimBus {
+    /// Devices have come or gone.
+    pub(super) fn announce(&self) {
+        // One that has not read the last one yet knows enough; one that is closed is gone.
+        lock(&self.listeners).retain(|listener| match listener.send(b"change") {
+            Ok(_) => true,
+            Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+        });
+    }
+
     pub(super) fn known(&self, bdf: Bdf) -> Result<Arc<Function>, HostError> {
         self.get(bdf).ok_or(HostError::NoDevice { bdf })
     }
@@ -133,6 +144,15 @@ impl SimBus {
 impl Bus for SimBus {
     fn list(&self) -> Result<Vec<Bdf>, HostError> {
         Ok(lock(&self.functions).keys().copied().collect())
+    }
+
+    fn changes(&self) -> io::Result<OwnedFd> {
+        let (ours, theirs) = UnixDatagram::pair()?;
+        for socket in [&ours, &theirs] {
+            socket.set_nonblocking(true)?;
+        }
+        lock(&self.listeners).push(ours);
+        Ok(theirs.into())
     }
 
     fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {

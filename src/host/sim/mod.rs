@@ -29,6 +29,7 @@ mod xen;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -52,6 +53,7 @@ pub struct SimBus {
     machine: Machine,
     functions: Mutex<BTreeMap<Bdf, Arc<Function>>>,
     placement: Mutex<Placement>,
+    listeners: Mutex<Vec<UnixDatagram>>,
 }
 
 impl SimBus {
@@ -61,6 +63,7 @@ impl SimBus {
             machine: machine.clone(),
             functions: Mutex::default(),
             placement: Mutex::default(),
+            listeners: Mutex::default(),
         });
         // Weak: otherwise bus and machine would keep each other alive.
         machine.set_hardware(Arc::new(xen::Plugged(Arc::downgrade(&bus))));
@@ -97,6 +100,7 @@ impl SimBus {
             self.take_virtual_functions(&function);
             function.set_presence(Presence::Removed);
             self.machine.device_removed(for_xen(bdf));
+            self.announce();
         }
     }
 

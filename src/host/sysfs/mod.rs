@@ -6,9 +6,11 @@
 mod config;
 mod dom0_needs;
 mod resource;
+mod uevents;
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -160,6 +162,10 @@ impl Bus for Sysfs {
             .collect();
         found.sort();
         Ok(found)
+    }
+
+    fn changes(&self) -> io::Result<OwnedFd> {
+        uevents::listen()
     }
 
     fn describe(&self, bdf: Bdf) -> Result<Description, HostError> {

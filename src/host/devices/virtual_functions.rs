@@ -1,0 +1,126 @@
+//! SR-IOV: virtual functions are made and taken away, and their physical function is not touched while guests have them.
+//!
+//! A virtual function that goes while its guest has interrupts of it takes the machine with it: Xen (seen with 4.17) forgets the interrupt
+//! when dom0's kernel tells it that the device was removed, the guest's PIRQ goes on naming it, and Xen panics when the guest unbinds that.
+//! The kernel's own backend keeps such a device by a flag that user space cannot set. So order is everything: first from the guest, its
+//! PIRQs unmapped, then from hidden to dom0, and only then the physical function's driver is told.
+
+use std::sync::Arc;
+
+use conf_space::address::Bdf;
+
+use super::error::Users;
+use super::{Device, DeviceError, Devices, Rebind};
+use crate::host::record::Phase;
+use crate::host::{Function, NewFunctions};
+
+impl Devices {
+    /// The hidden virtual functions of a physical one.
+    fn hidden_functions(&self, physical: Bdf) -> Vec<Arc<Device>> {
+        let is_of = |device: &Arc<Device>| matches!(device.description.function, Function::Virtual { physical: of, .. } if of == physical);
+        self.list().into_iter().filter(is_of).collect()
+    }
+
+    /// Those that guests have, or have only just lost.
+    pub fn functions_in_guests(&self, physical: Bdf) -> Vec<Arc<Device>> {
+        let mut found = self.hidden_functions(physical);
+        found.retain(|device| {
+            matches!(
+                device.record.phase(),
+                Some(Phase::Assigned | Phase::Releasing)
+            )
+        });
+        found
+    }
+
+    /// Refuses what would take virtual functions from under guests. For a device that has none it refuses nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError::FunctionsInGuests`].
+    pub fn check_functions(&self, physical: Bdf) -> Result<(), DeviceError> {
+        let users: Vec<_> = self
+            .functions_in_guests(physical)
+            .iter()
+            .filter_map(|device| Some((device.bdf, device.record.owner()?.domain)))
+            .collect();
+        if users.is_empty() {
+            return Ok(());
+        }
+        Err(DeviceError::FunctionsInGuests {
+            bdf: physical,
+            users: Users(users),
+        })
+    }
+
+    /// Gives all hidden virtual functions of a physical one back to dom0, without a driver: they are about to go.
+    ///
+    /// # Errors
+    /// [`DeviceError::FunctionsInGuests`], [`DeviceError::Busy`]; nothing has changed then.
+    pub(super) fn take_back_functions(&self, physical: Bdf) -> Result<(), DeviceError> {
+        self.check_functions(physical)?;
+        let mut reserved: Vec<(Arc<Device>, Phase)> = Vec::new();
+        for device in self.hidden_functions(physical) {
+            let from = [Phase::Hidden, Phase::Dead]
+                .into_iter()
+                .find(|from| device.record.advance(*from, Phase::Returning));
+            match from {
+                // From here on no guest can claim it.
+                Some(from) => reserved.push((device, from)),
+                None => {
+                    for (device, from) in reserved {
+                        device.record.set_phase(from);
+                    }
+                    self.check_functions(physical)?;
+                    return Err(DeviceError::Busy {
+                        bdf: device.bdf,
+                        phase: device.record.phase().map_or("unknown", Phase::name),
+                    });
+                }
+            }
+        }
+        for (device, _) in reserved {
+            // Not reset: nobody will use it again.
+            self.hand_back(&device, Rebind::Nothing);
+        }
+        Ok(())
+    }
+
+    /// Has a physical function have `count` virtual functions, and returns them. With as many as there are, does nothing.
+    ///
+    /// # Errors
+    /// [`DeviceError::Functions`], [`DeviceError::Host`].
+    pub fn create_functions(
+        &self,
+        physical: Bdf,
+        count: u16,
+        new: NewFunctions,
+    ) -> Result<Vec<Bdf>, DeviceError> {
+        let before = self.bus.describe(physical)?;
+        if sriov::must_change(physical, &before.function, before.driver.as_deref(), count)? {
+            self.bus.set_virtual_functions(physical, count, new)?;
+        }
+        match self.bus.describe(physical)?.function {
+            Function::Physical {
+                virtual_functions, ..
+            } => Ok(virtual_functions.into_iter().map(|(_, bdf)| bdf).collect()),
+            Function::Plain | Function::Virtual { .. } => Ok(Vec::new()),
+        }
+    }
+
+    /// Takes all virtual functions of a physical one away, and returns how many there were.
+    ///
+    /// # Errors
+    /// [`DeviceError::FunctionsInGuests`], [`DeviceError::Busy`], [`DeviceError::Functions`], [`DeviceError::Host`].
+    pub fn destroy_functions(&self, physical: Bdf) -> Result<u16, DeviceError> {
+        let before = self.bus.describe(physical)?;
+        if sriov::must_change(physical, &before.function, before.driver.as_deref(), 0)? {
+            self.take_back_functions(physical)?;
+            self.bus
+                .set_virtual_functions(physical, 0, NewFunctions::Probed)?;
+        }
+        Ok(match before.function {
+            Function::Physical { enabled, .. } => enabled,
+            Function::Plain | Function::Virtual { .. } => 0,
+        })
+    }
+}
