@@ -81,6 +81,11 @@ impl BdfPattern {
         (self.first == self.last).then_some(self.first)
     }
 
+    /// The first and the last address that are meant, in one segment.
+    pub fn ends(&self) -> (Bdf, Bdf) {
+        (self.first, self.last)
+    }
+
     /// Whether the function is meant.
     pub fn matches(&self, bdf: Bdf) -> bool {
         self.first <= bdf && bdf <= self.last

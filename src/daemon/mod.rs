@@ -227,6 +227,7 @@ fn serve(
     register(changes.as_raw_fd(), HOST).map_err(system("wait for devices"))?;
 
     hide_at_start(&config, &devices);
+    take_up_reserved(&devices);
     info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
     ready();
 
@@ -321,6 +322,20 @@ fn revive_keeper(facade: &mut Option<Facade>, poll: &Poll) {
             }
         }
         Err(error) => error!("{}", chain(&error)),
+    }
+}
+
+/// What else was reserved at boot: by the kernel's command line, or by an administrator's own rule.
+fn take_up_reserved(devices: &Devices) {
+    let reserved = devices.reserved().unwrap_or_else(|error| {
+        error!("{}", chain(&error));
+        Vec::new()
+    });
+    for bdf in reserved {
+        match devices.hide(bdf, false, Quarantine::Ours) {
+            Ok(_) => info!("{bdf} is hidden, since it is reserved for pciback"),
+            Err(error) => error!("{bdf} is reserved for pciback: {}", chain(&error)),
+        }
     }
 }
 

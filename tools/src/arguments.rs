@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
-use crate::commands::{exec, hide, list, reset, shell, show, status, trace};
+use crate::commands::{exec, hide, list, persist, reset, shell, show, status, trace};
 use crate::demo::Demo;
 
 /// Hides PCI devices from dom0, so that Xen's guests can have them, and shows who has which
@@ -48,6 +48,8 @@ pub enum Command {
     Status(status::Status),
     /// Show what guests read and write, as it happens
     Trace(trace::Trace),
+    /// Bring what hides devices at boot up to the configuration, after it was edited
+    Persist(persist::Persist),
     /// Run a command that finds the hidden devices in /sys/bus/pci/drivers/pciback
     Exec(exec::Exec),
     /// See it all work without Xen, root or devices: on a machine embedded in this command

@@ -3,6 +3,8 @@
 use conf_space::bdf_list::EntryError;
 use conf_space::selector::{self, Selector};
 
+use crate::outcome::Outcome;
+
 /// The entries of one or more lists of devices.
 #[derive(Debug, Default)]
 pub struct DeviceLists {
@@ -24,10 +26,18 @@ impl DeviceLists {
         checked
     }
 
-    /// The entries that can be understood, for the daemon. Without any there is nothing to ask.
-    pub fn for_daemon(&self) -> Option<Vec<String>> {
-        let entries = self.understood.iter().map(Selector::to_string);
-        Some(entries.collect()).filter(|entries: &Vec<_>| !entries.is_empty())
+    /// The entries that can be understood. `None`: there are none, and so nothing to do.
+    pub fn entries(&self) -> Option<&[Selector]> {
+        Some(self.understood.as_slice()).filter(|entries| !entries.is_empty())
+    }
+
+    /// How a command ends that has done `done` of the entries that could be understood.
+    pub fn outcome(&self, done: usize) -> Outcome {
+        if self.refused.is_empty() && done == self.understood.len() {
+            Outcome::Done
+        } else {
+            Outcome::Failed
+        }
     }
 }
 
@@ -43,10 +53,13 @@ mod tests {
     #[test]
     fn each_argument_is_a_list_and_a_bad_entry_voids_no_other() {
         let checked = parse(&["03:00.0,0000:04:00.1", "nonsense", "5:0.0"]);
-        assert_eq!(
-            checked.for_daemon().unwrap(),
-            ["0000:03:00.0", "0000:04:00.1", "0000:05:00.0"]
-        );
+        let entries: Vec<String> = checked
+            .entries()
+            .unwrap()
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(entries, ["0000:03:00.0", "0000:04:00.1", "0000:05:00.0"]);
         assert_eq!(checked.refused.len(), 1);
         assert_eq!(checked.refused[0].entry, "nonsense");
     }
@@ -59,13 +72,14 @@ mod tests {
             "8086:10d3, 8086:10d3:8086:a01f 00:1c.0/00.0",
         ]);
         assert_eq!(checked.understood.len(), 8);
-        let again = DeviceLists::parse(&checked.for_daemon().unwrap());
+        let told: Vec<String> = checked.understood.iter().map(Selector::to_string).collect();
+        let again = DeviceLists::parse(&told);
         assert_eq!(again.understood, checked.understood);
         assert!(again.refused.is_empty());
     }
 
     #[test]
     fn without_any_entry_there_is_nothing_to_ask() {
-        assert_eq!(parse(&["", "03:00", "x"]).for_daemon(), None);
+        assert_eq!(parse(&["", "03:00", "x"]).entries(), None);
     }
 }

@@ -8,6 +8,7 @@
 //! | [`daemon`] | asking the daemon |
 //! | [`demo`] | the demonstration |
 //! | [`output`] | tables, colours, the words for device classes |
+//! | [`persist`] | hiding devices at every boot |
 //! | [`outcome`] | exit codes and what ends a command |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
@@ -18,6 +19,7 @@ mod demo;
 mod devices;
 mod outcome;
 mod output;
+mod persist;
 
 use std::process::ExitCode;
 
@@ -46,6 +48,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Show(arguments) => commands::show::run(run_dir, &arguments),
         Command::Status(arguments) => commands::status::run(run_dir, &arguments),
         Command::Trace(arguments) => commands::trace::run(run_dir, &arguments),
+        Command::Persist(arguments) => commands::persist::run(&arguments),
         Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions(arguments) => commands::shell::completions(&arguments),

@@ -7,6 +7,7 @@ use pcibackd::control::client::ClientError;
 use pcibackd::facade::ExecError;
 
 use crate::demo::DemoError;
+use crate::persist::PersistError;
 
 /// How a command ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,13 @@ pub enum Outcome {
     Usage,
     /// A command could not be run. The numbers are those of env(1), timeout(1) and other commands that run one.
     NotRun(u8),
+}
+
+impl Outcome {
+    /// This, unless what came after it ended worse.
+    pub fn and(self, next: Self) -> Self {
+        if self == Self::Done { next } else { self }
+    }
 }
 
 impl From<Outcome> for ExitCode {
@@ -52,6 +60,9 @@ pub enum CommandError {
     /// A command could not be run with the facade.
     #[error(transparent)]
     Exec(#[from] ExecError),
+    /// Devices will not be hidden at boot as asked.
+    #[error(transparent)]
+    Persist(#[from] PersistError),
     /// The demonstration came to nothing.
     #[error("the demonstration cannot go on")]
     Demo(#[source] Box<DemoError>),

@@ -33,6 +33,8 @@ pub enum Rebind {
     Driver,
     /// It stays without one: the caller binds one.
     Nothing,
+    /// It stays reserved, as it was.
+    Reserved,
 }
 
 impl Devices {
@@ -73,6 +75,27 @@ impl Devices {
         result.map(|_| true)
     }
 
+    fn is_reserved(&self, bdf: Bdf) -> Result<bool, DeviceError> {
+        Ok(self.bus.driver_override(bdf)?.as_deref() == Some(RESERVED_FOR))
+    }
+
+    /// Devices that were reserved for us by `driver_override` while we did not run, which have no driver: at boot, before drivers were loaded.
+    ///
+    /// # Errors
+    /// When the host's devices cannot be listed.
+    pub fn reserved(&self) -> Result<Vec<Bdf>, DeviceError> {
+        let mut devices = self.bus.list()?;
+        devices.retain(|&bdf| {
+            self.get(bdf).is_none()
+                && self.is_reserved(bdf).unwrap_or_default()
+                && self
+                    .bus
+                    .describe(bdf)
+                    .is_ok_and(|device| device.driver.is_none())
+        });
+        Ok(devices)
+    }
+
     fn take(
         &self,
         bdf: Bdf,
@@ -109,6 +132,11 @@ impl Devices {
             });
         }
         let resumed = record.phase().is_some();
+        let otherwise = if !resumed && before.driver.is_none() && self.is_reserved(bdf)? {
+            Rebind::Reserved
+        } else {
+            Rebind::Driver
+        };
         if !resumed {
             record.set_driver(before.driver.as_deref());
             record.set_phase(Phase::Hiding);
@@ -116,7 +144,7 @@ impl Devices {
         self.prepare(bdf, record, resumed, quarantine)
             .map_err(|(record, error)| {
                 // Nothing stays half-way: dom0 gets it back as it was.
-                self.undo(bdf, &record, Rebind::Driver);
+                self.undo(bdf, &record, otherwise);
                 error
             })
     }
@@ -261,7 +289,9 @@ impl Devices {
         {
             log::warn!("{}", chain(&error));
         }
-        if let Err(error) = self.bus.set_driver_override(bdf, None) {
+        if rebind != Rebind::Reserved
+            && let Err(error) = self.bus.set_driver_override(bdf, None)
+        {
             log::error!("{}", chain(&error));
         }
         if rebind == Rebind::Driver

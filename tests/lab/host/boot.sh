@@ -18,7 +18,10 @@ devices() {
     -netdev user,id=net10 -device e1000e,bus=port9,netdev=net10,mac=52:54:00:00:00:10,romfile=
     -device pcie-root-port,id=port10,bus=pcie.0,addr=a,chassis=10
     -netdev user,id=net20 -device igb,bus=port10,netdev=net20,mac=52:54:00:00:00:20,romfile="
-  for name in "$@"; do setting "$name" DEVICES; done
+  for name in "$@"; do
+    setting "$name" DEVICES
+    [[ ! $(setting "$name" DISK) ]] || echo "-drive file=$work/disk.img,id=root,if=none,format=raw -device nvme,bus=pcie.0,addr=0x10,drive=root,serial=root"
+  done
 }
 
 # setting SCENARIO NAME DEFAULT: what a scenario's file says on a line NAME=... or NAME="..."
@@ -32,7 +35,7 @@ first_mib_sum() { head -c 1M "$1" | sha256sum | cut -d' ' -f1; }
 
 # boot NAME...: plays these scenarios in one boot. Adds to $failed, and leaves in $not_played what a failure kept from being played.
 boot() {
-  local line name="" log=$logs/$1.log console=$logs/$1.console.log limit=60 verdict="" status=0 now xen
+  local line name="" log=$logs/$1.log console=$logs/$1.console.log limit=60 verdict="" status=0 now xen initrd arguments
   not_played=()
   for name in "$@"; do
     limit=$((limit + $(setting "$name" TIMEOUT 240) + 10))
@@ -46,7 +49,13 @@ PCIBACKD_FLAGS="$flags"
 SATA_SUM=$(first_mib_sum "$work/sata.img")
 NVME_SUM=$(first_mib_sum "$work/nvme.img")
 END
-  { cat "$dom0_base"; archive "$work/dom0"; archive "$work/settings"; } >"$work/dom0.img"
+  if [[ $(setting "$1" DISK) ]]; then
+    make_disk "$(setting "$1" PREPARE)" "$work/settings/lab/settings"
+    initrd=$work/initrd.img arguments="root=LABEL=dom0 ro $(setting "$1" KERNEL)"
+  else
+    { cat "$dom0_base"; archive "$work/dom0"; archive "$work/settings"; } >"$work/dom0.img"
+    initrd=$work/dom0.img arguments=
+  fi
   # Mitigations for the faults of old processors cost half of the time here and protect nothing: off, unless a scenario says otherwise. But not
   # eager-fpu: with lazy FPU switching, programs in dom0 and in guests lose their SSE registers now and then, and crash.
   xen=spec-ctrl=no,eager-fpu=yes
@@ -58,7 +67,7 @@ END
   set -- "$@" -- timeout "$limit" qemu-system-x86_64 -accel tcg,thread=multi -cpu max,vendor=GenuineIntel -smp 2 -m 3072 -machine q35 \
     -nographic -nodefaults -no-reboot -monitor none -serial "file:$console" -serial stdio \
     -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit sched_credit_tslice_ms=1 x2apic=0 $xen" \
-    -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on rodata=off,$work/dom0.img" $(devices "$@") ${LAB_QEMU:-}
+    -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on rodata=off $arguments,$initrd" $(devices "$@") ${LAB_QEMU:-}
   local play=()
   while [[ $1 != -- ]]; do play+=("$1"); shift; done
   shift

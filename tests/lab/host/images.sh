@@ -89,7 +89,7 @@ make_images() {
   cp "$bin/lab-guest" "$dom0/usr/local/bin/"
   [[ $backend == stock ]] || cp "$bin/pcibackd" "$bin/pciback" "$dom0/usr/local/bin/"
   install -m 755 "$lab/dom0/init" "$dom0/init"
-  cp "$lab/dom0/play" "$lab/dom0/words.sh" "$dom0/lab/"
+  cp "$lab/dom0/play" "$lab/dom0/play-all" "$lab/dom0/words.sh" "$dom0/lab/"
   cp "$lab"/scenarios/*.sh "$dom0/lab/scenarios/"
   for disk in sata nvme; do head -c 8M /dev/urandom >"$work/$disk.img"; done
 }

@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use clap::Args;
+use conf_space::selector::Selector;
 use pcibackd::control::protocol::{Entry, Request, Response};
 
+use super::persist::{self, BootOptions};
 use crate::arguments::DEVICE_LISTS;
 use crate::daemon;
 use crate::devices::DeviceLists;
@@ -15,7 +17,8 @@ const EXAMPLES: &str = "\
 Examples:
   pciback hide 03:00.0
   pciback hide 0000:03:10.0 0000:03:10.2
-  pciback hide '04:00.*'";
+  pciback hide '04:00.*'
+  pciback hide --persist 03:00.0";
 
 /// What `pciback hide` takes.
 #[derive(Debug, Args)]
@@ -24,6 +27,15 @@ pub struct Hide {
     /// Also what dom0 lives on: its root disk's controller, its only network card
     #[arg(long)]
     pub force: bool,
+    /// At every boot as well, before drivers are loaded: in the configuration, by a udev rule and in the initramfs
+    #[arg(long)]
+    pub persist: bool,
+    /// Not now, but at every boot from the next on
+    #[arg(long, requires = "persist", conflicts_with = "force")]
+    pub next_boot: bool,
+    /// What concerns the next boot
+    #[command(flatten)]
+    pub boot: BootOptions,
     /// Devices, or lists of devices
     #[arg(required = true, value_name = "BDF")]
     pub devices: Vec<String>,
@@ -33,6 +45,15 @@ pub struct Hide {
 #[derive(Debug, Args)]
 #[command(after_long_help = DEVICE_LISTS)]
 pub struct Unhide {
+    /// At no later boot either: out of the configuration, the udev rule and the initramfs
+    #[arg(long)]
+    pub persist: bool,
+    /// Not now, but from the next boot on
+    #[arg(long, requires = "persist")]
+    pub next_boot: bool,
+    /// What concerns the next boot
+    #[command(flatten)]
+    pub boot: BootOptions,
     /// Devices, or lists of devices
     #[arg(required = true, value_name = "BDF")]
     pub devices: Vec<String>,
@@ -41,16 +62,40 @@ pub struct Unhide {
 /// Hides devices.
 pub fn hide(run_dir: &Path, arguments: &Hide) -> Result<Outcome, CommandError> {
     let force = arguments.force;
-    carry_out(run_dir, "hide", &arguments.devices, |devices| {
-        Request::Hide { devices, force }
-    })
+    let request = |devices| Request::Hide { devices, force };
+    let lists = check("hide", &arguments.devices);
+    let Some(entries) = lists.entries() else {
+        return Ok(Outcome::Usage);
+    };
+    let mut done = entries.to_vec();
+    if !arguments.next_boot {
+        // What cannot be hidden now cannot be at boot.
+        done = for_each(run_dir, "hide", entries, request)?;
+    }
+    let outcome = lists.outcome(done.len());
+    if !arguments.persist || done.is_empty() {
+        return Ok(outcome);
+    }
+    Ok(outcome.and(persist::change(&arguments.boot, &done, true)?))
 }
 
 /// Gives devices back.
 pub fn unhide(run_dir: &Path, arguments: &Unhide) -> Result<Outcome, CommandError> {
-    carry_out(run_dir, "unhide", &arguments.devices, |devices| {
-        Request::Unhide { devices }
-    })
+    let request = |devices| Request::Unhide { devices };
+    let lists = check("unhide", &arguments.devices);
+    let Some(entries) = lists.entries() else {
+        return Ok(Outcome::Usage);
+    };
+    let mut done = entries.len();
+    if !arguments.next_boot {
+        done = for_each(run_dir, "unhide", entries, request)?.len();
+    }
+    let outcome = lists.outcome(done);
+    if !arguments.persist {
+        return Ok(outcome);
+    }
+    // A guest may have it now; at the next boot nobody has.
+    Ok(outcome.and(persist::change(&arguments.boot, entries, false)?))
 }
 
 /// Has something done with every device that the lists name, and reports on each.
@@ -58,36 +103,57 @@ pub(super) fn carry_out(
     run_dir: &Path,
     command: &str,
     lists: &[String],
-    request: impl FnOnce(Vec<String>) -> Request,
+    request: impl Fn(Vec<String>) -> Request,
 ) -> Result<Outcome, CommandError> {
+    let lists = check(command, lists);
+    let Some(entries) = lists.entries() else {
+        return Ok(Outcome::Usage);
+    };
+    let done = for_each(run_dir, command, entries, request)?;
+    Ok(lists.outcome(done.len()))
+}
+
+/// Checks what was typed, and says what is wrong with it.
+fn check(command: &str, lists: &[String]) -> DeviceLists {
     let lists = DeviceLists::parse(lists);
     for error in &lists.refused {
         output::complain(&format!("{command}: {error}"));
     }
-    let Some(understood) = lists.for_daemon() else {
+    if lists.entries().is_none() {
         output::complain(&format!(
             "{command}: no device is named, so nothing is done"
         ));
-        return Ok(Outcome::Usage);
-    };
-    let entries = daemon::ask(run_dir, &request(understood), |response| match response {
-        Response::Entries { entries } => Some(entries),
-        _ => None,
-    })?;
-    let failed = !lists.refused.is_empty() || entries.iter().any(|entry| !entry.ok);
-    for entry in &entries {
-        let line = report(entry);
-        if entry.ok {
-            output::print(&format!("{}\n", pcibackd::text::printable(&line)))?;
-        } else {
-            output::complain(&format!("{command}: {line}"));
+    }
+    lists
+}
+
+/// Has the daemon carry out each entry, and says what became of its devices. Returns the entries of which nothing failed.
+fn for_each(
+    run_dir: &Path,
+    command: &str,
+    entries: &[Selector],
+    request: impl Fn(Vec<String>) -> Request,
+) -> Result<Vec<Selector>, CommandError> {
+    let mut done = Vec::new();
+    for entry in entries {
+        let request = request(vec![entry.to_string()]);
+        let results = daemon::ask(run_dir, &request, |response| match response {
+            Response::Entries { entries } => Some(entries),
+            _ => None,
+        })?;
+        for result in &results {
+            let line = report(result);
+            if result.ok {
+                output::print(&format!("{}\n", pcibackd::text::printable(&line)))?;
+            } else {
+                output::complain(&format!("{command}: {line}"));
+            }
+        }
+        if results.iter().all(|result| result.ok) {
+            done.push(entry.clone());
         }
     }
-    Ok(if failed {
-        Outcome::Failed
-    } else {
-        Outcome::Done
-    })
+    Ok(done)
 }
 
 /// What became of an entry. A reason often names the device itself, and no name is said twice.

@@ -3,6 +3,7 @@
 pub mod exec;
 pub mod hide;
 pub mod list;
+pub mod persist;
 pub mod reset;
 pub mod shell;
 pub mod show;

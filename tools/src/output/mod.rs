@@ -35,6 +35,11 @@ pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     print(&format!("{text}\n"))
 }
 
+/// Says on standard error how it goes.
+pub fn tell(message: &str) {
+    complain(message);
+}
+
 /// Says on standard error what went wrong. If that is closed there is nobody left to tell.
 pub fn complain(message: &str) {
     let _ = writeln!(io::stderr(), "pciback: {}", printable(message));
