@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use std::{env, thread};
 
 use conf_space::address::Bdf;
+use conf_space::overlay::quirk::DeviceQuirk;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use pcibackd::facade::{Driver, Facade, FacadeError, Quirk, RealDrivers, run_if_keeper};
+use pcibackd::facade::{Driver, Facade, FacadeError, RealDrivers, run_if_keeper};
 use pcibackd::memory::keep_small;
 use tempfile::TempDir;
 
@@ -172,8 +173,14 @@ impl Driver for Slots {
     fn quirks(&self) -> String {
         String::new()
     }
-    fn add_quirk(&self, _quirk: Quirk) -> Result<(), Errno> {
+    fn add_quirk(&self, _quirk: DeviceQuirk) -> Result<(), Errno> {
         Err(Errno::ENODEV)
+    }
+    fn irq_handlers(&self) -> String {
+        String::new()
+    }
+    fn turn_irq_handler(&self, _device: Bdf) -> Result<(), Errno> {
+        Err(Errno::ENOENT)
     }
     /// Takes for ever.
     fn reset(&self, _device: Bdf) -> Result<(), Errno> {

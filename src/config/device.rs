@@ -8,7 +8,9 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error};
 use toml::Spanned;
 
-use super::settings::{AerSetting, Partial, PermissiveSetting, QuirkList, ResetChoice};
+use super::settings::{
+    AerSetting, InterruptControl, Partial, PermissiveSetting, QuirkList, ResetChoice,
+};
 
 /// What holds for all devices that nothing else is said of.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
@@ -21,7 +23,7 @@ struct DefaultsTable {
     permissive: Option<PermissiveSetting>,
     quirks: Option<QuirkList>,
     reset: Option<ResetChoice>,
-    allow_interrupt_control: Option<bool>,
+    allow_interrupt_control: Option<InterruptControl>,
     allow_shared_interrupt: Option<bool>,
     allow_shared_pages: Option<bool>,
     aer: Option<AerSetting>,
@@ -129,7 +131,7 @@ impl<'de> Deserialize<'de> for DeviceTable {
             permissive: Option<PermissiveSetting>,
             quirks: Option<QuirkList>,
             reset: Option<ResetChoice>,
-            allow_interrupt_control: Option<bool>,
+            allow_interrupt_control: Option<InterruptControl>,
             allow_shared_interrupt: Option<bool>,
             allow_shared_pages: Option<bool>,
             aer: Option<AerSetting>,

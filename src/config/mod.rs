@@ -27,9 +27,13 @@
 //! | `settings` | what can be set for a device |
 //! | `device` | which devices it is set for |
 //! | `commands` | what is run to act on a guest |
+//! | `live` | the configuration that holds now |
+//! | `origin` | where a setting comes from |
 
 mod commands;
 mod device;
+mod live;
+mod origin;
 mod settings;
 
 use std::collections::BTreeMap;
@@ -46,7 +50,9 @@ use toml::Spanned;
 
 pub use self::commands::Commands;
 pub use self::device::{Defaults, DeviceEntry, Keys};
-pub use self::settings::{AerPolicy, DeviceSettings, OnFailure, ResetChoice};
+pub use self::live::Live;
+pub use self::origin::{Origin, Setting};
+pub use self::settings::{AerPolicy, DeviceSettings, InterruptControl, OnFailure, ResetChoice};
 
 use self::device::DeviceTable;
 
@@ -352,7 +358,7 @@ mod tests {
         .settings_for(&nic());
         let expected = DeviceSettings {
             reset: ResetChoice::Pm,
-            allow_interrupt_control: true,
+            allow_interrupt_control: InterruptControl::Yes,
             allow_shared_interrupt: true,
             allow_shared_pages: true,
             aer: AerPolicy {

@@ -10,7 +10,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 /// All that holds for one device, as configured.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DeviceSettings {
     /// Which registers without a rule of their own the guest may write.
     pub permissive: Permissive,
@@ -18,14 +18,77 @@ pub struct DeviceSettings {
     pub quirks: Quirks,
     /// How the device is reset between guests.
     pub reset: ResetChoice,
-    /// The guest may set the interrupt enable bits itself; for stub domains.
-    pub allow_interrupt_control: bool,
+    /// Whether the guest may set the interrupt enable bits itself.
+    pub allow_interrupt_control: InterruptControl,
     /// The guest may use the INTx line although a device of somebody else uses it, too.
     pub allow_shared_interrupt: bool,
     /// The guest may have the device although it has memory in a page with a device of somebody else.
     pub allow_shared_pages: bool,
     /// What becomes of a guest whose device has had an error.
     pub aer: AerPolicy,
+}
+
+/// Whether a guest may set the MSI, MSI-X and INTx enable bits of its device itself. A qemu in a stub domain has to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum InterruptControl {
+    /// Only a stub domain.
+    #[default]
+    StubDomains,
+    /// Any guest.
+    Yes,
+    /// None.
+    No,
+}
+
+impl InterruptControl {
+    /// Whether a guest may, which is or is not a stub domain.
+    pub const fn allows(self, stub_domain: bool) -> bool {
+        match self {
+            Self::StubDomains => stub_domain,
+            Self::Yes => true,
+            Self::No => false,
+        }
+    }
+
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::StubDomains => "auto",
+            Self::Yes => "true",
+            Self::No => "false",
+        }
+    }
+}
+
+impl From<bool> for InterruptControl {
+    fn from(allowed: bool) -> Self {
+        if allowed { Self::Yes } else { Self::No }
+    }
+}
+
+impl<'de> Deserialize<'de> for InterruptControl {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl Visitor<'_> for Either {
+            type Value = InterruptControl;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false, or \"auto\" (stub domains)")
+            }
+
+            fn visit_bool<E: de::Error>(self, allowed: bool) -> Result<InterruptControl, E> {
+                Ok(allowed.into())
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<InterruptControl, E> {
+                match text {
+                    "auto" => Ok(InterruptControl::StubDomains),
+                    _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+                }
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
 }
 
 /// How a device is reset.
@@ -109,7 +172,7 @@ pub(super) struct Partial {
     pub permissive: Option<PermissiveSetting>,
     pub quirks: Option<QuirkList>,
     pub reset: Option<ResetChoice>,
-    pub allow_interrupt_control: Option<bool>,
+    pub allow_interrupt_control: Option<InterruptControl>,
     pub allow_shared_interrupt: Option<bool>,
     pub allow_shared_pages: Option<bool>,
     pub aer: Option<AerSetting>,

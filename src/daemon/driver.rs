@@ -4,20 +4,26 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use conf_space::address::Bdf;
+use conf_space::overlay::Permissive;
+use conf_space::overlay::quirk::DeviceQuirk;
 use log::{error, info};
 use nix::errno::Errno;
+use xenbus::xenstore::Store;
+use xenbus::{DomId, Xen};
 
 use super::lock_of;
-use crate::facade::{Driver, Quirk};
+use crate::config::{DeviceSettings, InterruptControl};
+use crate::facade::Driver;
 use crate::host::HostError;
-use crate::host::devices::{DeviceError, Devices, Quarantine, Rebind};
-use crate::host::record::{Flags, Phase};
+use crate::host::devices::{Device, DeviceError, Devices, Quarantine, Rebind};
+use crate::host::record::{Phase, RunTime};
 use crate::text::chain;
 
 /// The hidden devices, and the slots: addresses that a toolstack announced (`new_slot`) and will bind next.
 #[derive(Debug)]
 pub struct SlotDriver {
     devices: Arc<Devices>,
+    xen: Arc<dyn Xen>,
     announced: Mutex<BTreeSet<Bdf>>,
 }
 
@@ -26,27 +32,58 @@ const MAX_SLOTS: usize = 4096;
 
 impl SlotDriver {
     /// With nothing announced.
-    pub fn new(devices: Arc<Devices>) -> Self {
+    pub fn new(devices: Arc<Devices>, xen: Arc<dyn Xen>) -> Self {
         Self {
             devices,
+            xen,
             announced: Mutex::default(),
         }
     }
 
-    fn with(&self, flag: Flags) -> Vec<Bdf> {
+    fn with(&self, is: impl Fn(&DeviceSettings) -> bool) -> Vec<Bdf> {
         self.devices
             .list()
             .into_iter()
-            .filter(|device| device.record.flags().contains(flag))
+            .filter(|device| is(&self.devices.settings(device)))
             .map(|device| device.bdf)
             .collect()
     }
 
-    fn grant(&self, bdf: Bdf, flag: Flags, what: &str) -> Result<(), Errno> {
+    /// Sets something for the guest that has the device, or else for the one that it is about to be given to.
+    fn grant(
+        &self,
+        bdf: Bdf,
+        what: &str,
+        change: impl FnOnce(&mut RunTime) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
         let device = self.devices.get(bdf).ok_or(Errno::ENODEV)?;
-        device.record.insert(flag);
-        info!("{bdf}: {what}, until its guest gives it back");
+        let meant_for = match device.record.phase() {
+            Some(Phase::Assigned) => None,
+            _ => self.meant_for(bdf),
+        };
+        device.record.change_settings(|settings| {
+            if settings.meant_for.is_some() && settings.meant_for != meant_for {
+                // Left behind by a guest that never got the device.
+                *settings = RunTime::default();
+            }
+            settings.meant_for = meant_for;
+            change(settings)
+        })?;
+        match meant_for {
+            Some(domain) => info!("{bdf}: {what}, for domain {domain}"),
+            None => info!("{bdf}: {what}, until its guest gives it back"),
+        }
         Ok(())
+    }
+
+    /// The guest that libxl is giving the device to: it says so before it writes here. Should that fail half-way, what was granted is not for the
+    /// next guest.
+    fn meant_for(&self, bdf: Bdf) -> Option<DomId> {
+        let (segment, bus) = (bdf.segment(), bdf.bus());
+        let (device, function) = (bdf.device(), bdf.function());
+        let node = format!("/libxl/pci/{segment:04x}-{bus:02x}-{device:02x}-{function:x}/domid");
+        let mut store = self.xen.connect_xenstore().ok()?;
+        store.read_string(&node).ok()?.parse().ok()
     }
 }
 
@@ -136,44 +173,84 @@ impl Driver for SlotDriver {
     }
 
     fn permissive(&self) -> Vec<Bdf> {
-        self.with(Flags::PERMISSIVE)
+        self.with(|settings| settings.permissive == Permissive::Yes)
     }
 
     fn set_permissive(&self, device: Bdf) -> Result<(), Errno> {
-        self.grant(
-            device,
-            Flags::PERMISSIVE,
-            "its guest may write every register",
-        )
+        self.grant(device, "its guest may write every register", |settings| {
+            settings.permissive = Some(Permissive::Yes);
+            Ok(())
+        })
     }
 
     fn interrupt_control(&self) -> Vec<Bdf> {
-        self.with(Flags::INTERRUPT_CONTROL)
+        self.with(|settings| settings.allow_interrupt_control == InterruptControl::Yes)
     }
 
     fn allow_interrupt_control(&self, device: Bdf) -> Result<(), Errno> {
         self.grant(
             device,
-            Flags::INTERRUPT_CONTROL,
             "its guest may set the interrupt enable bits",
+            |settings| {
+                settings.allow_interrupt_control = Some(true);
+                Ok(())
+            },
         )
     }
 
+    /// As the kernel lists them, but for the fields that no quirk has made.
     fn quirks(&self) -> String {
-        self.devices
-            .list()
-            .iter()
-            .map(|device| format!("{}\n", device.bdf))
-            .collect()
+        let mut text = String::new();
+        for device in self.devices.list() {
+            let names = device.description.names();
+            let bdf = device.bdf;
+            let (subvendor, subdevice) = names.subsystem;
+            let fields = self.devices.settings(&device).quirks;
+            let fields: String = fields
+                .iter()
+                .map(|quirk| format!("\t\t{quirk}\n"))
+                .collect();
+            text += &format!(
+                "{:02x}:{:02x}.{:x}\n\t{:04x}:{:04x}:{subvendor:04x}:{subdevice:04x}\n{fields}",
+                bdf.bus(),
+                bdf.device(),
+                bdf.function(),
+                names.vendor,
+                names.device,
+            );
+        }
+        text
     }
 
-    /// Quirks are not kept yet: the answer says so instead of pretending.
-    fn add_quirk(&self, quirk: Quirk) -> Result<(), Errno> {
-        error!(
-            "{}: quirks cannot be set with this version of pcibackd",
-            quirk.device
-        );
-        Err(Errno::EOPNOTSUPP)
+    fn add_quirk(&self, quirk: DeviceQuirk) -> Result<(), Errno> {
+        let DeviceQuirk { device, quirk } = quirk;
+        self.grant(device, &format!("quirk {quirk}"), |settings| {
+            settings.quirks.insert(quirk).map_err(|error| {
+                error!("{device}: {error}");
+                Errno::ENOMEM
+            })
+        })
+    }
+
+    /// In the kernel's form. Xen delivers a guest's interrupts itself: no handler here has anything to acknowledge.
+    fn irq_handlers(&self) -> String {
+        let line = |device: &Arc<Device>| {
+            let state = match device.record.settings().irq_handler {
+                true => "on",
+                false => "off",
+            };
+            format!("{}:{state}:not acking:0\n", device.bdf)
+        };
+        self.devices.list().iter().map(line).collect()
+    }
+
+    fn turn_irq_handler(&self, device: Bdf) -> Result<(), Errno> {
+        let device = self.devices.get(device).ok_or(Errno::ENOENT)?;
+        device.record.change_settings(|settings| {
+            settings.irq_handler = !settings.irq_handler;
+            Ok(())
+        })?;
+        Ok(())
     }
 
     fn may_unbind_other(&self, device: Bdf) -> Result<(), Errno> {

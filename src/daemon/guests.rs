@@ -9,7 +9,6 @@ use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, Xen, XenbusState};
 
 use super::lock_of;
-use crate::config::Config;
 use crate::host::devices::Devices;
 use crate::host::record::Phase;
 use crate::session::nodes::{Paths, optional};
@@ -24,23 +23,16 @@ const ROOT: &str = "/local/domain/0/backend/pci";
 pub struct Guests {
     xen: Arc<dyn Xen>,
     devices: Arc<Devices>,
-    config: Arc<Config>,
     waker: Arc<Waker>,
     sessions: Mutex<BTreeMap<(DomId, u32), Handle>>,
 }
 
 impl Guests {
     /// None yet. `waker` is woken when a session has ended.
-    pub fn new(
-        xen: Arc<dyn Xen>,
-        devices: Arc<Devices>,
-        config: Arc<Config>,
-        waker: Arc<Waker>,
-    ) -> Arc<Self> {
+    pub fn new(xen: Arc<dyn Xen>, devices: Arc<Devices>, waker: Arc<Waker>) -> Arc<Self> {
         Arc::new(Self {
             xen,
             devices,
-            config,
             waker,
             sessions: Mutex::default(),
         })
@@ -105,7 +97,6 @@ impl Guests {
         let setup = Setup {
             xen: Arc::clone(&self.xen),
             devices: Arc::clone(&self.devices),
-            config: Arc::clone(&self.config),
             domain,
             device,
         };

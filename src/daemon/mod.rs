@@ -30,7 +30,7 @@ use self::driver::SlotDriver;
 use self::guests::Guests;
 use self::platform::Platform;
 use self::service::DaemonService;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Live};
 use crate::control::server;
 use crate::facade::{Facade, FacadeError};
 use crate::host::devices::{Devices, Quarantine};
@@ -164,7 +164,8 @@ fn serve(
         platform: kind,
         run_dir,
     } = options;
-    let config = Arc::new(config);
+    let live = Arc::new(Live::new(config));
+    let config = live.get();
     let system = |action| move |source| DaemonError::System { action, source };
     // Before the devices are looked at, so that nothing goes in between.
     let changes = platform
@@ -174,24 +175,22 @@ fn serve(
     let devices = Devices::open(
         Arc::clone(&platform.bus),
         Arc::clone(&platform.xen),
-        Arc::clone(&config),
+        Arc::clone(&live),
         run_dir.join("devices"),
     )?;
 
     let mut poll = Poll::new().map_err(system("wait for events"))?;
     let waker =
         Arc::new(Waker::new(poll.registry(), SESSIONS).map_err(system("wait for sessions"))?);
-    let guests = Guests::new(
-        Arc::clone(&platform.xen),
-        Arc::clone(&devices),
-        Arc::clone(&config),
-        waker,
-    );
+    let guests = Guests::new(Arc::clone(&platform.xen), Arc::clone(&devices), waker);
     // Guests wait for us: they come first.
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;
 
-    let driver = Arc::new(SlotDriver::new(Arc::clone(&devices)));
+    let driver = Arc::new(SlotDriver::new(
+        Arc::clone(&devices),
+        Arc::clone(&platform.xen),
+    ));
     let mut facade = lay_facade(&config, platform, &driver);
     let state = match (&facade, config.facade) {
         (Some(_), _) => "global",

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use conf_space::address::Bdf;
-use conf_space::overlay::{Overlay, OverlayState, Treatment};
+use conf_space::overlay::{Overlay, OverlayState, Permissive, Treatment};
 use conf_space::selector;
 use conf_space::{ConfigSpace, Width};
 use xenbus::DomId;
@@ -176,12 +176,8 @@ impl DaemonService {
             domain: owner.map(|owner| owner.domain.0),
             guest: owner.and_then(|owner| guests.get(&owner.domain).cloned()),
             seen_as: owner.map(|owner| owner.seen_as),
-            permissive: hidden.is_some_and(|device| {
-                device
-                    .record
-                    .flags()
-                    .contains(crate::host::record::Flags::PERMISSIVE)
-            }),
+            permissive: hidden
+                .is_some_and(|device| self.devices.settings(&device).permissive != Permissive::No),
         })
     }
 

@@ -4,18 +4,18 @@ use conf_space::address::Bdf;
 use conf_space::bdf_list;
 use nix::errno::Errno;
 
-use super::driver::{Driver, Quirk};
+use super::driver::Driver;
 
 /// A file of the `pciback` directory.
 ///
-/// Of the kernel's files three are left out. `irq_handler_state` turns the kernel's own INTx handler on and off, which does not exist here. `new_id` and
-/// `remove_id` would seize devices by vendor and device number, whichever is plugged in, and no toolstack that knows `new_slot` uses them. `do_flr`, which
+/// Of the kernel's files two are left out. `new_id` and `remove_id` would seize devices by vendor and device number, whichever is plugged in, and no toolstack that knows `new_slot` uses them. `do_flr`, which
 /// `libxl` tries before `/sys/bus/pci/devices/BDF/reset`, is in some kernels' drivers only; here it makes resets go through the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Attribute {
     AllowInterruptControl,
     Bind,
     DoFlr,
+    IrqHandlerState,
     IrqHandlers,
     NewSlot,
     Permissive,
@@ -29,10 +29,11 @@ const WRITE: u16 = 0o200;
 const READ: u16 = 0o444;
 
 impl Attribute {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::AllowInterruptControl,
         Self::Bind,
         Self::DoFlr,
+        Self::IrqHandlerState,
         Self::IrqHandlers,
         Self::NewSlot,
         Self::Permissive,
@@ -47,6 +48,7 @@ impl Attribute {
             Self::AllowInterruptControl => "allow_interrupt_control",
             Self::Bind => "bind",
             Self::DoFlr => "do_flr",
+            Self::IrqHandlerState => "irq_handler_state",
             Self::IrqHandlers => "irq_handlers",
             Self::NewSlot => "new_slot",
             Self::Permissive => "permissive",
@@ -62,7 +64,12 @@ impl Attribute {
         match self {
             Self::AllowInterruptControl | Self::Permissive | Self::Quirks => READ | WRITE,
             Self::IrqHandlers | Self::Slots => READ,
-            Self::Bind | Self::DoFlr | Self::NewSlot | Self::RemoveSlot | Self::Unbind => WRITE,
+            Self::Bind
+            | Self::DoFlr
+            | Self::IrqHandlerState
+            | Self::NewSlot
+            | Self::RemoveSlot
+            | Self::Unbind => WRITE,
         }
     }
 
@@ -85,9 +92,12 @@ impl Attribute {
             Self::AllowInterruptControl => Ok(lines(&driver.interrupt_control())),
             Self::Quirks => Ok(driver.quirks()),
             Self::IrqHandlers => Ok(driver.irq_handlers()),
-            Self::Bind | Self::DoFlr | Self::NewSlot | Self::RemoveSlot | Self::Unbind => {
-                Err(Errno::EACCES)
-            }
+            Self::Bind
+            | Self::DoFlr
+            | Self::IrqHandlerState
+            | Self::NewSlot
+            | Self::RemoveSlot
+            | Self::Unbind => Err(Errno::EACCES),
         }
     }
 
@@ -120,7 +130,8 @@ impl Attribute {
             Self::Permissive => driver.set_permissive(device()?),
             Self::AllowInterruptControl => driver.allow_interrupt_control(device()?),
             Self::DoFlr => driver.reset(device()?),
-            Self::Quirks => driver.add_quirk(Quirk::parse(text).ok_or(Errno::EINVAL)?),
+            Self::Quirks => driver.add_quirk(text.parse().map_err(|_| Errno::EINVAL)?),
+            Self::IrqHandlerState => driver.turn_irq_handler(device()?),
             Self::IrqHandlers | Self::Slots => Err(Errno::EACCES),
         }
     }

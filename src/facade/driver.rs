@@ -1,6 +1,7 @@
 //! What the facade asks of the daemon.
 
 use conf_space::address::Bdf;
+use conf_space::overlay::quirk::DeviceQuirk;
 use nix::errno::Errno;
 
 /// The backend behind `/sys/bus/pci/drivers/pciback`. One method for each thing that a toolstack can read there or ask for.
@@ -63,14 +64,17 @@ pub trait Driver: Send + Sync + 'static {
     /// Lays one more field over a device's configuration space.
     ///
     /// # Errors
-    /// ENODEV when it is not seized.
-    fn add_quirk(&self, quirk: Quirk) -> Result<(), Errno>;
+    /// ENODEV when it is not seized, ENOMEM when it has too many.
+    fn add_quirk(&self, quirk: DeviceQuirk) -> Result<(), Errno>;
 
-    /// The text of `irq_handlers`: the backend's own handlers for shared INTx lines. A backend in user space has none, Xen delivers the interrupt to the
-    /// guest alone: nothing is listed.
-    fn irq_handlers(&self) -> String {
-        String::new()
-    }
+    /// The text of `irq_handlers`: the backend's own handlers for shared INTx lines.
+    fn irq_handlers(&self) -> String;
+
+    /// Turns the state of a device's handler around (`irq_handler_state`).
+    ///
+    /// # Errors
+    /// ENOENT when it is not seized.
+    fn turn_irq_handler(&self, device: Bdf) -> Result<(), Errno>;
 
     /// Asked before another driver is unbound from its device: whether that is safe for guests. `xl pci-assignable-add` begins with it.
     ///
@@ -85,95 +89,4 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// ENODEV when it is not seized, ENOTTY when it cannot be reset, and what the reset failed with.
     fn reset(&self, device: Bdf) -> Result<(), Errno>;
-}
-
-/// A field that an operator lays over a device's configuration space, to let a guest write it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Quirk {
-    /// The device.
-    pub device: Bdf,
-    /// Offset in configuration space, 0 to 0xfff.
-    pub offset: u16,
-    /// Width in bytes: 1, 2 or 4.
-    pub width: u8,
-    /// Writable bits; none beyond the width.
-    pub mask: u32,
-}
-
-impl Quirk {
-    /// Reads `[dddd:]bb:ss.f-OFFSET:WIDTH:MASK`, hexadecimal, as the `quirks` file takes it.
-    pub fn parse(text: &str) -> Option<Self> {
-        let (device, field) = text.trim().split_once('-')?;
-        let mut parts = field.split(':').map(hexadecimal);
-        let (offset, width, mask) = (parts.next()??, parts.next()??, parts.next()??);
-        if parts.next().is_some() || offset > 0xfff {
-            return None;
-        }
-        let bits = match width {
-            1 | 2 | 4 => width.checked_mul(8)?,
-            _ => return None,
-        };
-        if mask.checked_shr(bits).is_some_and(|beyond| beyond != 0) {
-            return None;
-        }
-        Some(Self {
-            device: device.parse().ok()?,
-            offset: u16::try_from(offset).ok()?,
-            width: u8::try_from(width).ok()?,
-            mask,
-        })
-    }
-}
-
-/// Digits only: `from_str_radix` would take a sign.
-fn hexadecimal(text: &str) -> Option<u32> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if plain {
-        u32::from_str_radix(text, 16).ok()
-    } else {
-        None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quirk_is_a_device_and_a_field() {
-        let device = "0000:00:05.0".parse().unwrap();
-        let quirk = Quirk {
-            device,
-            offset: 0xc8,
-            width: 2,
-            mask: 0xff00,
-        };
-        assert_eq!(Quirk::parse("0000:00:05.0-c8:2:ff00\n"), Some(quirk));
-        assert_eq!(Quirk::parse("00:05.0-0c8:2:0000FF00"), Some(quirk));
-        assert_eq!(
-            Quirk::parse("00:05.0-0:4:ffffffff").map(|quirk| quirk.mask),
-            Some(u32::MAX)
-        );
-    }
-
-    #[test]
-    fn a_quirk_that_does_not_fit_is_none() {
-        for text in [
-            "",
-            "00:05.0",
-            "00:05.0-1000:1:1",
-            "00:05.0-10:3:1",
-            "00:05.0-10:0:0",
-            "00:05.0-10:1:100",
-            "00:05.0-10:2:10000",
-            "00:05.0-10:4:100000000",
-            "00:05.0-10:1",
-            "00:05.0-10:1:1:1",
-            "00:05.0-+10:1:1",
-            "00:05.0--10:1:1",
-            "00:05.*-10:1:1",
-        ] {
-            assert_eq!(Quirk::parse(text), None, "{text:?}");
-        }
-    }
 }

@@ -40,7 +40,7 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 
-pub use driver::{Driver, Quirk};
+pub use driver::Driver;
 pub use exec::{ExecError, exec, mount_here};
 pub use keeper::run_if_keeper;
 pub use real::{DRIVERS, RealDrivers};

@@ -9,10 +9,11 @@ use conf_space::topology::{PlaceError, Placement, Topology, TopologyKind};
 use log::warn;
 use xenbus::{DomId, Xen};
 
+use super::policy::CurrentPolicy;
 use crate::host::config_state;
 use crate::host::devices::{Claim, Device, DeviceError, Devices, Line, silence};
 use crate::host::interrupts::Interrupts;
-use crate::host::record::{Flags, Owner};
+use crate::host::record::{Owner, Phase, RunTime};
 use crate::text::chain;
 
 /// A device that a guest cannot have.
@@ -66,18 +67,16 @@ pub struct Export {
     pub overlay: Overlay,
     /// Its message-signalled interrupts.
     pub interrupts: Interrupts,
+    /// What the operator allows the guest with it.
+    policy: CurrentPolicy,
     /// A write was dropped, and that was logged.
     pub told_of_dropped_write: bool,
 }
 
 impl Export {
     /// What the operator allows the guest with this device now.
-    pub fn policy(&self) -> Policy {
-        let flags = self.device.record.flags();
-        Policy {
-            permissive: flags.contains(Flags::PERMISSIVE).into(),
-            allow_interrupt_control: flags.contains(Flags::INTERRUPT_CONTROL),
-        }
+    pub fn policy(&mut self) -> Policy {
+        self.policy.get(&self.device.record, &mut self.overlay)
     }
 
     /// Puts back the configuration and the interrupts that the device lost when it woke up. It cannot be touched before `settled`.
@@ -100,6 +99,8 @@ pub struct Exports {
     list: Vec<Export>,
     devices: Arc<Devices>,
     xen: Arc<dyn Xen>,
+    /// The guest that this one is a stub domain of.
+    target: Option<DomId>,
 }
 
 impl Exports {
@@ -116,7 +117,15 @@ impl Exports {
             list: Vec::new(),
             devices,
             xen,
+            target: None,
         }
+    }
+
+    /// Of a guest that is the stub domain of this one, if of any.
+    #[must_use]
+    pub fn on_behalf_of(mut self, target: Option<DomId>) -> Self {
+        self.target = target;
+        self
     }
 
     /// The guest.
@@ -162,13 +171,24 @@ impl Exports {
             return Ok(address);
         }
         let device = self.devices.find(bdf)?;
+        let added = self.give(&device, wished);
+        if let Err(error) = &added
+            && !error.is_temporary()
+        {
+            self.forget_grants(&device);
+        }
+        added
+    }
+
+    fn give(&mut self, device: &Arc<Device>, wished: Option<u8>) -> Result<Bdf, ExportError> {
+        let bdf = device.bdf;
         // Not even looked at before it is this guest's to have: it may be another's, or in the middle of a reset.
-        self.devices.check(&device, self.domain)?;
+        self.devices.check(device, self.domain)?;
         let held = device.held_by(self.domain);
         let line = match held {
             // What was decided then still holds: the guest relies on it.
             Some(_) => device.line(),
-            None => self.admit(&device)?,
+            None => self.admit(device)?,
         };
         let identity = &device.description.identity;
         let placement = Placement {
@@ -195,7 +215,7 @@ impl Exports {
         };
         match self
             .devices
-            .claim(&device, owner, overlay.state().to_bits(), line)
+            .claim(device, owner, overlay.state().to_bits(), line)
         {
             Ok(Claim::Taken) => {}
             Ok(Claim::Resumed) => {
@@ -206,6 +226,7 @@ impl Exports {
                 return Err(error.into());
             }
         }
+        self.accept_grants(device);
         if line == Line::Refused {
             match silence(&*device.config) {
                 Ok(true) => {}
@@ -215,9 +236,15 @@ impl Exports {
                 Err(error) => warn!("{bdf}: {}", chain(&error)),
             }
         }
-        let interrupts = Interrupts::new(Arc::clone(&device), self.domain, Arc::clone(&self.xen));
-        self.list.push(Export {
+        let interrupts = Interrupts::new(Arc::clone(device), self.domain, Arc::clone(&self.xen));
+        let policy = CurrentPolicy::new(
+            Arc::clone(self.devices.config()),
             device,
+            self.target.is_some(),
+        );
+        self.list.push(Export {
+            device: Arc::clone(device),
+            policy,
             seen_as: address,
             overlay,
             interrupts,
@@ -251,6 +278,33 @@ impl Exports {
                 Ok(Line::Refused)
             }
             _ => Ok(Line::Usable),
+        }
+    }
+
+    /// Whether what a toolstack set for a guest is for this one. A toolstack that gives a device to a guest with a stub domain names the
+    /// guest.
+    fn is_meant(&self, meant_for: Option<DomId>) -> bool {
+        meant_for.is_none_or(|domain| domain == self.domain || Some(domain) == self.target)
+    }
+
+    /// What was set for this guest before it got the device holds; what was set for another that never got it does not.
+    fn accept_grants(&self, device: &Device) {
+        device.record.update_settings(|settings| {
+            if !self.is_meant(settings.meant_for) {
+                *settings = RunTime::default();
+            }
+            settings.meant_for = None;
+        });
+    }
+
+    /// What was set for a guest that cannot have the device is not for the next one.
+    fn forget_grants(&self, device: &Device) {
+        if device.record.phase() != Some(Phase::Assigned)
+            && self.is_meant(device.record.settings().meant_for)
+        {
+            device
+                .record
+                .update_settings(|settings| *settings = RunTime::default());
         }
     }
 

@@ -10,6 +10,7 @@ pub mod link;
 pub mod meter;
 pub mod nodes;
 pub mod operation;
+mod policy;
 mod reconfigure;
 mod spin;
 pub mod states;
@@ -37,7 +38,6 @@ use self::handle::Shared;
 use self::link::{Link, Served};
 use self::nodes::{Paths, optional};
 use self::states::{Peer, Step, View};
-use crate::config::Config;
 use crate::host::devices::Devices;
 use crate::rate_limit::RateLimit;
 use crate::text::{chain, printable};
@@ -61,8 +61,6 @@ pub struct Setup {
     pub domain: DomId,
     /// The toolstack's number of the backend device; libxl's is 0.
     pub device: u32,
-    /// The configuration.
-    pub config: Arc<Config>,
 }
 
 /// A failure that ends what a session was about to do.
@@ -122,7 +120,8 @@ impl Session {
             kind,
             Arc::clone(&setup.devices),
             Arc::clone(&setup.xen),
-        );
+        )
+        .on_behalf_of(nodes::target_of(&mut store, setup.domain)?);
         Ok(Self {
             poll,
             shared,
@@ -370,7 +369,7 @@ impl Session {
 
 /// How the guest sees its devices: as it has seen them until now, whatever the configuration says meanwhile.
 fn topology_of(setup: &Setup, name: &str) -> TopologyKind {
-    let configured = setup.config.topology_of(name);
+    let configured = setup.devices.config().get().topology_of(name);
     let held: Vec<_> = setup
         .devices
         .list()

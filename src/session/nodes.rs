@@ -80,6 +80,21 @@ pub fn optional<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
     }
 }
 
+/// The guest that `domain` is the stub domain of. The toolstack says so at both: the guests themselves cannot write there.
+///
+/// # Errors
+/// xenstore's.
+pub fn target_of(store: &mut Client, domain: DomId) -> Result<Option<DomId>, Error> {
+    let mut number = |path: String| -> Result<Option<DomId>, Error> {
+        Ok(optional(store.read_string(&path))?.and_then(|text| text.parse().ok()))
+    };
+    let Some(target) = number(format!("/local/domain/{domain}/target"))? else {
+        return Ok(None);
+    };
+    let stub_domain = number(format!("/local/domain/{target}/image/device-model-domid"))?;
+    Ok(Some(target).filter(|_| stub_domain == Some(domain)))
+}
+
 /// What the nodes say of one device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceNode {

@@ -204,6 +204,7 @@ fn write(export: &mut Export, op: &PciOp) -> Result<Outcome, OpError> {
             export.restore(change.settle_time());
         }
         if let Some(dropped) = effect.dropped {
+            export.device.record.count_dropped(dropped);
             tell_of_dropped_write(export, dropped.offset);
         }
     }
@@ -220,7 +221,7 @@ fn tell_of_dropped_write(export: &mut Export, offset: u16) {
     if !std::mem::replace(&mut export.told_of_dropped_write, true) {
         let bdf = export.device.bdf;
         info!(
-            "{bdf}: dropped its guest's write at offset {offset:#x}, which guests may not write; if its driver does not work, try permissive=1"
+            "{bdf}: dropped its guest's write at offset {offset:#x}, which guests may not write; if its driver does not work: pciback show {bdf} --dropped"
         );
     }
 }

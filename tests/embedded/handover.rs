@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pcibackd::config::{Config, Topology};
-use pcibackd::host::record::{Flags, Phase};
+use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NIC_VF0, NVME};
 use xenbus::sim::ToolstackError;
 
@@ -25,9 +25,9 @@ fn in_reset(house: &House, time: Duration) {
 fn what_the_next_guest_is_granted_while_the_device_is_reset_stays() {
     let house = House::new(&[NVME]);
     in_reset(&house, Duration::from_millis(200));
-    house.record(NVME).insert(Flags::PERMISSIVE);
+    house.make_permissive(NVME);
     house.until_free(NVME);
-    assert!(house.record(NVME).flags().contains(Flags::PERMISSIVE));
+    assert!(house.is_permissive(NVME));
 }
 
 #[test]

@@ -7,12 +7,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conf_space::Bdf;
+use conf_space::overlay::Permissive;
 use pcibackd::config::Config;
 use pcibackd::control::client::{self, Answers};
 use pcibackd::control::protocol::{DaemonStatus, GuestLine, Request, Response};
 use pcibackd::daemon::Background;
 use pcibackd::host::devices::for_xen;
-use pcibackd::host::record::{Phase, Record};
+use pcibackd::host::record::{Phase, Record, RunTime};
 use pcibackd::host::sim::SimBus;
 use pcibackd::host::{Bus, Config as DeviceConfig};
 use tempfile::TempDir;
@@ -304,6 +305,19 @@ impl House {
     /// What is written down of a hidden device.
     pub fn record(&self, bdf: Bdf) -> Record {
         Record::open(&self.directory.path().join("devices"), bdf).unwrap()
+    }
+
+    /// Sets something for a device at run time.
+    pub fn set(&self, bdf: Bdf, change: impl FnOnce(&mut RunTime)) {
+        self.record(bdf).update_settings(change);
+    }
+
+    pub fn make_permissive(&self, bdf: Bdf) {
+        self.set(bdf, |settings| settings.permissive = Some(Permissive::Yes));
+    }
+
+    pub fn is_permissive(&self, bdf: Bdf) -> bool {
+        self.record(bdf).settings().permissive == Some(Permissive::Yes)
     }
 
     pub fn records(&self) -> Vec<Bdf> {

@@ -1,8 +1,9 @@
 //! A guest's devices interrupt it.
 
+use conf_space::overlay::Permissive;
 use conf_space::registers::{msi, msix};
 use conf_space::{Bdf, Width};
-use pcibackd::host::record::Flags;
+use pcibackd::host::record::RunTime;
 use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NIC_VF0, NVME};
 use xenbus::PciDevice;
 use xenbus::pciif::{Command, PciError, PciOp};
@@ -181,8 +182,10 @@ fn the_next_guest_gets_a_clean_device() {
     let (domain, mut frontend) = house.boot(&[NVME]);
     frontend.enable_device(FIRST).unwrap();
     frontend.enable_msix(FIRST, &[0, 1]).unwrap();
-    let granted = Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL;
-    house.record(NVME).insert(granted);
+    house.set(NVME, |settings| {
+        settings.permissive = Some(Permissive::Yes);
+        settings.allow_interrupt_control = Some(true);
+    });
     // A BAR in the middle of being sized, and a register that only a permissive guest may write.
     frontend.conf_write(FIRST, 0x10, 4, u32::MAX).unwrap();
     frontend.conf_write(FIRST, 0x0d, 1, 0x40).unwrap();
@@ -199,7 +202,7 @@ fn the_next_guest_gets_a_clean_device() {
     let resets = house.bus.resets(NVME);
     assert!(resets >= 2);
     let (_, mut frontend) = house.boot(&[NVME]);
-    assert!(!house.record(NVME).flags().intersects(granted));
+    assert_eq!(house.record(NVME).settings(), RunTime::default());
     let bars = &frontend.function(FIRST).unwrap().bars;
     assert_eq!(bars.len(), 1);
     assert_eq!(frontend.conf_read(FIRST, 0x0d, 1).unwrap(), 0);

@@ -5,7 +5,7 @@ use std::thread;
 use pcibackd::control::client;
 use pcibackd::control::protocol::Request;
 use pcibackd::host::Bus;
-use pcibackd::host::record::{Flags, Phase};
+use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{INTX_ONLY, NVME};
 use xenbus::sim::{DomainKind, Frontend};
 use xenbus::{DomId, PciDevice, XenbusState};
@@ -176,11 +176,10 @@ fn while_a_guest_is_destroyed() {
         let (domain, mut frontend) = house.boot(&[NVME]);
         frontend.enable_device(FIRST).unwrap();
         frontend.enable_msix(FIRST, &[0, 1]).unwrap();
-        house.record(NVME).insert(Flags::PERMISSIVE);
+        house.make_permissive(NVME);
         let died = house.surviving(step, || end(house, domain, frontend));
         house.until_free(NVME);
-        let flags = house.record(NVME).flags();
-        assert!(!flags.contains(Flags::PERMISSIVE));
+        assert!(!house.is_permissive(NVME));
         died
     });
 }

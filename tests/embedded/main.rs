@@ -20,6 +20,7 @@ mod hotplug;
 mod interrupts;
 mod isolation;
 mod killed;
+mod policy;
 mod properties;
 mod resets;
 mod restart;

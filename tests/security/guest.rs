@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use conf_space::Bdf;
+use conf_space::overlay::Permissive;
 use pcibackd::host::devices::for_xen;
-use pcibackd::host::record::Flags;
+use pcibackd::host::record::RunTime;
 use xenbus::pciif::{Command, Flags as PageFlags, Frontend, PciOp};
 use xenbus::sim::{GuestPlatform, GuestPort};
 use xenbus::xenstore::{Client, Store};
@@ -107,9 +108,15 @@ pub fn op(command: Command, at: PciDevice, offset: i32, size: i32, value: u32) -
 
 /// Lets a device's guest do all that an operator can let it do.
 pub fn grant_everything(house: &House, bdf: Bdf) {
-    house
-        .record(bdf)
-        .insert(Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL);
+    house.set(bdf, |settings| {
+        settings.permissive = Some(Permissive::Yes);
+        settings.allow_interrupt_control = Some(true);
+    });
+}
+
+/// Whether nothing is granted to a device's guest.
+pub fn nothing_is_granted(house: &House, bdf: Bdf) -> bool {
+    house.record(bdf).settings() == RunTime::default()
 }
 
 /// What the daemon has done, in order.

@@ -6,17 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use conf_space::{Bdf, Width};
 use pcibackd::host::devices::for_xen;
-use pcibackd::host::record::Flags;
 use pcibackd::host::sim::{FunctionBuilder, NVME};
 use xenbus::DomId;
 use xenbus::pciif::Command;
 use xenbus::xenstore::Store;
 
-use crate::guest::{Guest, destroy, grant_everything, op, owner, until_quarantined};
+use crate::guest::{
+    Guest, destroy, grant_everything, nothing_is_granted, op, owner, until_quarantined,
+};
 use crate::house::{House, at};
 use crate::mortal::Deed;
-
-const GRANTS: Flags = Flags::PERMISSIVE.union(Flags::INTERRUPT_CONTROL);
 
 /// Fails when `hand_to_xen` in host/devices/hide.rs does not quarantine, and when `give_back` there undoes before it resets.
 #[test]
@@ -69,7 +68,7 @@ fn nothing_that_a_guest_was_granted_or_wrote_reaches_the_next() {
     guest.write_config(at(0, 0), 0x2c, 4, 0xdead_beef);
     guest.write_config(at(0, 0), 0x44, 2, 3);
     destroy(&house, guest.domain, &[NVME]);
-    assert!(!house.record(NVME).flags().intersects(GRANTS));
+    assert!(nothing_is_granted(&house, NVME));
     let guest = Guest::connected(&house, &[NVME]);
     assert_eq!(guest.read(at(0, 0), 0x10, 4).value, address);
     assert_eq!(guest.read(at(0, 0), 4, 2).value, command);
@@ -97,8 +96,8 @@ fn of_two_cards_of_a_kind_each_has_what_it_was_granted() {
         grant_everything(&house, card);
     }
     destroy(&house, first.domain, &cards[..1]);
-    assert!(!house.record(cards[0]).flags().intersects(GRANTS));
-    assert!(house.record(cards[1]).flags().contains(GRANTS));
+    assert!(nothing_is_granted(&house, cards[0]));
+    assert!(!nothing_is_granted(&house, cards[1]));
     assert_eq!(second.read(at(0, 0), 0, 4).err, 0);
 }
 

@@ -12,6 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use conf_space::address::Bdf;
+use conf_space::overlay::quirk::DeviceQuirk;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -154,7 +155,8 @@ struct Lists {
     seized: BTreeSet<Bdf>,
     permissive: BTreeSet<Bdf>,
     interrupt_control: BTreeSet<Bdf>,
-    quirks: Vec<Quirk>,
+    quirks: Vec<DeviceQuirk>,
+    handlers: BTreeSet<Bdf>,
     resets: Vec<Bdf>,
     /// These must not lose their driver.
     kept: BTreeSet<Bdf>,
@@ -260,16 +262,11 @@ impl Driver for Memory {
         lists
             .quirks
             .iter()
-            .map(|quirk| {
-                format!(
-                    "{}\n\t\t{:08x}:{:01x}:{:08x}\n",
-                    quirk.device, quirk.offset, quirk.width, quirk.mask
-                )
-            })
+            .map(|quirk| format!("{}\n\t\t{}\n", quirk.device, quirk.quirk))
             .collect()
     }
 
-    fn add_quirk(&self, quirk: Quirk) -> Result<(), Errno> {
+    fn add_quirk(&self, quirk: DeviceQuirk) -> Result<(), Errno> {
         self.seized_only(quirk.device, |lists| lists.quirks.push(quirk))
     }
 
@@ -278,6 +275,24 @@ impl Driver for Memory {
             return Err(Errno::EBUSY);
         }
         Ok(())
+    }
+
+    fn irq_handlers(&self) -> String {
+        let lists = self.lists.lock().unwrap();
+        lists
+            .handlers
+            .iter()
+            .map(|device| format!("{device}:on\n"))
+            .collect()
+    }
+
+    fn turn_irq_handler(&self, device: Bdf) -> Result<(), Errno> {
+        self.seized_only(device, |lists| {
+            if !lists.handlers.remove(&device) {
+                lists.handlers.insert(device);
+            }
+        })
+        .map_err(|_| Errno::ENOENT)
     }
 
     fn reset(&self, device: Bdf) -> Result<(), Errno> {

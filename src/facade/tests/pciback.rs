@@ -124,6 +124,7 @@ fn whoever_writes_gets_the_errno() {
         ("do_flr", "0", Errno::EINVAL),
         ("slots", "0000:00:05.0", Errno::EACCES),
         ("irq_handler_state", "0000:00:05.0", Errno::ENOENT),
+        ("new_id", "8086 10d3", Errno::ENOENT),
     ] {
         // nothing written at all does not reach a file system
         if text.is_empty() {
@@ -152,6 +153,7 @@ fn a_shell_writes_and_reads_the_files() {
     let (memory, _served) = machine.facade();
     let script = "set -e; cd \"$1\"; echo 00:05.0 > new_slot; echo 0000:00:05.0 > bind; echo 0000:00:05.0 >> permissive
         echo 0000:00:05.0 > allow_interrupt_control; echo 00:05.0-c8:2:ff00 > quirks; echo 0000:00:05.0 > do_flr
+        echo 0000:00:05.0 > irq_handler_state
         cat slots permissive allow_interrupt_control quirks irq_handlers";
     let output = Command::new("sh")
         .args(["-c", script, "sh"])
@@ -162,7 +164,7 @@ fn a_shell_writes_and_reads_the_files() {
     let device = "0000:00:05.0\n";
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),
-        format!("{device}{device}{device}{device}\t\t000000c8:2:0000ff00\n")
+        format!("{device}{device}{device}{device}\t\t000000c8:2:0000ff00\n0000:00:05.0:on\n")
     );
     assert_eq!(
         memory.lists.lock().unwrap().resets,
@@ -205,6 +207,7 @@ fn the_directory_looks_like_a_driver_of_the_kernel() {
         "allow_interrupt_control",
         "bind",
         "do_flr",
+        "irq_handler_state",
         "irq_handlers",
         "new_slot",
         "permissive",

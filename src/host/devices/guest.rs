@@ -6,7 +6,7 @@ use conf_space::address::Bdf;
 use xenbus::DomId;
 
 use super::{Device, DeviceError, Devices};
-use crate::host::record::{Flags, Owner, Phase};
+use crate::host::record::{Flags, Owner, Phase, RunTime};
 
 /// How a guest came to hold a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,6 +95,7 @@ impl Devices {
         }
         record.set_owner(owner);
         record.set_overlay(overlay);
+        record.clear_dropped();
         match line {
             Line::Usable => record.clear(Flags::WITHOUT_INTX),
             Line::Refused => record.insert(Flags::WITHOUT_INTX),
@@ -111,7 +112,13 @@ impl Devices {
         let record = &device.record;
         if record.phase() == Some(Phase::Assigned) {
             // Nothing that one guest was granted reaches the next. Not later: the next one's grants may come during the reset.
-            record.clear(Flags::PERMISSIVE | Flags::INTERRUPT_CONTROL);
+            // How it is reset holds until it is.
+            record.update_settings(|settings| {
+                *settings = RunTime {
+                    reset: settings.reset,
+                    ..RunTime::default()
+                };
+            });
         }
         *device.withdrawal() = None;
         if record.advance(Phase::Assigned, Phase::Releasing) {

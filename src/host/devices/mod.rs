@@ -34,7 +34,7 @@ pub use self::sharing::{Sharing, silence};
 use self::device::Parts;
 use super::record::{Flags, Phase, Record, RecordError};
 use super::{Bus, Description, Function, HostError};
-use crate::config::{Config, DeviceSettings};
+use crate::config::{DeviceSettings, Live};
 use crate::text::chain;
 
 #[derive(Debug, Default)]
@@ -48,7 +48,7 @@ struct Table {
 pub struct Devices {
     bus: Arc<dyn Bus>,
     xen: Arc<dyn Xen>,
-    config: Arc<Config>,
+    config: Arc<Live>,
     directory: PathBuf,
     table: Mutex<Table>,
     wakers: Mutex<BTreeMap<DomId, Waker>>,
@@ -73,7 +73,7 @@ impl Devices {
     pub fn open(
         bus: Arc<dyn Bus>,
         xen: Arc<dyn Xen>,
-        config: Arc<Config>,
+        config: Arc<Live>,
         directory: PathBuf,
     ) -> Result<Arc<Self>, RecordError> {
         let error = |source| RecordError::Io {
@@ -121,6 +121,7 @@ impl Devices {
         let Some(phase) = record.phase() else {
             return Ok(record.remove()?);
         };
+        record.recover_settings();
         let description = match self.bus.describe(bdf) {
             Err(HostError::NoDevice { .. }) => {
                 log::warn!("{bdf} was hidden and is no longer in this machine; forgetting it");
@@ -249,9 +250,16 @@ impl Devices {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is set for a device.
+    /// The configuration.
+    pub fn config(&self) -> &Arc<Live> {
+        &self.config
+    }
+
+    /// What holds for a device now: what the configuration says, and over it what was set at run time.
     pub fn settings(&self, device: &Device) -> DeviceSettings {
-        self.config.settings_for(&device.description.names())
+        let mut settings = self.config.get().settings_for(&device.description.names());
+        device.record.settings().apply_to(&mut settings);
+        settings
     }
 
     /// The bus that the devices are on.

@@ -75,6 +75,9 @@ impl Devices {
             if let Err(error) = devices.reset_by(&device, devices.settings(&device).reset) {
                 log::warn!("{bdf} is used without a reset: {}", chain(&error));
             }
+            device
+                .record
+                .update_settings(|settings| settings.reset = None);
             let phase = devices.restore_or_bury(&device);
             if device.is_removed() {
                 return devices.forget(&device);

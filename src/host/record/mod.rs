@@ -4,16 +4,25 @@
 //! changes can be written down before its effect becomes visible. The directory is on tmpfs: after a reboot of the host there are no
 //! hidden devices and no records either.
 
+mod dropped;
+mod settings;
+
+use std::convert::Infallible;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use conf_space::address::Bdf;
+use conf_space::overlay::DroppedWrite;
 use msi::ledger;
 use xenbus::DomId;
+
+pub use self::dropped::Dropped;
+pub use self::settings::RunTime;
 
 /// A record that cannot be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +101,7 @@ pub struct Owner {
 }
 
 bitflags::bitflags! {
-    /// What was done to a device when it was hidden, and what it was granted.
+    /// What was done to a device when it was hidden.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub struct Flags: u32 {
         /// Its enable count in the kernel was raised.
@@ -103,10 +112,6 @@ bitflags::bitflags! {
         const QUARANTINED = 1 << 2;
         /// Its saved configuration is complete.
         const SAVED = 1 << 3;
-        /// The guest may write every register. Until release.
-        const PERMISSIVE = 1 << 4;
-        /// The guest may set the interrupt enable bits itself. Until release.
-        const INTERRUPT_CONTROL = 1 << 5;
         /// The kernel was told to reset it by one method only, for one reset.
         const RESET_NARROWED = 1 << 6;
         /// The guest has no part in its INTx line, which somebody else uses. Until release.
@@ -116,7 +121,7 @@ bitflags::bitflags! {
 
 const DRIVER_MAX: usize = 64;
 const CONFIG_MAX: usize = 4096;
-const MAGIC: u64 = u64::from_le_bytes(*b"pciback\x01");
+const MAGIC: u64 = u64::from_le_bytes(*b"pciback\x02");
 
 /// The file's layout, native byte order. A file of zeros is a record with nothing in it.
 #[repr(C)]
@@ -128,6 +133,8 @@ struct Layout {
     owner: AtomicU32,
     seen_as: AtomicU64,
     msi: [AtomicU32; ledger::WORDS],
+    settings: settings::Words,
+    dropped: dropped::Table,
     driver: [AtomicU8; DRIVER_MAX],
     config_len: AtomicU32,
     config: [AtomicU8; CONFIG_MAX],
@@ -138,6 +145,8 @@ struct Layout {
 pub struct Record {
     path: PathBuf,
     layout: NonNull<Layout>,
+    /// Held while the settings change.
+    settings: Mutex<()>,
 }
 
 // SAFETY: the mapping belongs to this value alone and holds nothing but atomics.
@@ -172,7 +181,11 @@ impl Record {
             return Err(RecordError::Foreign { path });
         }
         let layout = map(&file).map_err(error)?;
-        let record = Self { path, layout };
+        let record = Self {
+            path,
+            layout,
+            settings: Mutex::new(()),
+        };
         match record.layout().magic.load(Ordering::Relaxed) {
             0 => record.layout().magic.store(MAGIC, Ordering::Relaxed),
             MAGIC => {}
@@ -256,7 +269,7 @@ impl Record {
             .store(u32::from(owner.domain.0), Ordering::Release);
     }
 
-    /// What was done to the device and what it was granted.
+    /// What was done to the device.
     pub fn flags(&self) -> Flags {
         Flags::from_bits_retain(self.layout().flags.load(Ordering::Acquire))
     }
@@ -337,6 +350,75 @@ impl Record {
         self.layout().overlay.store(bits, Ordering::Release);
     }
 
+    /// After a restart of the daemon, which may have been killed while it changed the settings.
+    pub fn recover_settings(&self) {
+        self.layout().settings.recover();
+    }
+
+    /// What was set at run time.
+    pub fn settings(&self) -> RunTime {
+        let _changing = self.settings_lock();
+        self.layout()
+            .settings
+            .load()
+            .map_or_else(RunTime::default, |(_, settings)| settings)
+    }
+
+    /// Changes what is set at run time. Returns what is set then.
+    ///
+    /// # Errors
+    /// Those of `change`; nothing has changed then.
+    pub fn change_settings<E>(
+        &self,
+        change: impl FnOnce(&mut RunTime) -> Result<(), E>,
+    ) -> Result<RunTime, E> {
+        let _changing = self.settings_lock();
+        let words = &self.layout().settings;
+        let mut settings = words
+            .load()
+            .map_or_else(RunTime::default, |(_, settings)| settings);
+        change(&mut settings)?;
+        words.store(&settings);
+        Ok(settings)
+    }
+
+    /// The same for a change that cannot fail.
+    pub fn update_settings(&self, change: impl FnOnce(&mut RunTime)) {
+        let Ok(_) = self.change_settings(|settings| -> Result<(), Infallible> {
+            change(settings);
+            Ok(())
+        });
+    }
+
+    /// What was set at run time, and its version, without waiting: `None` while it is being changed.
+    pub fn try_settings(&self) -> Option<(u32, RunTime)> {
+        self.layout().settings.load()
+    }
+
+    /// Another number when other settings hold.
+    pub fn settings_version(&self) -> u32 {
+        self.layout().settings.version()
+    }
+
+    fn settings_lock(&self) -> MutexGuard<'_, ()> {
+        self.settings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a write of the guest's that did not reach the device. Called by the guest's thread alone.
+    pub fn count_dropped(&self, write: DroppedWrite) {
+        self.layout().dropped.count(write);
+    }
+
+    /// Writes that did not reach the device since a guest got it: by register, and how many to further ones.
+    pub fn dropped(&self) -> (Vec<Dropped>, u32) {
+        self.layout().dropped.read()
+    }
+
+    /// Forgets those: another guest gets the device.
+    pub fn clear_dropped(&self) {
+        self.layout().dropped.clear();
+    }
+
     /// The words of the interrupts' ledger.
     pub fn msi(&self) -> &[AtomicU32; ledger::WORDS] {
         &self.layout().msi
@@ -393,8 +475,8 @@ mod tests {
             record.set_config(&[1, 2, 3]);
             record.set_owner(owner);
             record.set_overlay(u64::MAX - 5);
-            record.insert(Flags::ENABLED | Flags::PERMISSIVE);
-            record.clear(Flags::PERMISSIVE);
+            record.insert(Flags::ENABLED | Flags::QUARANTINED);
+            record.clear(Flags::QUARANTINED);
             record.set_phase(Phase::Assigned);
         }
         let record = Record::open(dir.path(), bdf()).unwrap();

@@ -1,0 +1,185 @@
+//! What was set for a device at run time: by `pciback set`, or through the facade's files. It goes with the guest that it was set for.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+
+use conf_space::overlay::quirk::Quirks;
+use conf_space::overlay::{Permissive, Quirk, Range, Ranges};
+use xenbus::DomId;
+
+use crate::config::{DeviceSettings, InterruptControl, ResetChoice};
+
+/// What was set for a device at run time. What was not, the configuration file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RunTime {
+    /// In place of the file's.
+    pub permissive: Option<Permissive>,
+    /// Besides the file's; one for the same register takes that one's place.
+    pub quirks: Quirks,
+    /// In place of the file's.
+    pub allow_interrupt_control: Option<bool>,
+    /// In place of the file's.
+    pub reset: Option<ResetChoice>,
+    /// The state of the kernel's INTx handler, as the facade's `irq_handler_state` turned it. There is no such handler here: it is shown again in
+    /// `irq_handlers`, and that is all.
+    pub irq_handler: bool,
+    /// The guest that the toolstack set this for, before that guest has the device. `None`: for whichever gets it next.
+    pub meant_for: Option<DomId>,
+}
+
+impl RunTime {
+    /// Lays it over what the file says.
+    pub fn apply_to(&self, settings: &mut DeviceSettings) {
+        settings.permissive = self.permissive.unwrap_or(settings.permissive);
+        settings.reset = self.reset.unwrap_or(settings.reset);
+        if let Some(allow) = self.allow_interrupt_control {
+            settings.allow_interrupt_control = InterruptControl::from(allow);
+        }
+        for quirk in self.quirks.iter() {
+            // Whether there is room is looked at when it is set.
+            let _ = settings.quirks.insert(quirk);
+        }
+    }
+}
+
+const PERMISSIVE: u32 = 0b11;
+const PERMISSIVE_NO: u32 = 1;
+const PERMISSIVE_YES: u32 = 2;
+const PERMISSIVE_RANGES: u32 = 3;
+const INTERRUPT_CONTROL: u32 = 0b11 << 2;
+const INTERRUPT_CONTROL_NO: u32 = 1 << 2;
+const INTERRUPT_CONTROL_YES: u32 = 2 << 2;
+const MEANT_FOR: u32 = 1 << 4;
+const IRQ_HANDLER: u32 = 1 << 5;
+const RESET_SHIFT: u32 = 8;
+const RESETS: [(u32, ResetChoice); 5] = [
+    (1, ResetChoice::Auto),
+    (2, ResetChoice::Flr),
+    (3, ResetChoice::Pm),
+    (4, ResetChoice::Bus),
+    (5, ResetChoice::None),
+];
+
+/// The same in a record. Words of zero are nothing set.
+#[repr(C)]
+pub(super) struct Words {
+    /// Odd while the rest is being written.
+    version: AtomicU32,
+    flags: AtomicU32,
+    meant_for: AtomicU32,
+    ranges: [AtomicU32; Ranges::CAPACITY],
+    quirks: [AtomicU64; Quirks::CAPACITY],
+}
+
+impl Words {
+    /// Changes with each [`Words::store`].
+    pub fn version(&self) -> u32 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// What is set, and the version that it is of. `None` while it is being changed: what held before still holds.
+    pub fn load(&self) -> Option<(u32, RunTime)> {
+        let version = self.version.load(Ordering::Acquire);
+        let found = self.read();
+        fence(Ordering::Acquire);
+        let same = version == self.version.load(Ordering::Relaxed);
+        (same && version & 1 == 0).then_some((version, found))
+    }
+
+    /// For one writer at a time.
+    pub fn store(&self, settings: &RunTime) {
+        let version = self.version.load(Ordering::Relaxed) | 1;
+        self.version.store(version, Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.write(settings);
+        self.version
+            .store(version.wrapping_add(1), Ordering::Release);
+    }
+
+    /// After the daemon was killed in the middle of [`Words::store`]: nothing is set, rather than half of it.
+    pub fn recover(&self) {
+        if self.version() & 1 != 0 {
+            self.store(&RunTime::default());
+        }
+    }
+
+    fn read(&self) -> RunTime {
+        let flags = self.flags.load(Ordering::Relaxed);
+        let permissive = match flags & PERMISSIVE {
+            PERMISSIVE_NO => Some(Permissive::No),
+            PERMISSIVE_YES => Some(Permissive::Yes),
+            PERMISSIVE_RANGES => {
+                let mut ranges = Ranges::EMPTY;
+                for word in &self.ranges {
+                    if let Some(range) = Range::from_bits(word.load(Ordering::Relaxed)) {
+                        let _ = ranges.insert(range);
+                    }
+                }
+                Some(Permissive::Ranges(ranges))
+            }
+            _ => None,
+        };
+        let mut quirks = Quirks::EMPTY;
+        for word in &self.quirks {
+            if let Some(quirk) = Quirk::from_bits(word.load(Ordering::Relaxed)) {
+                let _ = quirks.insert(quirk);
+            }
+        }
+        let reset = flags >> RESET_SHIFT & 0xff;
+        RunTime {
+            permissive,
+            quirks,
+            allow_interrupt_control: match flags & INTERRUPT_CONTROL {
+                INTERRUPT_CONTROL_NO => Some(false),
+                INTERRUPT_CONTROL_YES => Some(true),
+                _ => None,
+            },
+            reset: RESETS
+                .iter()
+                .find(|(number, _)| *number == reset)
+                .map(|(_, choice)| *choice),
+            irq_handler: flags & IRQ_HANDLER != 0,
+            meant_for: (flags & MEANT_FOR != 0)
+                .then(|| u16::try_from(self.meant_for.load(Ordering::Relaxed)).ok())
+                .flatten()
+                .map(DomId),
+        }
+    }
+
+    fn write(&self, settings: &RunTime) {
+        let mut flags = match settings.permissive {
+            None => 0,
+            Some(Permissive::No) => PERMISSIVE_NO,
+            Some(Permissive::Yes) => PERMISSIVE_YES,
+            Some(Permissive::Ranges(_)) => PERMISSIVE_RANGES,
+        };
+        flags |= match settings.allow_interrupt_control {
+            None => 0,
+            Some(false) => INTERRUPT_CONTROL_NO,
+            Some(true) => INTERRUPT_CONTROL_YES,
+        };
+        flags |= RESETS
+            .iter()
+            .find(|(_, choice)| Some(*choice) == settings.reset)
+            .map_or(0, |(number, _)| number << RESET_SHIFT);
+        if settings.irq_handler {
+            flags |= IRQ_HANDLER;
+        }
+        if let Some(domain) = settings.meant_for {
+            flags |= MEANT_FOR;
+            self.meant_for.store(u32::from(domain.0), Ordering::Relaxed);
+        }
+        let ranges = match settings.permissive {
+            Some(Permissive::Ranges(ranges)) => ranges,
+            _ => Ranges::EMPTY,
+        };
+        let mut ranges = ranges.iter();
+        for word in &self.ranges {
+            word.store(ranges.next().map_or(0, Range::to_bits), Ordering::Relaxed);
+        }
+        let mut quirks = settings.quirks.iter();
+        for word in &self.quirks {
+            word.store(quirks.next().map_or(0, Quirk::to_bits), Ordering::Relaxed);
+        }
+        self.flags.store(flags, Ordering::Relaxed);
+    }
+}

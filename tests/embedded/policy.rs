@@ -1,0 +1,268 @@
+//! What an operator lets a guest do beyond the ordinary: from the file and at run time, until the guest gives its device back.
+
+use conf_space::Width;
+use conf_space::overlay::{Permissive, Ranges};
+use conf_space::registers::express;
+use pcibackd::config::Config;
+use pcibackd::host::record::{Dropped, Phase, RunTime};
+use pcibackd::host::sim::{INTX_ONLY, NVME};
+use xenbus::sim::{DomainKind, Frontend, MachineOptions};
+use xenbus::xenstore::Store;
+use xenbus::{DomId, PciDevice};
+
+use crate::house::{House, until};
+
+const FIRST: PciDevice = PciDevice {
+    segment: 0,
+    bus: 0,
+    devfn: 0,
+};
+
+/// The device's PCI Express capability.
+fn express(frontend: &mut Frontend) -> u16 {
+    let mut at = frontend.conf_read(FIRST, 0x34, 1).unwrap() as u16;
+    while frontend.conf_read(FIRST, at, 1).unwrap() != 0x10 {
+        at = frontend.conf_read(FIRST, at + 1, 1).unwrap() as u16;
+        assert_ne!(at, 0);
+    }
+    at
+}
+
+fn device_control(frontend: &mut Frontend) -> u16 {
+    express(frontend) + express::DEVICE_CONTROL.offset
+}
+
+fn device_control_2(frontend: &mut Frontend) -> u16 {
+    express(frontend) + express::DEVICE_CONTROL_2.offset
+}
+
+/// What the device has in device control, after its guest has written this there.
+fn after_writing(house: &House, frontend: &mut Frontend, offset: u16, value: u32) -> u32 {
+    frontend.conf_write(FIRST, offset, 2, value).unwrap();
+    house.config(NVME).read(offset, Width::Two).unwrap()
+}
+
+fn ranges(start: u16, end: u16) -> Permissive {
+    let mut ranges = Ranges::EMPTY;
+    ranges
+        .insert(conf_space::overlay::Range::new(start, end).unwrap())
+        .unwrap();
+    Permissive::Ranges(ranges)
+}
+
+fn shut_down(house: &House, domain: DomId, frontend: Frontend) {
+    drop(frontend);
+    house.machine.domain_shut_down(domain).unwrap();
+    house.machine.destroy_domain(domain).unwrap();
+    house.until_gone(domain);
+}
+
+#[test]
+fn a_dropped_write_is_counted_until_the_next_guest_has_the_device() {
+    let house = House::impatient(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let offset = device_control(&mut frontend);
+    let before = house.config(NVME).read(offset, Width::Two).unwrap();
+    for value in [0x2810, 0x5910] {
+        assert_eq!(after_writing(&house, &mut frontend, offset, value), before);
+    }
+    frontend.conf_write(FIRST, 0x06, 2, 0xf900).unwrap();
+    let expected = [
+        (offset, Width::Two, 2, 0x5910),
+        (0x06, Width::Two, 1, 0xf900),
+    ]
+    .map(|(offset, width, count, last)| Dropped {
+        offset,
+        width,
+        count,
+        last,
+    });
+    assert_eq!(house.record(NVME).dropped(), (expected.to_vec(), 0));
+    house.restart();
+    shut_down(&house, domain, frontend);
+    house.until_free(NVME);
+    assert_eq!(house.record(NVME).dropped(), (expected.to_vec(), 0));
+    let (_, _frontend) = house.boot(&[NVME]);
+    assert_eq!(house.record(NVME).dropped(), (Vec::new(), 0));
+}
+
+#[test]
+fn a_guest_cannot_make_the_count_grow_without_end() {
+    let house = House::new(&[NVME]);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    for offset in (0x200..0x400).step_by(4) {
+        frontend.conf_write(FIRST, offset, 4, 1).unwrap();
+    }
+    let (dropped, elsewhere) = house.record(NVME).dropped();
+    assert_eq!(dropped.len() + elsewhere as usize, 0x200 / 4);
+    assert!(dropped.len() < 64 && elsewhere > 0);
+}
+
+#[test]
+fn what_is_set_at_run_time_holds_at_once_and_until_the_device_is_given_back() {
+    let house = House::impatient(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let (control, control_2) = (
+        device_control(&mut frontend),
+        device_control_2(&mut frontend),
+    );
+    let other = house.config(NVME).read(control_2, Width::Two).unwrap();
+    house.set(NVME, |settings| {
+        settings.permissive = Some(ranges(control, control + 2));
+    });
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x2830),
+        0x2830
+    );
+    assert_eq!(
+        after_writing(&house, &mut frontend, control_2, 0x0005),
+        other,
+        "another register stays closed"
+    );
+    house.restart();
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x2810),
+        0x2810
+    );
+    shut_down(&house, domain, frontend);
+    house.until_free(NVME);
+    assert_eq!(house.record(NVME).settings(), RunTime::default());
+    let before = house.config(NVME).read(control, Width::Two).unwrap();
+    let (_, mut frontend) = house.boot(&[NVME]);
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x5910),
+        before
+    );
+}
+
+#[test]
+fn a_quirk_opens_the_bits_of_its_mask_and_is_gone_with_its_guest() {
+    let house = House::impatient(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let control = device_control(&mut frontend);
+    let before = house.config(NVME).read(control, Width::Two).unwrap();
+    house.set(NVME, |settings| {
+        let quirk = format!("{control:x}:2:00e0").parse().unwrap();
+        settings.quirks.insert(quirk).unwrap();
+    });
+    let after = after_writing(&house, &mut frontend, control, before ^ 0xffff);
+    assert_eq!(after, before ^ 0x00e0);
+    house.set(NVME, |settings| *settings = RunTime::default());
+    assert_eq!(after_writing(&house, &mut frontend, control, before), after);
+    shut_down(&house, domain, frontend);
+}
+
+#[test]
+fn the_file_opens_registers_of_the_devices_that_it_names() {
+    let file = "[[device]]\nid = \"1b36:0010\"\npermissive = [\"0x40..0x100\"]\n\
+                [[device]]\nbdf = \"02:00.0\"\nid = \"8086:10c9\"\npermissive = true\n";
+    let config: Config = file.parse().unwrap();
+    let house = House::with(config, MachineOptions::default(), &[NVME]);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    let control = device_control(&mut frontend);
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x2830),
+        0x2830
+    );
+    let status = frontend.conf_write(FIRST, 0x06, 2, 0xf900);
+    assert!(status.is_ok());
+    let (dropped, _) = house.record(NVME).dropped();
+    assert_eq!(
+        dropped.len(),
+        1,
+        "the other entry is for another card, which is not there"
+    );
+}
+
+#[test]
+fn a_file_that_is_read_again_holds_for_guests_that_are_being_served() {
+    let mut house = House::new(&[NVME]);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    let control = device_control(&mut frontend);
+    let before = house.config(NVME).read(control, Width::Two).unwrap();
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x2830),
+        before
+    );
+    house.restart_with("[defaults]\npermissive = true\n".parse().unwrap());
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x2830),
+        0x2830
+    );
+}
+
+#[test]
+fn what_was_granted_to_a_guest_that_never_got_the_device_is_not_the_next_ones() {
+    let house = House::new(&[NVME]);
+    let failing = house
+        .machine
+        .create_domain("failing", DomainKind::Pv)
+        .unwrap();
+    house.set(NVME, |settings| {
+        settings.permissive = Some(Permissive::Yes);
+        settings.meant_for = Some(failing);
+    });
+    house.machine.destroy_domain(failing).unwrap();
+    let (_, _frontend) = house.boot(&[NVME]);
+    assert_eq!(house.record(NVME).settings(), RunTime::default());
+}
+
+#[test]
+fn what_was_granted_to_a_guest_is_its_own_when_it_gets_the_device() {
+    let house = House::new(&[NVME]);
+    let domain = house
+        .machine
+        .create_domain("guest", DomainKind::Pv)
+        .unwrap();
+    house.set(NVME, |settings| {
+        settings.permissive = Some(Permissive::Yes);
+        settings.meant_for = Some(domain);
+    });
+    house.attach(domain, NVME).unwrap();
+    house.machine.unpause_domain(domain).unwrap();
+    let mut frontend = house.connected(domain);
+    let control = device_control(&mut frontend);
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x2830),
+        0x2830
+    );
+}
+
+#[test]
+fn what_was_set_for_a_device_that_its_guest_cannot_have_is_taken_back() {
+    let house = House::new(&[NVME, INTX_ONLY]);
+    house.make_permissive(NVME);
+    house.record(NVME).set_phase(Phase::Dead);
+    let domain = house.guest(&[NVME]);
+    until("it is told of", || house.node(domain, "error-0").is_some());
+    assert_eq!(house.record(NVME).settings(), RunTime::default());
+}
+
+#[test]
+fn a_stub_domain_may_set_the_interrupt_enable_bits_and_no_other_guest() {
+    for (told, allowed) in [(true, true), (false, false)] {
+        let house = House::new(&[NVME]);
+        let target = house.machine.create_domain("hvm", DomainKind::Hvm).unwrap();
+        let stub = house.machine.create_domain("stub", DomainKind::Pv).unwrap();
+        let mut store = house.store();
+        let node = format!("/local/domain/{stub}/target");
+        store.write(&node, target.to_string()).unwrap();
+        if told {
+            let node = format!("/local/domain/{target}/image/device-model-domid");
+            store.write(&node, stub.to_string()).unwrap();
+        }
+        // The toolstack names the guest whose device model it is.
+        house.set(NVME, |settings| {
+            settings.permissive = Some(Permissive::Yes);
+            settings.meant_for = Some(target);
+        });
+        house.attach(stub, NVME).unwrap();
+        house.machine.unpause_domain(stub).unwrap();
+        let mut frontend = house.connected(stub);
+        let command = frontend.conf_read(FIRST, 4, 2).unwrap();
+        frontend.conf_write(FIRST, 4, 2, command | 0x400).unwrap();
+        let hardware = house.config(NVME).read(4, Width::Two).unwrap();
+        assert_eq!(hardware & 0x400 != 0, allowed);
+        assert_eq!(house.is_permissive(NVME), allowed);
+    }
+}
