@@ -362,6 +362,7 @@ mod tests {
             allow_shared_interrupt: true,
             allow_shared_pages: true,
             aer: AerPolicy {
+                mmio_enabled: false,
                 on_failure: OnFailure::Kill,
                 timeout: Duration::from_secs(3),
             },

@@ -131,6 +131,9 @@ pub struct AerPolicy {
     pub on_failure: OnFailure,
     /// How long the guest has to answer each step.
     pub timeout: Duration,
+    /// A driver that goes on without a reset is told that registers can be accessed again (`mmio_enabled`). Linux's frontend before 7.3
+    /// crashes if the driver has nothing that listens.
+    pub mmio_enabled: bool,
 }
 
 impl Default for AerPolicy {
@@ -138,6 +141,7 @@ impl Default for AerPolicy {
         Self {
             on_failure: OnFailure::default(),
             timeout: Duration::from_secs(10),
+            mmio_enabled: false,
         }
     }
 }
@@ -203,6 +207,7 @@ impl Partial {
             settings.aer.timeout = aer.timeout.map_or(settings.aer.timeout, |seconds| {
                 Duration::from_secs(seconds.get())
             });
+            settings.aer.mmio_enabled = aer.mmio_enabled.unwrap_or(settings.aer.mmio_enabled);
         }
     }
 }
@@ -213,6 +218,7 @@ impl Partial {
 pub(super) struct AerSetting {
     on_failure: Option<OnFailure>,
     timeout: Option<NonZeroU64>,
+    mmio_enabled: Option<bool>,
 }
 
 /// `permissive = true`, or a list of ranges: `["0x40..0x48", { range = "0x50..0x52", reason = "why" }]`.

@@ -3,6 +3,7 @@
 mod background;
 mod driver;
 mod embedded;
+mod errors;
 mod guests;
 mod platform;
 mod run_dir;
@@ -27,6 +28,7 @@ pub use self::embedded::Embedded;
 pub use self::platform::Kind as PlatformKind;
 
 use self::driver::SlotDriver;
+use self::errors::ErrorWatch;
 use self::guests::Guests;
 use self::platform::Platform;
 use self::service::DaemonService;
@@ -111,6 +113,7 @@ const STOP: Token = Token(1);
 const SESSIONS: Token = Token(2);
 const KEEPER: Token = Token(3);
 const HOST: Token = Token(4);
+const ERRORS: Token = Token(5);
 
 /// Runs the daemon until it is told to stop. Guests keep their devices then: the next daemon goes on.
 ///
@@ -230,6 +233,7 @@ fn serve(
     info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
     ready();
 
+    let mut errors = ErrorWatch::start(&devices, poll.registry(), ERRORS);
     let mut events = Events::with_capacity(8);
     loop {
         guests.follow(&mut watcher)?;
@@ -240,6 +244,7 @@ fn serve(
         for event in &events {
             match event.token() {
                 STOP => {
+                    errors.close();
                     return Ok(Running {
                         guests,
                         _control: control,
@@ -251,6 +256,7 @@ fn serve(
                     devices.look_for_removed();
                 }
                 KEEPER => revive_keeper(&mut facade, &poll),
+                ERRORS => errors.pass_on(),
                 _ => {}
             }
         }

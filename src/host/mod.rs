@@ -5,6 +5,7 @@
 //! | this one | the bus they are on, as an interface ([`Bus`]) |
 //! | [`sysfs`] | the machine's own bus |
 //! | [`sim`] | a simulated one, for the embedded platform |
+//! | [`errors`] | errors that devices report, and where we hear of them |
 //! | [`devices`] | hidden devices and how they change hands: dom0, hidden, a guest's |
 //! | [`record`] | what is remembered of a hidden device beyond the daemon's life |
 //! | [`reset`] | how a device is reset: what is wanted against what the kernel offers |
@@ -14,6 +15,7 @@
 
 pub mod config_state;
 pub mod devices;
+pub mod errors;
 pub mod interrupts;
 mod read_only;
 pub mod record;
@@ -35,6 +37,8 @@ use conf_space::overlay::Identity;
 use conf_space::selector::{DeviceNames, SlotPath};
 use conf_space::{AccessError, ConfigSpace};
 pub use sriov::Function;
+
+use self::errors::ErrorReports;
 
 /// Something that a host device or its kernel driver refused.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +79,13 @@ pub enum HostError {
         /// Why.
         #[source]
         source: AccessError,
+    },
+    /// Errors of devices cannot be heard of.
+    #[error("cannot look for errors of devices")]
+    NoErrors {
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// What the kernel says of a device cannot be understood.
     #[error("{bdf}: {what}")]
@@ -229,6 +240,21 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`HostError::NoDevice`].
     fn beside(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError>;
+
+    /// The bridges that are above the device, from the root on; none for a device of the root complex.
+    ///
+    /// # Errors
+    /// [`HostError::NoDevice`].
+    fn ports_above(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError>;
+
+    /// Where errors of devices are reported from now on. What was reported while no daemon ran, but guests had devices, comes first.
+    ///
+    /// # Errors
+    /// When errors cannot be heard of.
+    fn error_reports(&self) -> Result<Box<dyn ErrorReports>, HostError>;
+
+    /// How many correctable errors the device has reported; `None` where nobody counts.
+    fn correctable_errors(&self, bdf: Bdf) -> Option<u64>;
 
     /// Why dom0 cannot do without the device, in words an operator understands; `None`: it can.
     ///

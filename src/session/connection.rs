@@ -107,11 +107,12 @@ impl Session {
 
     pub(super) fn disconnect(&mut self) {
         self.linked_to = None;
-        if let Some(link) = self.link.take()
-            && let Err(error) = self
-                .poll
-                .registry()
-                .deregister(&mut SourceFd(&link.fd().as_raw_fd()))
+        let Some(link) = self.link.take() else { return };
+        self.abandon_recoveries();
+        if let Err(error) = self
+            .poll
+            .registry()
+            .deregister(&mut SourceFd(&link.fd().as_raw_fd()))
         {
             warn!("domain {}: {error}", self.setup.domain);
         }

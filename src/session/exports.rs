@@ -9,6 +9,7 @@ use conf_space::topology::{PlaceError, Placement, Topology, TopologyKind};
 use log::warn;
 use xenbus::{DomId, Xen};
 
+use super::aer::Work;
 use super::policy::CurrentPolicy;
 use crate::host::config_state;
 use crate::host::devices::{Claim, Device, DeviceError, Devices, Line, silence};
@@ -71,6 +72,8 @@ pub struct Export {
     policy: CurrentPolicy,
     /// A write was dropped, and that was logged.
     pub told_of_dropped_write: bool,
+    /// Its recovery from an error.
+    pub recovery_work: Work,
 }
 
 impl Export {
@@ -79,14 +82,19 @@ impl Export {
         self.policy.get(&self.device.record, &mut self.overlay)
     }
 
-    /// Puts back the configuration and the interrupts that the device lost when it woke up. It cannot be touched before `settled`.
+    /// What the device's command register is to hold while the guest has it.
+    pub fn command(&self) -> u16 {
+        let saved = self.device.record.config();
+        self.overlay
+            .command_to_restore(config_state::saved_command(&saved))
+    }
+
+    /// Puts back the configuration and the interrupts that the device lost when it woke up, or was reset. It cannot be touched before
+    /// `settled`.
     pub fn restore(&self, settled: Duration) {
         std::thread::sleep(settled);
         let saved = self.device.record.config();
-        let command = self
-            .overlay
-            .command_to_restore(config_state::saved_command(&saved));
-        config_state::restore(&*self.device.config, &saved, command);
+        config_state::restore(&*self.device.config, &saved, self.command());
         self.interrupts.restore();
     }
 }
@@ -142,6 +150,26 @@ impl Exports {
     pub fn withdrawn(&self) -> impl Iterator<Item = (Bdf, &'static str)> {
         let why = |export: &Export| Some((export.device.bdf, export.device.withdrawn()?));
         self.list.iter().filter_map(why)
+    }
+
+    /// All of them, to change them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Export> {
+        self.list.iter_mut()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// One of them, by its place among them.
+    pub fn get_mut(&mut self, index: usize) -> Option<&mut Export> {
+        self.list.get_mut(index)
     }
 
     /// The topology they are in.
@@ -249,6 +277,7 @@ impl Exports {
             overlay,
             interrupts,
             told_of_dropped_write: false,
+            recovery_work: Work::default(),
         });
         Ok(address)
     }

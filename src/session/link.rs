@@ -4,8 +4,8 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use msi::Vectors;
-use xenbus::pciif::SharedInfo;
-use xenbus::{EventPort, PageMapping};
+use xenbus::pciif::{AerCommand, AerResult, ChannelState, SharedInfo};
+use xenbus::{EventPort, PageMapping, PciDevice};
 
 use super::exports::Exports;
 use super::operation;
@@ -43,6 +43,8 @@ pub struct Link {
     /// Operations were carried out since the last event that came without one. Their events may come yet, merged into one: an operation
     /// is often seen in the page before its event.
     event_due: bool,
+    /// A step of recovery was asked for, and the answer not taken yet.
+    aer_asked: bool,
 }
 
 impl Link {
@@ -55,6 +57,7 @@ impl Link {
             spurious: RateLimit::new(20, Duration::from_millis(50)),
             masked: false,
             event_due: false,
+            aer_asked: false,
         }
     }
 
@@ -86,7 +89,8 @@ impl Link {
         if !self.masked {
             return Ok(Served::Idle);
         }
-        let without_reason = served == 0 && !std::mem::take(&mut self.event_due);
+        let reason = std::mem::take(&mut self.event_due) || self.aer_answered();
+        let without_reason = served == 0 && !reason;
         if without_reason && !self.spurious.allow() {
             return Ok(Served::Throttled(self.spurious.next(Instant::now())));
         }
@@ -94,6 +98,63 @@ impl Link {
         self.port.unmask()?;
         // Between the last look at the page and the unmasking an operation would have set the channel pending, which unmasking delivers.
         Ok(Served::Idle)
+    }
+
+    /// Whether the frontend says that it can recover from errors.
+    pub fn handles_aer(&self) -> bool {
+        self.page.frontend_handles_aer()
+    }
+
+    /// Asks the frontend to take a step of recovery for the function at a virtual address. One at a time.
+    ///
+    /// # Errors
+    /// When the event channel is beyond use.
+    pub fn ask_aer(
+        &mut self,
+        step: AerCommand,
+        state: ChannelState,
+        function: PciDevice,
+    ) -> std::io::Result<()> {
+        // By a daemon that was killed before it could write that down. To ask again would overwrite an answer that is being given.
+        if !self.page.aer_pending() {
+            self.page.post_aer(step, state, function);
+        }
+        self.aer_asked = true;
+        self.port.notify()
+    }
+
+    /// Takes up what an earlier daemon has asked.
+    ///
+    /// # Errors
+    /// As [`Link::ask_aer`].
+    pub fn resume_aer(&mut self) -> std::io::Result<()> {
+        self.aer_asked = true;
+        self.port.notify()
+    }
+
+    /// Whether a step was asked for and the answer not taken yet.
+    pub fn aer_asked(&self) -> bool {
+        self.aer_asked
+    }
+
+    fn aer_answered(&self) -> bool {
+        self.aer_asked && !self.page.aer_pending()
+    }
+
+    /// Takes the frontend's answer, once it is there.
+    pub fn take_aer_answer(&mut self) -> Option<AerResult> {
+        let answer = self
+            .aer_asked
+            .then(|| self.page.take_aer_result())
+            .flatten();
+        self.aer_asked &= answer.is_none();
+        answer
+    }
+
+    /// Waits for the answer no longer.
+    pub fn withdraw_aer(&mut self) {
+        self.page.withdraw_aer();
+        self.aer_asked = false;
     }
 
     fn serve_one(

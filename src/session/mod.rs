@@ -3,6 +3,7 @@
 //! A session owns its connection to xenstore, its page, its port and its devices. It shares no lock with another on the path of an
 //! operation, and whatever its guest does costs this thread's time only.
 
+pub mod aer;
 mod connection;
 pub mod exports;
 mod handle;
@@ -88,6 +89,8 @@ struct Session {
     looks: RateLimit,
     /// A device is not free yet: look again when it is.
     waiting_for_device: bool,
+    /// When a failed device is taken from the guest without the frontend's help.
+    removal_due: Option<Instant>,
 }
 
 impl Session {
@@ -135,6 +138,7 @@ impl Session {
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
             looks: RateLimit::new(50, Duration::from_millis(50)),
             waiting_for_device: false,
+            removal_due: None,
             setup,
         })
     }
@@ -163,16 +167,23 @@ impl Session {
                     Served::Throttled(until) => unmask = Some(until),
                 }
             }
+            let recovery = self.recover();
+            look |= self.removal_due.is_some_and(|due| due <= Instant::now());
             // Events may have come in with the replies to our own requests: those make no descriptor readable.
             look |= self.take_store_events()?;
             let now = Instant::now();
             let until = if serve {
                 Some(now)
             } else {
-                [look.then(|| self.looks.next(now)), unmask]
-                    .into_iter()
-                    .flatten()
-                    .min()
+                [
+                    look.then(|| self.looks.next(now)),
+                    unmask,
+                    recovery,
+                    self.removal_due,
+                ]
+                .into_iter()
+                .flatten()
+                .min()
             };
             match self.poll.poll(
                 &mut events,
@@ -238,6 +249,10 @@ impl Session {
             if view.backend == XenbusState::Initialised && view.peer == Peer::Frontend {
                 // The toolstack adds devices one by one while the guest is being built.
                 self.reconfigure()?;
+            }
+            if self.take_failed_devices(&view)? {
+                self.show(view.backend, XenbusState::Connected)?;
+                continue;
             }
             let step = states::next(view);
             debug!("domain {}: {view:?} -> {step:?}", self.setup.domain);

@@ -13,6 +13,7 @@ mod house;
 #[allow(dead_code)]
 mod mortal;
 
+mod aer;
 mod boot;
 mod connecting;
 mod handover;

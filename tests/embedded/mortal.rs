@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use std::thread;
 
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
+use pcibackd::host::errors::ErrorReports;
 use pcibackd::host::sharing::Occupancy;
 use pcibackd::host::{Bus, Config, Description, HostError, NewFunctions};
 use xenbus::xenstore::{self, Client};
@@ -369,6 +370,18 @@ impl Bus for Host {
 
     fn beside(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
         self.bus.beside(bdf)
+    }
+
+    fn ports_above(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        self.bus.ports_above(bdf)
+    }
+
+    fn error_reports(&self) -> Result<Box<dyn ErrorReports>, HostError> {
+        self.bus.error_reports()
+    }
+
+    fn correctable_errors(&self, bdf: Bdf) -> Option<u64> {
+        self.bus.correctable_errors(bdf)
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

@@ -7,6 +7,7 @@
 use crate::access::Width;
 
 pub mod capability;
+pub mod error_reporting;
 pub mod express;
 pub mod header;
 pub mod msi;

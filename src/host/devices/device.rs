@@ -50,6 +50,13 @@ impl Device {
             .filter(|owner| assigned && owner.domain == domain)
     }
 
+    /// Keeps others from resetting it.
+    pub(super) fn alone(&self) -> MutexGuard<'_, ()> {
+        self.reset_lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a guest has it.
     pub fn is_held_by(&self, domain: DomId) -> bool {
         self.held_by(domain).is_some()

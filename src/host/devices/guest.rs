@@ -100,6 +100,7 @@ impl Devices {
             Line::Usable => record.clear(Flags::WITHOUT_INTX),
             Line::Refused => record.insert(Flags::WITHOUT_INTX),
         }
+        record.errors().forget();
         // It may be on its way back to dom0 by now.
         if !record.advance(Phase::Hidden, Phase::Assigned) {
             return Err(DeviceError::NotHidden { bdf: device.bdf });

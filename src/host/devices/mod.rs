@@ -7,6 +7,7 @@ mod device;
 mod error;
 mod guest;
 mod hide;
+mod recovery;
 mod removed;
 mod reset;
 mod sharing;

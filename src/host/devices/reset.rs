@@ -1,6 +1,6 @@
 //! Resetting hidden devices, and what becomes of one that does not come back.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use conf_space::address::Bdf;
 
@@ -119,11 +119,17 @@ impl Devices {
 
     /// One reset of a device at a time: another one's choice of methods must not be in force.
     fn reset_by(&self, device: &Device, choice: ResetChoice) -> Result<(), DeviceError> {
+        let _alone = device.alone();
+        self.reset_alone(device, choice)
+    }
+
+    /// For who holds the lock.
+    pub(super) fn reset_alone(
+        &self,
+        device: &Device,
+        choice: ResetChoice,
+    ) -> Result<(), DeviceError> {
         let bdf = device.bdf;
-        let _alone = device
-            .reset_lock
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         let offered = self.bus.describe(bdf)?.reset_methods;
         match way(choice, &offered) {
             Ok(Way::Kernels) => Ok(self.bus.reset(bdf)?),

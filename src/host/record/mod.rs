@@ -5,6 +5,7 @@
 //! hidden devices and no records either.
 
 mod dropped;
+mod errors;
 mod settings;
 
 use std::convert::Infallible;
@@ -22,6 +23,7 @@ use msi::ledger;
 use xenbus::DomId;
 
 pub use self::dropped::Dropped;
+pub use self::errors::Errors;
 pub use self::settings::RunTime;
 
 /// A record that cannot be made or read.
@@ -135,6 +137,7 @@ struct Layout {
     msi: [AtomicU32; ledger::WORDS],
     settings: settings::Words,
     dropped: dropped::Table,
+    errors: errors::Errors,
     driver: [AtomicU8; DRIVER_MAX],
     config_len: AtomicU32,
     config: [AtomicU8; CONFIG_MAX],
@@ -417,6 +420,11 @@ impl Record {
     /// Forgets those: another guest gets the device.
     pub fn clear_dropped(&self) {
         self.layout().dropped.clear();
+    }
+
+    /// Its errors.
+    pub fn errors(&self) -> &Errors {
+        &self.layout().errors
     }
 
     /// The words of the interrupts' ledger.

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex};
 
-use conf_space::capabilities::CapabilityId;
+use conf_space::capabilities::{CapabilityId, ExtendedCapabilityId};
 use conf_space::memory::MemorySpace;
 use conf_space::overlay::Identity;
 use conf_space::registers::header::{self, command, status};
-use conf_space::registers::{Register, capability};
+use conf_space::registers::{Register, capability, error_reporting};
 use conf_space::{Bdf, ConfigSize, ConfigSpace, Resource, ResourceFlags, Width};
 
 use super::builder::{FunctionBuilder, PAGE};
@@ -51,6 +51,7 @@ impl FunctionBuilder {
         let mut space = MemorySpace::new(config_size);
         self.write_header(&mut space, is_virtual);
         let offsets = self.write_capabilities(&mut space);
+        let error_reporting = self.write_error_reporting(&mut space);
         let power_on = (0..config_size.bytes())
             .step_by(4)
             .map(|offset| space.read(offset, Width::Four).unwrap_or(0))
@@ -88,6 +89,8 @@ impl FunctionBuilder {
                 msi: find(CapabilityId::MSI),
                 msix: find(CapabilityId::MSI_X),
                 power: find(CapabilityId::POWER_MANAGEMENT),
+                express: find(CapabilityId::PCI_EXPRESS),
+                error_reporting,
                 table: self.table,
             },
             space,
@@ -175,6 +178,26 @@ impl FunctionBuilder {
                 (low | ROM_ENABLE) & register.rw,
             );
         }
+    }
+
+    /// Returns where it is, if the device has it.
+    fn write_error_reporting(&self, space: &mut MemorySpace) -> Option<u16> {
+        const OFFSET: u16 = 0x100;
+        const VERSION: u32 = 2;
+        if !self.error_reporting {
+            return None;
+        }
+        for register in error_reporting::BLOCK.registers {
+            space.add_register(OFFSET, register);
+        }
+        let header = u32::from(ExtendedCapabilityId::AER.0) | VERSION << 16;
+        let register = &capability::EXTENDED_HEADER;
+        space.set(
+            OFFSET.saturating_add(register.offset),
+            register.width,
+            header,
+        );
+        Some(OFFSET)
     }
 
     fn write_bars(&self, space: &MemorySpace) {

@@ -26,6 +26,7 @@ pub struct FunctionBuilder {
     pub(super) capabilities: Vec<Image>,
     pub(super) list_loops: bool,
     pub(super) extended: bool,
+    pub(super) error_reporting: bool,
     pub(super) table: Option<(u8, u64)>,
     pub(super) reset_methods: Vec<String>,
     pub(super) driver: Option<String>,
@@ -92,6 +93,7 @@ impl FunctionBuilder {
             capabilities: Vec::new(),
             list_loops: false,
             extended: false,
+            error_reporting: false,
             table: None,
             reset_methods: Vec::new(),
             driver: None,
@@ -224,6 +226,13 @@ impl FunctionBuilder {
                 (&express::DEVICE_CAPABILITIES, FLR_CAPABLE),
             ],
         )
+    }
+
+    /// Advanced Error Reporting, the first and only extended capability. Comes after [`FunctionBuilder::express`], and not with virtual
+    /// functions.
+    pub fn error_reporting(mut self) -> Self {
+        self.error_reporting = true;
+        self
     }
 
     /// The capability list leads back to its beginning.

@@ -11,9 +11,11 @@ use conf_space::{AccessError, Bdf, ConfigSpace, Width};
 use xenbus::DomId;
 use xenbus::sim::Machine;
 
+use super::errors::port_above;
 use super::function::{Function, Kernel, Presence};
-use super::{SimBus, lock};
+use super::{BRIDGE, SimBus, lock};
 use crate::host::devices::for_xen;
+use crate::host::errors::ErrorReports;
 use crate::host::sharing::Occupancy;
 use crate::host::{Bus, Config, Description, HostError, NewFunctions};
 
@@ -343,6 +345,23 @@ impl Bus for SimBus {
             .filter(|other| *other != bdf && bdf.bus() != 0)
             .filter(|other| (other.segment(), other.bus()) == (bdf.segment(), bdf.bus()))
             .collect())
+    }
+
+    fn ports_above(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        self.known(bdf)?;
+        Ok(if bdf.bus() == BRIDGE.bus() {
+            Vec::new()
+        } else {
+            vec![port_above(bdf.bus())]
+        })
+    }
+
+    fn error_reports(&self) -> Result<Box<dyn ErrorReports>, HostError> {
+        self.watch_errors()
+    }
+
+    fn correctable_errors(&self, bdf: Bdf) -> Option<u64> {
+        self.with(bdf, |function| lock(&function.faults).correctable_errors)
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

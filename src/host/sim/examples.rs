@@ -87,6 +87,7 @@ pub(super) fn add_all(bus: &SimBus) {
             .power_management(false)
             .msix(4, 0, 0x2000)
             .express()
+            .error_reporting()
             .driver("nvme")
             .model(Box::new(Nvme::default())),
     );

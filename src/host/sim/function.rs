@@ -37,6 +37,8 @@ pub(super) struct Fixed {
     pub msi: Option<u16>,
     pub msix: Option<u16>,
     pub power: Option<u16>,
+    pub express: Option<u16>,
+    pub error_reporting: Option<u16>,
     /// BAR and offset of the MSI-X table.
     pub table: Option<(u8, u64)>,
 }
@@ -60,6 +62,7 @@ pub(super) struct Faults {
     pub resets: usize,
     /// The method of the last reset by the kernel.
     pub last_reset: Option<String>,
+    pub correctable_errors: u64,
 }
 
 /// Whether it answers.
@@ -213,6 +216,12 @@ impl Function {
         if self.is_gone() {
             return false;
         }
+        self.wipe_and_restore();
+        true
+    }
+
+    /// Power-on, and what the kernel knows of the configuration put back.
+    pub fn wipe_and_restore(&self) {
         let saved: Vec<(&Register, u32)> = header::TYPE_0
             .registers
             .iter()
@@ -233,7 +242,6 @@ impl Function {
         if enabled > 0 {
             self.enable_functions(enabled);
         }
-        true
     }
 
     /// The ways in which the kernel resets it, best first.

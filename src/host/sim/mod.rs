@@ -10,12 +10,14 @@
 //! | `function` | one function's hardware: configuration space, reset, power |
 //! | `interrupts` | its interrupts, from the device's side |
 //! | `memory`, `models` | what lies behind its BARs |
+//! | `errors` | AER: errors that a test injects, and what the kernel does about them |
 //! | `dom0` | drivers, `driver_override`, enabling and resetting: the kernel's side ([`Bus`](super::Bus)) |
 //! | `xen` | the hypervisor's side ([`Hardware`](xenbus::sim::Hardware)) |
 
 mod assembly;
 mod builder;
 mod dom0;
+mod errors;
 mod examples;
 mod function;
 mod interrupts;
@@ -54,6 +56,7 @@ pub struct SimBus {
     functions: Mutex<BTreeMap<Bdf, Arc<Function>>>,
     placement: Mutex<Placement>,
     listeners: Mutex<Vec<UnixDatagram>>,
+    errors: Arc<errors::Reported>,
 }
 
 impl SimBus {
@@ -64,6 +67,7 @@ impl SimBus {
             functions: Mutex::default(),
             placement: Mutex::default(),
             listeners: Mutex::default(),
+            errors: Arc::default(),
         });
         // Weak: otherwise bus and machine would keep each other alive.
         machine.set_hardware(Arc::new(xen::Plugged(Arc::downgrade(&bus))));

@@ -20,6 +20,9 @@ use conf_space::address::Bdf;
 use conf_space::overlay::Identity;
 use conf_space::selector::SlotPath;
 
+use super::errors::ErrorReports;
+use super::errors::counters::{self, Counters};
+use super::errors::tracepoint::Tracepoint;
 use super::sharing::Occupancy;
 use super::{Bus, Config, Description, Function, HostError, NewFunctions};
 use crate::facade::RealDrivers;
@@ -376,6 +379,36 @@ impl Bus for Sysfs {
             .collect();
         found.sort();
         Ok(found)
+    }
+
+    fn ports_above(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        // The kernel's tree of devices is that of the bridges: .../pci0000:00/0000:00:09.0/0000:01:00.0.
+        let path = fs::canonicalize(self.device(bdf)).map_err(|_| HostError::NoDevice { bdf })?;
+        let parts = path.components();
+        let mut ports: Vec<Bdf> = parts
+            .filter_map(|part| part.as_os_str().to_str()?.parse().ok())
+            .collect();
+        ports.pop();
+        Ok(ports)
+    }
+
+    fn error_reports(&self) -> Result<Box<dyn ErrorReports>, HostError> {
+        match Tracepoint::open(&self.root.join("kernel/tracing")) {
+            Ok(tracepoint) => Ok(Box::new(tracepoint)),
+            Err(error) => {
+                log::warn!(
+                    "errors of devices are looked for in their counters once a second, since {}",
+                    chain(&error)
+                );
+                let counters = Counters::new(self.root.join("bus/pci/devices"))
+                    .map_err(|source| HostError::NoErrors { source })?;
+                Ok(Box::new(counters))
+            }
+        }
+    }
+
+    fn correctable_errors(&self, bdf: Bdf) -> Option<u64> {
+        counters::correctable(&self.root.join("bus/pci/devices"), bdf)
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

@@ -1,0 +1,109 @@
+//! What takes long in the recovery of a guest's device from an error: resets, by the kernel and by us.
+
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use conf_space::Width;
+use conf_space::registers::header;
+use log::{info, warn};
+use xenbus::DomId;
+
+use super::{Device, Devices};
+use crate::host::errors::ErrorReport;
+use crate::host::record::Phase;
+use crate::text::chain;
+
+/// The kernel reports a fatal error just before it resets the link. Where it does not begin within this time it has nothing to reset.
+const UNTIL_RESET_BEGINS: Duration = Duration::from_secs(2);
+/// After a reset the kernel itself waits for the device up to a minute, and holds up whoever looks at it. This is for what comes on top.
+const UNTIL_BACK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(10);
+
+impl Devices {
+    /// Passes a report on: to the sessions of the guests whose devices it concerns.
+    pub fn report_error(&self, report: ErrorReport) {
+        let ports = |bdf| self.bus().ports_above(bdf).unwrap_or_default();
+        let ports_of_source = ports(report.source);
+        let mut wake = false;
+        for device in self.list() {
+            let bdf = device.bdf;
+            if !report.concerns(bdf, &ports(bdf), &ports_of_source) {
+                continue;
+            }
+            device.record.errors().count(report.severity);
+            if device.record.phase() == Some(Phase::Assigned) {
+                device.record.errors().report(report.severity);
+                wake = true;
+            }
+        }
+        if wake {
+            self.wake();
+        }
+    }
+
+    /// Waits on a thread of its own until the kernel has reset the link above a device of `domain` and the device is back, and calls `done`
+    /// with whether it is. `command` is the command register as it was before the reset.
+    pub fn await_link_reset(
+        self: &Arc<Self>,
+        device: &Arc<Device>,
+        domain: DomId,
+        command: u16,
+        done: impl FnOnce(bool) + Send + 'static,
+    ) {
+        let (bdf, device) = (device.bdf, Arc::clone(device));
+        self.in_background(bdf, "settle", move |devices| {
+            let reads = || device.config.read(header::COMMAND.offset, Width::Four).ok();
+            // Of the register behind it no bit is of interest, but that not all of both are set.
+            let was_reset = || reads().is_none_or(|value| value & 0xffff != u32::from(command));
+            let is_held = || device.is_held_by(domain);
+            wait_for(UNTIL_RESET_BEGINS, || was_reset() || !is_held());
+            done(wait_for(UNTIL_BACK, || device.responds() || !is_held()));
+            devices.wake();
+        });
+    }
+
+    /// Resets a device of `domain` on a thread of its own, because its guest's driver wants that, and calls `done` with whether it works.
+    /// Nothing is restored.
+    pub fn reset_for_guest(
+        self: &Arc<Self>,
+        device: &Arc<Device>,
+        domain: DomId,
+        done: impl FnOnce(bool) + Send + 'static,
+    ) {
+        let (bdf, device) = (device.bdf, Arc::clone(device));
+        self.in_background(bdf, "reset", move |devices| {
+            let works = {
+                let _alone = device.alone();
+                if !device.is_held_by(domain) {
+                    // Taken from the guest meanwhile, and reset by whoever did.
+                    return;
+                }
+                if let Err(error) = devices.reset_alone(&device, devices.settings(&device).reset) {
+                    warn!(
+                        "{bdf} is recovered without a reset, though its guest's driver asked for one: {}",
+                        chain(&error)
+                    );
+                } else {
+                    info!("{bdf} was reset for its guest's driver");
+                }
+                wait_for(UNTIL_BACK, || device.responds())
+            };
+            done(works);
+            devices.wake();
+        });
+    }
+}
+
+fn wait_for(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let begin = Instant::now();
+    loop {
+        if condition() {
+            return true;
+        }
+        if begin.elapsed() >= time {
+            return false;
+        }
+        thread::sleep(LOOK);
+    }
+}

@@ -1,0 +1,145 @@
+//! Running the commands of the policy: programs of the toolstack, which talk to us meanwhile. So they run beside everything else.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use conf_space::address::Bdf;
+use log::{error, info};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use xenbus::DomId;
+
+use crate::text::printable;
+
+/// `xl` waits up to 10 s here and there, and for its lock. What takes longer will not end.
+const LIMIT: Duration = Duration::from_secs(120);
+const LOOK: Duration = Duration::from_millis(20);
+/// So much of the end of its output goes into the log.
+const OUTPUT: i64 = 1000;
+const STACK: usize = 128 * 1024;
+
+/// Runs a program with its arguments, in the background. What goes wrong is logged.
+pub(super) fn run(words: Vec<String>, domain: DomId, device: Bdf) {
+    let shown = words.join(" ");
+    let spawned = thread::Builder::new()
+        .name(format!("policy {device}"))
+        .stack_size(STACK)
+        .spawn({
+            let shown = shown.clone();
+            move || match end_of(&words) {
+                Ok(End::Status(status, _)) if status.success() => {
+                    info!("domain {domain}: {device}: '{shown}' is done");
+                }
+                Ok(End::Status(status, output)) => error!(
+                    "domain {domain}: {device}: '{shown}' has failed ({status}); do it by hand. It said: {}",
+                    printable(&output)
+                ),
+                Ok(End::TooLong(output)) => error!(
+                    "domain {domain}: {device}: '{shown}' was ended after {} s; do it by hand. It said: {}",
+                    LIMIT.as_secs(),
+                    printable(&output)
+                ),
+                Err(error) => error!(
+                    "domain {domain}: {device}: cannot run '{shown}': {error}; see [commands] in the configuration"
+                ),
+            }
+        });
+    if let Err(error) = spawned {
+        error!("domain {domain}: {device}: cannot run '{shown}': {error}; do it by hand");
+    }
+}
+
+enum End {
+    Status(ExitStatus, String),
+    TooLong(String),
+}
+
+fn end_of(words: &[String]) -> io::Result<End> {
+    let (program, arguments) = words
+        .split_first()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
+    // In memory, so that it can be as long as it likes without anybody reading it meanwhile.
+    let output: OwnedFd = memfd_create("output", MFdFlags::MFD_CLOEXEC)?;
+    let output = File::from(output);
+    let mut child = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(output.try_clone()?)
+        .stderr(output.try_clone()?)
+        .spawn()?;
+    let end = wait(&mut child)?;
+    let output = tail(output)?;
+    Ok(match end {
+        Some(status) => End::Status(status, output),
+        None => End::TooLong(output),
+    })
+}
+
+/// `None`: it was ended, as it took too long.
+fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
+    let begin = Instant::now();
+    while begin.elapsed() < LIMIT {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        thread::sleep(LOOK);
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(None)
+}
+
+fn tail(mut output: File) -> io::Result<String> {
+    let length = i64::try_from(output.metadata()?.len()).unwrap_or(i64::MAX);
+    output.seek(SeekFrom::End(length.min(OUTPUT).saturating_neg()))?;
+    let mut bytes = Vec::new();
+    output.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).trim_end().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(words: &[&str]) -> Vec<String> {
+        words.iter().map(|word| (*word).to_owned()).collect()
+    }
+
+    #[test]
+    fn what_a_command_says_and_how_it_ends_is_known() {
+        let End::Status(status, output) =
+            end_of(&words(&["sh", "-c", "echo one; echo two >&2; exit 3"])).unwrap()
+        else {
+            panic!("it took too long");
+        };
+        assert_eq!((status.code(), output.as_str()), (Some(3), "one\ntwo"));
+    }
+
+    #[test]
+    fn much_output_holds_nobody_up_and_only_its_end_is_kept() {
+        let script = "head -c 1000000 /dev/zero | tr '\\0' x; echo; echo the end";
+        let End::Status(status, output) = end_of(&words(&["sh", "-c", script])).unwrap() else {
+            panic!("it took too long");
+        };
+        assert!(status.success() && output.ends_with("the end"));
+        assert!(output.len() <= 1000);
+    }
+
+    #[test]
+    fn words_are_no_shells() {
+        let End::Status(status, output) = end_of(&words(&["echo", "$HOME; ls"])).unwrap() else {
+            panic!("it took too long");
+        };
+        assert!(status.success());
+        assert_eq!(output, "$HOME; ls");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_an_error() {
+        assert!(end_of(&words(&["/nonexistent/xl"])).is_err());
+        assert!(end_of(&[]).is_err());
+    }
+}
