@@ -112,7 +112,7 @@ pub struct DeviceNode {
 ///
 /// # Errors
 /// xenstore's.
-pub fn devices(store: &mut Client, paths: &Paths) -> Result<Vec<DeviceNode>, Error> {
+pub fn devices(store: &mut impl Store, paths: &Paths) -> Result<Vec<DeviceNode>, Error> {
     let count = match store.read_u32(&paths.own("num_devs")) {
         Ok(count) => count.min(MAX_DEVICES),
         Err(Error::NotFound(_)) => 0,

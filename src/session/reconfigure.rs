@@ -1,5 +1,6 @@
 //! Devices that come to the guest, and go.
 
+use conf_space::address::Bdf;
 use log::{debug, error, info};
 use xenbus::XenbusState;
 use xenbus::xenstore::Store;
@@ -37,12 +38,16 @@ impl Session {
 
     /// Exports what the toolstack marked 1 and takes away what it marked 5. A device that fails is told of, and the others go on.
     pub(super) fn reconfigure(&mut self) -> Result<(), SessionError> {
-        for node in nodes::devices(&mut self.store, &self.paths)? {
+        let nodes = nodes::devices(&mut self.store, &self.paths)?;
+        for node in &nodes {
             match node.state {
-                XenbusState::Initialising => self.export(&node)?,
-                XenbusState::Closing => self.take_away(&node)?,
+                XenbusState::Initialising => self.export(node)?,
+                XenbusState::Closing => self.take_away(node)?,
                 _ => {}
             }
+        }
+        if !self.without_node(&nodes).is_empty() {
+            self.take_away_without_node()?;
         }
         for root in self.exports.topology().roots() {
             nodes::publish_root(&mut self.store, &self.paths, root.segment, root.bus)?;
@@ -97,6 +102,32 @@ impl Session {
             XenbusState::Closed.number().to_string(),
         )?;
         Ok(())
+    }
+
+    /// The toolstack of an HVM guest waits for nobody: it may have removed a device's nodes before they were looked at.
+    fn take_away_without_node(&mut self) -> Result<(), SessionError> {
+        let paths = &self.paths;
+        // As they are at one moment: while the toolstack renumbers, a device seems to have none.
+        let nodes = self
+            .store
+            .transaction(|store| nodes::devices(store, paths))?;
+        // Without any, the backend is about to go, or what is there cannot be read.
+        if nodes.is_empty() {
+            return Ok(());
+        }
+        for bdf in self.without_node(&nodes) {
+            self.exports.remove(bdf);
+            info!("domain {}: {bdf} was taken away", self.setup.domain);
+        }
+        Ok(())
+    }
+
+    fn without_node(&self, nodes: &[DeviceNode]) -> Vec<Bdf> {
+        self.exports
+            .iter()
+            .map(|export| export.device.bdf)
+            .filter(|bdf| !nodes.iter().any(|node| node.address == Ok(*bdf)))
+            .collect()
     }
 
     /// Devices that were withdrawn are the guest's no more, and answer no more. Their nodes stay until the toolstack takes them away.

@@ -15,6 +15,7 @@ mod mortal;
 
 mod aer;
 mod boot;
+mod compatibility;
 mod connecting;
 mod handover;
 mod hotplug;
