@@ -19,13 +19,15 @@ pub enum Request {
     Hide {
         /// Lists of devices, each as an operator writes them.
         devices: Vec<String>,
-        /// Also what dom0 lives on.
+        /// Also what dom0 lives on, and physical functions whose virtual functions guests have: the guests lose them.
         force: bool,
     },
     /// Give hidden devices back to dom0.
     Unhide {
         /// As above.
         devices: Vec<String>,
+        /// Also physical functions whose virtual functions guests have: the guests lose them.
+        force: bool,
     },
     /// Reset hidden devices that no guest has.
     Reset {
@@ -41,6 +43,27 @@ pub enum Request {
         /// The device.
         device: String,
     },
+    /// The devices that have SR-IOV, and their virtual functions.
+    VirtualFunctions {
+        /// This one only.
+        physical: Option<Bdf>,
+    },
+    /// Make virtual functions.
+    CreateVirtualFunctions {
+        /// Of this physical function.
+        physical: Bdf,
+        /// How many it is to have.
+        count: u16,
+        /// For guests: no driver of dom0's sees them, and they are hidden.
+        hide: bool,
+    },
+    /// Take all virtual functions away.
+    DestroyVirtualFunctions {
+        /// Of this physical function.
+        physical: Bdf,
+        /// Also from guests.
+        force: bool,
+    },
     /// The daemon and its guests.
     Status,
     /// Serve a facade that the caller mounted in its own mount namespace.
@@ -53,7 +76,8 @@ pub enum Request {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "response", rename_all = "kebab-case")]
 pub enum Response {
-    /// To [`Request::Hide`], [`Request::Unhide`] and [`Request::Reset`]: one for each entry and each device that an entry stands for.
+    /// To [`Request::Hide`], [`Request::Unhide`] and [`Request::Reset`]: one for each entry and each device that an entry stands for. To
+    /// [`Request::CreateVirtualFunctions`] and [`Request::DestroyVirtualFunctions`]: one for each device.
     Entries {
         /// In the order of the request.
         entries: Vec<Entry>,
@@ -65,6 +89,11 @@ pub enum Response {
     },
     /// To [`Request::Show`].
     Device(Box<Shown>),
+    /// To [`Request::VirtualFunctions`].
+    VirtualFunctions {
+        /// In order of their addresses.
+        physical: Vec<PhysicalFunction>,
+    },
     /// To [`Request::Status`].
     Status(DaemonStatus),
     /// To [`Request::Serve`].
@@ -128,6 +157,26 @@ pub struct DeviceLine {
     pub seen_as: Option<Bdf>,
     /// The guest may write every register.
     pub permissive: bool,
+}
+
+/// A device that has SR-IOV.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PhysicalFunction {
+    /// The device.
+    pub device: DeviceLine,
+    /// How many virtual functions it can have.
+    pub total: u16,
+    /// Those that it has, in order of their indices.
+    pub virtual_functions: Vec<VirtualFunction>,
+}
+
+/// One virtual function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VirtualFunction {
+    /// Its number with its physical function, from 0: what `ip link set ... vf` calls it by.
+    pub index: u16,
+    /// The device.
+    pub device: DeviceLine,
 }
 
 /// A device's configuration space as a guest sees it.

@@ -9,6 +9,7 @@ mod platform;
 mod run_dir;
 mod service;
 mod service_status;
+mod service_virtual_functions;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -113,13 +113,19 @@ impl DaemonService {
 
     fn hide(&self, lists: &[String], force: bool) -> Response {
         self.for_each(lists, |bdf| {
+            if force {
+                self.vacate(bdf)?;
+            }
             let new = self.devices.hide(bdf, force, Quarantine::Ours)?;
             Ok(if new { "hidden" } else { "hidden already" }.to_owned())
         })
     }
 
-    fn unhide(&self, lists: &[String]) -> Response {
+    fn unhide(&self, lists: &[String], force: bool) -> Response {
         self.for_each(lists, |bdf| {
+            if force {
+                self.vacate(bdf)?;
+            }
             self.devices.unhide(bdf, Rebind::Driver)?;
             let driver = self
                 .devices
@@ -147,14 +153,18 @@ impl DaemonService {
         })
     }
 
-    fn guest_names(&self) -> BTreeMap<DomId, String> {
+    pub(super) fn guest_names(&self) -> BTreeMap<DomId, String> {
         let status = self.guests.status().into_iter();
         status
             .map(|(domain, status)| (domain, status.name))
             .collect()
     }
 
-    fn line(&self, bdf: Bdf, guests: &BTreeMap<DomId, String>) -> Result<DeviceLine, HostError> {
+    pub(super) fn line(
+        &self,
+        bdf: Bdf,
+        guests: &BTreeMap<DomId, String>,
+    ) -> Result<DeviceLine, HostError> {
         let description = self.devices.bus().describe(bdf)?;
         let hidden = self.devices.get(bdf);
         let phase = hidden.as_ref().and_then(|device| device.record.phase());
@@ -281,10 +291,19 @@ impl Service for DaemonService {
     fn answer(&self, request: Request, fd: Option<OwnedFd>) -> Response {
         match request {
             Request::Hide { devices, force } => self.hide(&devices, force),
-            Request::Unhide { devices } => self.unhide(&devices),
+            Request::Unhide { devices, force } => self.unhide(&devices, force),
             Request::Reset { devices, method } => self.reset(&devices, method),
             Request::List => self.list(),
             Request::Show { device } => self.show(&device),
+            Request::VirtualFunctions { physical } => self.virtual_functions(physical),
+            Request::CreateVirtualFunctions {
+                physical,
+                count,
+                hide,
+            } => self.create_functions(physical, count, hide),
+            Request::DestroyVirtualFunctions { physical, force } => {
+                self.destroy_functions(physical, force)
+            }
             Request::Status => self.status(),
             Request::Serve => self.serve(fd),
             Request::Trace(_) => Response::Failed {

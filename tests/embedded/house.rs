@@ -187,7 +187,10 @@ impl House {
 
     pub fn unhide(&self, bdf: Bdf) {
         let devices = vec![bdf.to_string()];
-        let Response::Entries { entries } = self.ask(&Request::Unhide { devices }) else {
+        let Response::Entries { entries } = self.ask(&Request::Unhide {
+            devices,
+            force: false,
+        }) else {
             panic!("not given back");
         };
         for entry in entries {

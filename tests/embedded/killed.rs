@@ -215,13 +215,22 @@ fn while_a_device_is_given_back() {
         house.hide(&[NVME]);
         let died = house.surviving(step, || {
             let devices = vec![NVME.to_string()];
-            let _ = client::ask(house.machine.run_dir(), &Request::Unhide { devices });
+            let _ = client::ask(
+                house.machine.run_dir(),
+                &Request::Unhide {
+                    devices,
+                    force: false,
+                },
+            );
         });
         // Not begun, or still under way.
         until("it is given back", || {
             let devices = vec![NVME.to_string()];
             house.records().is_empty() || {
-                house.ask(&Request::Unhide { devices });
+                house.ask(&Request::Unhide {
+                    devices,
+                    force: false,
+                });
                 false
             }
         });

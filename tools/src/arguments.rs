@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
-use crate::commands::{exec, hide, list, persist, reset, shell, show, status, trace};
+use crate::commands::{exec, hide, list, persist, reset, shell, show, status, trace, vf};
 use crate::demo::Demo;
 
 /// Hides PCI devices from dom0, so that Xen's guests can have them, and shows who has which
@@ -44,6 +44,8 @@ pub enum Command {
     List(list::List),
     /// Show a device's configuration space as a guest sees it, register by register
     Show(show::Show),
+    /// List, make and take away virtual functions (SR-IOV)
+    Vf(vf::Vf),
     /// Show the daemon and the guests that it serves
     Status(status::Status),
     /// Show what guests read and write, as it happens
@@ -91,7 +93,10 @@ mod tests {
             &["pciback", "show", "03:00"],
             &["pciback", "show", "03:00.0", "04:00.0"],
             &["pciback", "exec"],
-            &["pciback", "unhide", "--force", "03:00.0"],
+            &["pciback", "vf"],
+            &["pciback", "vf", "create", "0", "03:00.0"],
+            &["pciback", "vf", "create", "03:00.0"],
+            &["pciback", "vf", "destroy"],
             &["pciback", "completions", "csh"],
         ] {
             let error = Arguments::try_parse_from(arguments).unwrap_err();

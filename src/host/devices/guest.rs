@@ -93,6 +93,8 @@ impl Devices {
         if record.phase() == Some(Phase::Assigned) {
             return Ok(Claim::Resumed);
         }
+        // That was another guest.
+        *device.withdrawal() = None;
         record.set_owner(owner);
         record.set_overlay(overlay);
         record.clear_dropped();
@@ -121,7 +123,6 @@ impl Devices {
                 };
             });
         }
-        *device.withdrawal() = None;
         if record.advance(Phase::Assigned, Phase::Releasing) {
             self.reset_in_background(Arc::clone(device));
         }

@@ -51,6 +51,9 @@ impl Devices {
         }
         let reset = self.reset_by(&device, choice);
         let phase = self.restore_or_bury(&device);
+        if device.is_removed() {
+            self.forget(&device);
+        }
         self.wake();
         match phase {
             Phase::Dead => {

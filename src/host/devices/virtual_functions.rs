@@ -6,6 +6,8 @@
 //! PIRQs unmapped, then from hidden to dom0, and only then the physical function's driver is told.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use conf_space::address::Bdf;
 
@@ -13,6 +15,8 @@ use super::error::Users;
 use super::{Device, DeviceError, Devices, Rebind};
 use crate::host::record::Phase;
 use crate::host::{Function, NewFunctions};
+
+const BY_FORCE: &str = "the host's operator took it away by force";
 
 impl Devices {
     /// The hidden virtual functions of a physical one.
@@ -83,6 +87,25 @@ impl Devices {
             self.hand_back(&device, Rebind::Nothing);
         }
         Ok(())
+    }
+
+    /// Takes virtual functions from the guests that have them, with or without the guests' consent, and waits until they are free.
+    ///
+    /// # Errors
+    /// [`DeviceError::FunctionsInGuests`] when one does not become free.
+    pub fn vacate(&self, physical: Bdf) -> Result<(), DeviceError> {
+        /// A reset takes up to a minute.
+        const PATIENCE: Duration = Duration::from_secs(70);
+        const LOOK: Duration = Duration::from_millis(5);
+        let begin = Instant::now();
+        for device in self.functions_in_guests(physical) {
+            log::warn!("{}: taken from its guest by force", device.bdf);
+            self.withdraw(&device, BY_FORCE);
+        }
+        while begin.elapsed() < PATIENCE && !self.functions_in_guests(physical).is_empty() {
+            thread::sleep(LOOK);
+        }
+        self.check_functions(physical)
     }
 
     /// Has a physical function have `count` virtual functions, and returns them. With as many as there are, does nothing.

@@ -32,6 +32,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixDatagram;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -57,6 +58,7 @@ pub struct SimBus {
     placement: Mutex<Placement>,
     listeners: Mutex<Vec<UnixDatagram>>,
     errors: Arc<errors::Reported>,
+    orphaned: AtomicUsize,
 }
 
 impl SimBus {
@@ -68,6 +70,7 @@ impl SimBus {
             placement: Mutex::default(),
             listeners: Mutex::default(),
             errors: Arc::default(),
+            orphaned: AtomicUsize::new(0),
         });
         // Weak: otherwise bus and machine would keep each other alive.
         machine.set_hardware(Arc::new(xen::Plugged(Arc::downgrade(&bus))));
@@ -103,9 +106,15 @@ impl SimBus {
         if let Some(function) = removed {
             self.take_virtual_functions(&function);
             function.set_presence(Presence::Removed);
-            self.machine.device_removed(for_xen(bdf));
+            let orphaned = self.machine.device_removed(for_xen(bdf));
+            self.orphaned.fetch_add(orphaned, Ordering::Relaxed);
             self.announce();
         }
+    }
+
+    /// Interrupts that guests still had mapped when their device was removed. A real Xen may not survive one.
+    pub fn orphaned_interrupts(&self) -> usize {
+        self.orphaned.load(Ordering::Relaxed)
     }
 
     /// Lets a device vanish from under the kernel: it is listed as before, but all its registers

@@ -33,3 +33,6 @@ end_reads() {
   touch /tmp/stop
   wait_until grep wrong /tmp/reads
 }
+
+# irqs: how many MSI-X interrupts this guest has had
+irqs() { awk '/pcifront-msi-x/ {n += $2} END {print n + 0}' /proc/interrupts; }

@@ -24,7 +24,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{DEVICE_LISTS}\n\n{EXAMPLES}"))]
 pub struct Hide {
-    /// Also what dom0 lives on: its root disk's controller, its only network card
+    /// Also what dom0 lives on (its root disk's controller, its only network card), and devices whose virtual functions guests have
     #[arg(long)]
     pub force: bool,
     /// At every boot as well, before drivers are loaded: in the configuration, by a udev rule and in the initramfs
@@ -45,6 +45,9 @@ pub struct Hide {
 #[derive(Debug, Args)]
 #[command(after_long_help = DEVICE_LISTS)]
 pub struct Unhide {
+    /// Also devices whose virtual functions guests have: the guests lose them
+    #[arg(long)]
+    pub force: bool,
     /// At no later boot either: out of the configuration, the udev rule and the initramfs
     #[arg(long)]
     pub persist: bool,
@@ -81,7 +84,8 @@ pub fn hide(run_dir: &Path, arguments: &Hide) -> Result<Outcome, CommandError> {
 
 /// Gives devices back.
 pub fn unhide(run_dir: &Path, arguments: &Unhide) -> Result<Outcome, CommandError> {
-    let request = |devices| Request::Unhide { devices };
+    let force = arguments.force;
+    let request = |devices| Request::Unhide { devices, force };
     let lists = check("unhide", &arguments.devices);
     let Some(entries) = lists.entries() else {
         return Ok(Outcome::Usage);
@@ -141,19 +145,28 @@ fn for_each(
             Response::Entries { entries } => Some(entries),
             _ => None,
         })?;
-        for result in &results {
-            let line = report(result);
-            if result.ok {
-                output::print(&format!("{}\n", pcibackd::text::printable(&line)))?;
-            } else {
-                output::complain(&format!("{command}: {line}"));
-            }
-        }
-        if results.iter().all(|result| result.ok) {
+        if report_all(command, &results)? == Outcome::Done {
             done.push(entry.clone());
         }
     }
     Ok(done)
+}
+
+/// Says what became of each entry.
+pub(super) fn report_all(command: &str, entries: &[Entry]) -> Result<Outcome, CommandError> {
+    for entry in entries {
+        let line = report(entry);
+        if entry.ok {
+            output::print(&format!("{}\n", pcibackd::text::printable(&line)))?;
+        } else {
+            output::complain(&format!("{command}: {line}"));
+        }
+    }
+    Ok(if entries.iter().all(|entry| entry.ok) {
+        Outcome::Done
+    } else {
+        Outcome::Failed
+    })
 }
 
 /// What became of an entry. A reason often names the device itself, and no name is said twice.

@@ -66,7 +66,7 @@ pub fn style(state: &str) -> Style {
 }
 
 /// The driver; in brackets when it is the one that the device will get back.
-fn driver(device: &DeviceLine) -> Cell {
+pub fn driver(device: &DeviceLine) -> Cell {
     match &device.driver {
         None => "-".into(),
         Some(driver) if device.state == "dom0" => driver.as_str().into(),

@@ -9,3 +9,4 @@ pub mod shell;
 pub mod show;
 pub mod status;
 pub mod trace;
+pub mod vf;

@@ -91,6 +91,7 @@ impl Stage {
     pub fn unhide(&self, bdf: Bdf) -> Result<Vec<Entry>, DemoError> {
         let request = Request::Unhide {
             devices: vec![bdf.to_string()],
+            force: false,
         };
         self.ask(&request, entries)
     }

@@ -160,9 +160,10 @@ impl Machine {
     }
 
     /// dom0's kernel tells Xen that a device was removed (`PHYSDEVOP_pci_device_remove`): one that comes back at its address is a new
-    /// one, and dom0's. PIRQs of the old one stay mapped until they are unmapped.
-    pub fn device_removed(&self, device: PciDevice) {
-        lock(&self.inner.hypervisor).devices.remove(&device);
+    /// one, and dom0's. Gives how many of its interrupts domains had mapped: their PIRQs now name nothing, and the real Xen (4.17)
+    /// panics when a guest that has bound one of them to an event channel closes that.
+    pub fn device_removed(&self, device: PciDevice) -> usize {
+        lock(&self.inner.hypervisor).remove_device(device)
     }
 
     pub(super) fn hardware(&self) -> Arc<dyn Hardware> {

@@ -40,13 +40,15 @@ pub(super) enum Mapped {
         vector: Vector,
         entry: u16,
     },
+    /// An interrupt that Xen has freed, as the device was removed. The PIRQ still names it.
+    Freed,
 }
 
 impl Mapped {
     fn device(self) -> Option<PciDevice> {
         match self {
             Self::Msi { device, .. } | Self::MsiX { device, .. } => Some(device),
-            Self::Line(_) | Self::MsiFollower => None,
+            Self::Line(_) | Self::MsiFollower | Self::Freed => None,
         }
     }
 }
@@ -254,7 +256,7 @@ impl Hypervisor {
         let count = match mapped {
             Mapped::MsiFollower => return Err(Errno::EBUSY),
             Mapped::Msi { count, .. } => count,
-            Mapped::Line(_) | Mapped::MsiX { .. } => 1,
+            Mapped::Line(_) | Mapped::MsiX { .. } | Mapped::Freed => 1,
         };
         let numbers = (pirq.0..).zip(0..count).map(|(number, _)| Pirq(number));
         for number in numbers.clone() {
@@ -269,11 +271,34 @@ impl Hypervisor {
             Mapped::Msi { vector, .. } | Mapped::MsiX { vector, .. } => {
                 interrupts.free(vector, count)
             }
-            Mapped::MsiFollower => {}
+            Mapped::MsiFollower | Mapped::Freed => {}
         }
         drop(interrupts);
         self.silence(mapped);
         Ok(())
+    }
+
+    /// `PHYSDEVOP_pci_device_remove`: forgets a device and frees its interrupts, whoever has them mapped. Gives how many were.
+    pub fn remove_device(&mut self, device: PciDevice) -> usize {
+        self.devices.remove(&device);
+        let mut interrupts = lock(&self.interrupts);
+        let mut orphaned = 0usize;
+        let pirqs = self
+            .domains
+            .values_mut()
+            .flat_map(|domain| domain.pirqs.values_mut())
+            .filter(|mapped| mapped.device() == Some(device));
+        for mapped in pirqs {
+            let (vector, count) = match *mapped {
+                Mapped::Msi { vector, count, .. } => (vector, count),
+                Mapped::MsiX { vector, .. } => (vector, 1),
+                Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed => continue,
+            };
+            interrupts.free(vector, count);
+            orphaned = orphaned.saturating_add(count);
+            *mapped = Mapped::Freed;
+        }
+        orphaned
     }
 
     /// Stops a device from sending what nobody expects any more.
@@ -290,7 +315,7 @@ impl Hypervisor {
                 self.hardware.clear_msi(device, None);
             }
             Mapped::MsiX { device, entry, .. } => self.hardware.clear_msi(device, Some(entry)),
-            Mapped::Line(_) | Mapped::MsiFollower => {}
+            Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed => {}
         }
     }
 
@@ -328,7 +353,7 @@ impl Hypervisor {
                         registers.set_control(offset, registers.control(offset) | MSIX_ENABLE);
                     }
                 }
-                Mapped::Line(_) | Mapped::MsiFollower => {}
+                Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed => {}
             }
         }
         Ok(())
