@@ -155,11 +155,18 @@ pub fn release(device: &Device, xen: &dyn Xen) {
     }
 }
 
-/// After a restart: keeps what is on, undoes what was half done. `others` are all hidden devices.
+/// After a restart: keeps what is on, undoes what was half done. `others` are all hidden devices, `lines` the legacy interrupts of all devices
+/// of the host: the toolstack may have mapped any of them for the guest (`irqs=` of xl.cfg), and a PV guest's PIRQ has the line's number.
+/// Messages have PIRQs above all lines.
 ///
 /// # Errors
 /// [`CleanupError`].
-pub fn recover(device: &Device, xen: &dyn Xen, others: &[Arc<Device>]) -> Result<(), CleanupError> {
+pub fn recover<'a>(
+    device: &Device,
+    xen: &dyn Xen,
+    others: &[Arc<Device>],
+    lines: impl Fn() -> &'a [u32],
+) -> Result<(), CleanupError> {
     /// Legacy interrupts of the ISA bus are below, and more PIRQs than this no Xen gives a guest.
     const CANDIDATES: std::ops::Range<u32> = 16..4096;
     let Some(owner) = device.record.owner() else {
@@ -174,10 +181,9 @@ pub fn recover(device: &Device, xen: &dyn Xen, others: &[Arc<Device>]) -> Result
         })
     };
     let claimed = |pirq: Pirq| {
-        of_the_same_guest().any(|other| {
-            other.description.irq == pirq.0
-                || msi::Held::pirqs(other.record.msi()).any(|held| held == pirq)
-        })
+        lines().contains(&pirq.0)
+            || of_the_same_guest()
+                .any(|other| msi::Held::pirqs(other.record.msi()).any(|held| held == pirq))
     };
     match with(device, xen, owner.domain, |operations| {
         operations.recover(CANDIDATES.map(Pirq), claimed)

@@ -6,9 +6,9 @@ use pcibackd::control::client;
 use pcibackd::control::protocol::Request;
 use pcibackd::host::Bus;
 use pcibackd::host::record::Phase;
-use pcibackd::host::sim::{INTX_ONLY, NVME};
+use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NVME};
 use xenbus::sim::{DomainKind, Frontend};
-use xenbus::{DomId, PciDevice, XenbusState};
+use xenbus::{DomId, Gsi, PciDevice, Pirq, XenbusState};
 
 use crate::house::{House, LONG, at, until};
 
@@ -51,6 +51,12 @@ fn takes_interrupts(house: &House, frontend: &Frontend, vectors: &[u16]) {
     }
 }
 
+/// The line of a device that is not hidden.
+fn house_line() -> u32 {
+    let house = House::new(&[]);
+    house.bus.describe(MSI_ONLY).unwrap().irq
+}
+
 /// A guest with a device that is switched on.
 fn with_nvme() -> (House, DomId, Frontend) {
     let house = House::new(&[NVME]);
@@ -85,7 +91,14 @@ fn while_a_guest_boots() {
 
 #[test]
 fn while_a_guest_enables_and_disables_msix() {
-    at_each_step(with_nvme, |(house, domain, frontend), step| {
+    // It also has the line of a device that is dom0's: `irqs=` in its configuration.
+    let line = Gsi(house_line());
+    let begin = || {
+        let (house, domain, frontend) = with_nvme();
+        house.machine.grant_irq(domain, line).unwrap();
+        (house, domain, frontend)
+    };
+    at_each_step(begin, |(house, domain, frontend), step| {
         let domain = *domain;
         let died = house.surviving(step, || {
             frontend.enable_msix(FIRST, &[0]).unwrap();
@@ -96,6 +109,8 @@ fn while_a_guest_enables_and_disables_msix() {
         takes_interrupts(house, frontend, &[0, 1]);
         frontend.release_interrupts(FIRST).unwrap();
         assert_eq!(house.pirqs(domain), 0, "step {step}");
+        let lines = house.machine.mapped_pirqs(domain);
+        assert!(lines.contains(&Pirq(line.0)), "step {step}");
         died
     });
 }

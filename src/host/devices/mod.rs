@@ -13,6 +13,7 @@ mod reset;
 mod sharing;
 mod virtual_functions;
 
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::DirBuilder;
 use std::io;
@@ -105,11 +106,14 @@ impl Devices {
             }
         }
         let all = devices.list();
+        let lines = OnceCell::new();
+        // Only of a guest that has them: asking takes a while on a large host.
+        let lines = || lines.get_or_init(|| devices.lines()).as_slice();
         for device in all
             .iter()
             .filter(|device| device.record.phase() == Some(Phase::Assigned))
         {
-            if let Err(error) = super::interrupts::recover(device, &*devices.xen, &all) {
+            if let Err(error) = super::interrupts::recover(device, &*devices.xen, &all, lines) {
                 log::error!("{}: {}", device.bdf, chain(&error));
             }
         }
@@ -278,6 +282,15 @@ impl Devices {
             .filter_map(|bdf| self.bus.describe(bdf).ok())
             .map(|description| description.names())
             .collect())
+    }
+
+    /// The legacy interrupts of all devices of the host.
+    fn lines(&self) -> Vec<u32> {
+        let found = self.bus.list().unwrap_or_default().into_iter();
+        found
+            .filter_map(|bdf| self.bus.describe(bdf).ok())
+            .map(|description| description.irq)
+            .collect()
     }
 
     /// The hidden devices, in order of their addresses.

@@ -217,19 +217,27 @@ impl Machine {
             .ok_or_else(|| XenError::from_errno(format!("looking for {device}"), libc::ENODEV))?;
         self.hardware().reset(device);
         if let Some(gsi) = self.line_of(device) {
-            let result = lock(&self.inner.hypervisor).map_line(domain, gsi);
-            result.map_err(|errno| {
-                XenError::from_errno(
-                    format!("PHYSDEVOP_map_pirq of GSI {gsi} for domain {domain}"),
-                    errno as i32,
-                )
-            })?;
+            self.grant_irq(domain, gsi)?;
         }
         match self.assign_device(domain, device) {
             // libxl lets a PV guest go on without an IOMMU.
             Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => Ok(()),
             other => other,
         }
+    }
+
+    /// Gives a domain an interrupt line, whichever device it belongs to: `irqs=` of xl.cfg.
+    ///
+    /// # Errors
+    /// What Xen says.
+    pub fn grant_irq(&self, domain: DomId, gsi: Gsi) -> Result<(), XenError> {
+        let result = lock(&self.inner.hypervisor).map_line(domain, gsi);
+        result.map(drop).map_err(|errno| {
+            XenError::from_errno(
+                format!("PHYSDEVOP_map_pirq of GSI {gsi} for domain {domain}"),
+                errno as i32,
+            )
+        })
     }
 
     fn line_of(&self, device: PciDevice) -> Option<Gsi> {
