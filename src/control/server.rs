@@ -33,7 +33,7 @@ pub trait Service: Send + Sync + 'static {
 const MAX_CONNECTIONS: usize = 32;
 /// The longest request. Lists of devices are long, but not that long.
 const MAX_REQUEST: usize = 256 * 1024;
-/// A connection that sends nothing is closed after this time.
+/// A connection that sends nothing, or takes no answer, is closed after this time.
 const IDLE: Duration = Duration::from_secs(10);
 const STACK: usize = 256 * 1024;
 
@@ -111,7 +111,7 @@ fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &Arc<Atomic
         }
         let (service, counted, stop) = (Arc::clone(service), Arc::clone(&count), Arc::clone(stop));
         let work = move || {
-            if let Err(error) = converse(stream, &*service, &stop) {
+            if let Err(error) = converse(stream, &*service, &stop, IDLE) {
                 log::debug!("control socket: {error}");
             }
             counted.fetch_sub(1, Ordering::AcqRel);
@@ -127,8 +127,14 @@ fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &Arc<Atomic
     }
 }
 
-fn converse(mut stream: UnixStream, service: &dyn Service, stop: &AtomicBool) -> io::Result<()> {
-    stream.set_read_timeout(Some(IDLE))?;
+fn converse(
+    mut stream: UnixStream,
+    service: &dyn Service,
+    stop: &AtomicBool,
+    idle: Duration,
+) -> io::Result<()> {
+    stream.set_read_timeout(Some(idle))?;
+    stream.set_write_timeout(Some(idle))?;
     loop {
         let (line, fd) = receive(&stream)?;
         if line.is_empty() {
@@ -186,5 +192,38 @@ fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
         if line.len() > MAX_REQUEST {
             return Err(io::Error::other("a request that does not end"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug)]
+    struct Talkative;
+
+    impl Service for Talkative {
+        fn answer(&self, _: Request, _: Option<OwnedFd>) -> Response {
+            let message = "x".repeat(1 << 20);
+            Response::Failed { message }
+        }
+
+        fn trace(&self, _: &Filter, _: &UnixStream, _: &AtomicBool) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn one_who_asks_and_does_not_take_the_answer_is_not_waited_for() {
+        let (mut asker, ours) = UnixStream::pair().unwrap();
+        asker.write_all(b"{\"request\":\"list\"}\n").unwrap();
+        let error = converse(
+            ours,
+            &Talkative,
+            &AtomicBool::new(false),
+            Duration::from_millis(10),
+        )
+        .unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "{error}");
     }
 }

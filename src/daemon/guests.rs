@@ -1,9 +1,10 @@
-//! The guests: a session for each backend device that the toolstack makes.
+//! The guests: a session for each whose backend the toolstack makes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use mio::Waker;
 use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, Xen, XenbusState};
@@ -11,20 +12,31 @@ use xenbus::{DomId, Xen, XenbusState};
 use super::lock_of;
 use crate::host::devices::Devices;
 use crate::host::record::Phase;
-use crate::session::nodes::{Paths, optional};
+use crate::session::nodes::{self, BACKENDS, ERRORS, Paths, optional};
 use crate::session::{Handle, Setup, Status};
 use crate::text::chain;
 use crate::trace::Source;
 
-const ROOT: &str = "/local/domain/0/backend/pci";
+/// A session that failed is started again after a pause, which doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
-/// All sessions, by domain and the toolstack's number of the device.
+/// A pause before a guest's next session.
+#[derive(Debug, Clone, Copy)]
+struct Pause {
+    length: Duration,
+    until: Instant,
+}
+
+/// All sessions. A guest has one, for the backend device of number 0: toolstacks make no other.
 #[derive(Debug)]
 pub struct Guests {
     xen: Arc<dyn Xen>,
     devices: Arc<Devices>,
     waker: Arc<Waker>,
-    sessions: Mutex<BTreeMap<(DomId, u32), Handle>>,
+    sessions: Mutex<BTreeMap<DomId, Handle>>,
+    /// Guests whose last session failed.
+    pauses: Mutex<BTreeMap<DomId, Pause>>,
 }
 
 impl Guests {
@@ -35,6 +47,7 @@ impl Guests {
             devices,
             waker,
             sessions: Mutex::default(),
+            pauses: Mutex::default(),
         })
     }
 
@@ -44,7 +57,7 @@ impl Guests {
     /// xenstore's.
     pub fn watch(&self) -> Result<Client, StoreError> {
         let mut store = self.xen.connect_xenstore()?;
-        store.watch(ROOT, "guests")?;
+        store.watch(BACKENDS, "guests")?;
         self.scan(&mut store)?;
         Ok(store)
     }
@@ -65,12 +78,12 @@ impl Guests {
     }
 
     fn scan(&self, store: &mut Client) -> Result<(), StoreError> {
-        for domain in optional(store.directory(ROOT))?.unwrap_or_default() {
+        for domain in optional(store.directory(BACKENDS))?.unwrap_or_default() {
             let Ok(domain) = domain.parse::<DomId>() else {
                 continue;
             };
             for device in
-                optional(store.directory(&format!("{ROOT}/{domain}")))?.unwrap_or_default()
+                optional(store.directory(&format!("{BACKENDS}/{domain}")))?.unwrap_or_default()
             {
                 if let Ok(device) = device.parse() {
                     self.ensure(store, domain, device)?;
@@ -83,22 +96,26 @@ impl Guests {
     /// Starts a session where there is a backend device and none yet.
     fn ensure(&self, store: &mut Client, domain: DomId, device: u32) -> Result<(), StoreError> {
         let mut sessions = lock_of(&self.sessions);
-        if sessions
-            .get(&(domain, device))
-            .is_some_and(|session| !session.has_ended())
-        {
+        let serving = |session: &Handle| !session.has_ended();
+        if device == 0 && sessions.get(&domain).is_some_and(serving) {
             return Ok(());
         }
-        if store.read_state(&format!("{}/state", Paths::backend(domain, device)))?
-            == XenbusState::Unknown
-        {
+        let backend = Paths::backend(domain, device);
+        let state = store.read_state(&format!("{backend}/state"))?;
+        if state == XenbusState::Unknown {
+            return Ok(());
+        }
+        if device != 0 {
+            return refuse(store, domain, device, state);
+        }
+        let paused = |pause: &Pause| pause.until > Instant::now();
+        if lock_of(&self.pauses).get(&domain).is_some_and(paused) {
             return Ok(());
         }
         let setup = Setup {
             xen: Arc::clone(&self.xen),
             devices: Arc::clone(&self.devices),
             domain,
-            device,
         };
         let waker = Arc::clone(&self.waker);
         let ended = move || {
@@ -109,7 +126,7 @@ impl Guests {
         match Handle::start(setup, ended) {
             Ok(session) => {
                 info!("domain {domain}: serving its PCI devices");
-                sessions.insert((domain, device), session);
+                sessions.insert(domain, session);
             }
             Err(error) => error!(
                 "domain {domain}: cannot serve its PCI devices: {error}; restart pcibackd when memory is free again"
@@ -118,7 +135,8 @@ impl Guests {
         Ok(())
     }
 
-    /// Forgets sessions that have ended. Where the toolstack made a device anew at that very moment, its session starts now.
+    /// Forgets sessions that have ended, and starts those that are due: where the toolstack made a device anew at that very moment, or
+    /// where the last one failed and its pause is over.
     pub fn sweep(&self) {
         let ended: Vec<_> = {
             let mut sessions = lock_of(&self.sessions);
@@ -126,8 +144,19 @@ impl Guests {
                 .extract_if(.., |_, session| session.has_ended())
                 .collect()
         };
-        if ended.is_empty() {
-            return;
+        {
+            let mut pauses = lock_of(&self.pauses);
+            for (domain, session) in &ended {
+                if session.has_failed() {
+                    let last = pauses.get(domain).map(|pause| pause.length);
+                    pauses.insert(*domain, Pause::after(last, session.age()));
+                } else {
+                    pauses.remove(domain);
+                }
+            }
+            if ended.is_empty() && pauses.is_empty() {
+                return;
+            }
         }
         debug!("{} sessions have ended", ended.len());
         let scan = self
@@ -137,6 +166,22 @@ impl Guests {
         if let Err(error) = scan {
             error!("{}", chain(&error));
         }
+        // Of a guest that is gone meanwhile.
+        let sessions = lock_of(&self.sessions);
+        let now = Instant::now();
+        lock_of(&self.pauses)
+            .retain(|domain, pause| pause.until > now || sessions.contains_key(domain));
+    }
+
+    /// When [`Guests::sweep`] is to be called although no session has ended.
+    pub fn next_sweep(&self) -> Option<Instant> {
+        let sessions = lock_of(&self.sessions);
+        let pauses = lock_of(&self.pauses);
+        pauses
+            .iter()
+            .filter(|(domain, _)| !sessions.contains_key(domain))
+            .map(|(_, pause)| pause.until)
+            .min()
     }
 
     /// Takes devices from guests that went away while no daemon was there to see it.
@@ -157,6 +202,11 @@ impl Guests {
                 self.devices.release(&device);
             }
         }
+        for domain in optional(store.directory(ERRORS))?.unwrap_or_default() {
+            if !store.exists(&format!("{BACKENDS}/{domain}"))? {
+                nodes::remove(store, &format!("{ERRORS}/{domain}"))?;
+            }
+        }
         Ok(())
     }
 
@@ -170,7 +220,7 @@ impl Guests {
     pub fn sources(&self) -> Vec<Source> {
         lock_of(&self.sessions)
             .iter()
-            .map(|((domain, _), session)| Source {
+            .map(|(domain, session)| Source {
                 domain: *domain,
                 name: session.status().name,
                 tap: Arc::clone(&session.telemetry().tap),
@@ -182,14 +232,52 @@ impl Guests {
     pub fn status(&self) -> Vec<(DomId, Status)> {
         lock_of(&self.sessions)
             .iter()
-            .map(|((domain, _), session)| (*domain, session.status()))
+            .map(|(domain, session)| (*domain, session.status()))
             .collect()
     }
 }
 
-/// Domain and device number in a path below [`ROOT`].
+impl Pause {
+    /// After a session that failed at this age. One that served for long begins anew.
+    fn after(last: Option<Duration>, age: Duration) -> Self {
+        let length = last
+            .filter(|_| age < LONGEST_PAUSE)
+            .map_or(FIRST_PAUSE, |last| {
+                last.saturating_mul(2).min(LONGEST_PAUSE)
+            });
+        let now = Instant::now();
+        Self {
+            length,
+            until: now.checked_add(length).unwrap_or(now),
+        }
+    }
+}
+
+/// A second backend of a guest would have its devices in a session of their own, and both would answer for all of them.
+fn refuse(
+    store: &mut Client,
+    domain: DomId,
+    device: u32,
+    state: XenbusState,
+) -> Result<(), StoreError> {
+    if state != XenbusState::Initialising {
+        return Ok(());
+    }
+    let why = format!(
+        "PCI backend {device} is not served: a guest has one, of number 0, with all its devices"
+    );
+    warn!("domain {domain}: {why}");
+    store.write(
+        &Paths::error(domain, device),
+        format!("{} {why}", libc::EINVAL),
+    )?;
+    store.switch_state(&Paths::backend(domain, device), state, XenbusState::Closed)?;
+    Ok(())
+}
+
+/// Domain and device number in a path below [`BACKENDS`].
 fn numbers(path: &str) -> Option<(DomId, Option<u32>)> {
-    let mut words = path.strip_prefix(ROOT)?.strip_prefix('/')?.split('/');
+    let mut words = path.strip_prefix(BACKENDS)?.strip_prefix('/')?.split('/');
     let domain = words.next()?.parse().ok()?;
     Some((domain, words.next().and_then(|word| word.parse().ok())))
 }
@@ -197,6 +285,19 @@ fn numbers(path: &str) -> Option<(DomId, Option<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_pause_before_the_next_session_grows_while_sessions_fail_at_once() {
+        let mut pauses = vec![Pause::after(None, Duration::ZERO).length];
+        for _ in 0..9 {
+            let last = pauses.last().copied();
+            pauses.push(Pause::after(last, Duration::ZERO).length);
+        }
+        assert_eq!(pauses[..3], [250, 500, 1000].map(Duration::from_millis));
+        assert_eq!(pauses.last(), Some(&LONGEST_PAUSE));
+        let served = Pause::after(Some(LONGEST_PAUSE), LONGEST_PAUSE);
+        assert_eq!(served.length, FIRST_PAUSE);
+    }
 
     #[test]
     fn a_path_names_a_guest_and_its_device() {

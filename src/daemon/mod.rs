@@ -5,6 +5,7 @@ mod driver;
 mod embedded;
 mod errors;
 mod guests;
+mod hiding;
 mod platform;
 mod run_dir;
 mod service;
@@ -14,9 +15,10 @@ mod service_virtual_functions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use conf_space::selector;
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -36,7 +38,7 @@ use self::service::DaemonService;
 use crate::config::{self, Config, Live};
 use crate::control::server;
 use crate::facade::{Facade, FacadeError};
-use crate::host::devices::{Devices, Quarantine};
+use crate::host::devices::Devices;
 use crate::host::record::RecordError;
 use crate::text::chain;
 
@@ -186,7 +188,11 @@ fn serve(
     let mut poll = Poll::new().map_err(system("wait for events"))?;
     let waker =
         Arc::new(Waker::new(poll.registry(), SESSIONS).map_err(system("wait for sessions"))?);
-    let guests = Guests::new(Arc::clone(&platform.xen), Arc::clone(&devices), waker);
+    let guests = Guests::new(
+        Arc::clone(&platform.xen),
+        Arc::clone(&devices),
+        Arc::clone(&waker),
+    );
     // Guests wait for us: they come first.
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;
@@ -229,18 +235,24 @@ fn serve(
     }
     register(changes.as_raw_fd(), HOST).map_err(system("wait for devices"))?;
 
-    hide_at_start(&config, &devices);
-    take_up_reserved(&devices);
-    info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
-    ready();
+    // Ready when that is done: what is started after us may count on the devices. Guests that come meanwhile are served.
+    let hidden = hiding::start(Arc::clone(&config), Arc::clone(&devices), waker)
+        .map_err(system("hide devices"))?;
+    let mut ready = Some(ready);
 
     let mut errors = ErrorWatch::start(&devices, poll.registry(), ERRORS);
     let mut events = Events::with_capacity(8);
     loop {
         guests.follow(&mut watcher)?;
-        match poll.poll(&mut events, None) {
+        let pause = guests
+            .next_sweep()
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        match poll.poll(&mut events, pause) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(system("wait for events"))?,
+        }
+        if events.is_empty() {
+            guests.sweep();
         }
         for event in &events {
             match event.token() {
@@ -251,7 +263,15 @@ fn serve(
                         _control: control,
                     });
                 }
-                SESSIONS => guests.sweep(),
+                SESSIONS => {
+                    guests.sweep();
+                    if hidden.load(Ordering::Acquire)
+                        && let Some(ready) = ready.take()
+                    {
+                        info!("pcibackd {} is ready", env!("CARGO_PKG_VERSION"));
+                        ready();
+                    }
+                }
                 HOST => {
                     drain(&changes);
                     devices.look_for_removed();
@@ -328,50 +348,6 @@ fn revive_keeper(facade: &mut Option<Facade>, poll: &Poll) {
             }
         }
         Err(error) => error!("{}", chain(&error)),
-    }
-}
-
-/// What else was reserved at boot: by the kernel's command line, or by an administrator's own rule.
-fn take_up_reserved(devices: &Devices) {
-    let reserved = devices.reserved().unwrap_or_else(|error| {
-        error!("{}", chain(&error));
-        Vec::new()
-    });
-    for bdf in reserved {
-        match devices.hide(bdf, false, Quarantine::Ours) {
-            Ok(_) => info!("{bdf} is hidden, since it is reserved for pciback"),
-            Err(error) => error!("{bdf} is reserved for pciback: {}", chain(&error)),
-        }
-    }
-}
-
-/// Each device on its own: one that fails, or an entry that makes no sense, is logged and the others are hidden.
-fn hide_at_start(config: &Config, devices: &Devices) {
-    let existing = devices.names().unwrap_or_else(|error| {
-        error!("{}", chain(&error));
-        Vec::new()
-    });
-    for entry in config.hide.iter().flat_map(|list| selector::parse(list)) {
-        let selector = match entry {
-            Ok(selector) => selector,
-            Err(error) => {
-                error!("configuration, hide: {}", chain(&error));
-                continue;
-            }
-        };
-        let mut any = false;
-        for device in existing.iter().filter(|device| selector.matches(device)) {
-            any = true;
-            match devices.hide(device.bdf, false, Quarantine::Ours) {
-                Ok(_) => info!("{} is hidden", device.bdf),
-                Err(error) => error!("configuration, hide: {}", chain(&error)),
-            }
-        }
-        if !any {
-            error!(
-                "configuration, hide: no device matches {selector}; 'pciback list' shows those that are there"
-            );
-        }
     }
 }
 

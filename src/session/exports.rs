@@ -70,6 +70,8 @@ pub struct Export {
     pub interrupts: Interrupts,
     /// What the operator allows the guest with it.
     policy: CurrentPolicy,
+    /// The toolstack took it back, and the guest did not answer: it is not served any more.
+    pub revoked: bool,
     /// A write was dropped, and that was logged.
     pub told_of_dropped_write: bool,
     /// Its recovery from an error.
@@ -181,11 +183,12 @@ impl Exports {
     pub fn find(&mut self, domain: u32, bus: u32, devfn: u32) -> Option<&mut Export> {
         self.list.iter_mut().find(|export| {
             let at = export.seen_as;
-            (
-                u32::from(at.segment()),
-                u32::from(at.bus()),
-                u32::from(at.devfn()),
-            ) == (domain, bus, devfn)
+            !export.revoked
+                && (
+                    u32::from(at.segment()),
+                    u32::from(at.bus()),
+                    u32::from(at.devfn()),
+                ) == (domain, bus, devfn)
         })
     }
 
@@ -276,6 +279,7 @@ impl Exports {
             seen_as: address,
             overlay,
             interrupts,
+            revoked: false,
             told_of_dropped_write: false,
             recovery_work: Work::default(),
         });
@@ -344,6 +348,20 @@ impl Exports {
         };
         let export = self.list.swap_remove(index);
         self.let_go(&export);
+        true
+    }
+
+    /// Ends the guest's use of a device that it does not let go: its operations find nothing, its message-signalled interrupts are off. The
+    /// device stays its own. `false`: the guest does not have it, or that was done before.
+    pub fn revoke(&mut self, bdf: Bdf) -> bool {
+        let mut used = self.list.iter_mut().filter(|export| !export.revoked);
+        let Some(export) = used.find(|export| export.device.bdf == bdf) else {
+            return false;
+        };
+        export.revoked = true;
+        if let Err(error) = export.interrupts.disable() {
+            log::error!("{bdf}: {}", chain(&error));
+        }
         true
     }
 

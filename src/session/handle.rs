@@ -4,6 +4,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use conf_space::address::Bdf;
 use log::{debug, error};
@@ -40,6 +41,7 @@ pub struct Status {
 pub(super) struct Shared {
     pub(super) stop: AtomicBool,
     ended: AtomicBool,
+    failed: AtomicBool,
     pub(super) status: Mutex<Status>,
     pub(super) telemetry: Telemetry,
 }
@@ -50,6 +52,7 @@ pub struct Handle {
     shared: Arc<Shared>,
     waker: Arc<Waker>,
     thread: Option<JoinHandle<()>>,
+    started: Instant,
 }
 
 impl Handle {
@@ -75,10 +78,13 @@ impl Handle {
                     let devices = Arc::clone(&setup.devices);
                     match Session::new(setup, poll, Arc::clone(&shared)).map(Session::run) {
                         Ok(Ok(())) => debug!("domain {domain}: session ended"),
-                        Ok(Err(error)) | Err(error) => error!(
-                            "domain {domain}: its PCI devices are no longer served: {}",
-                            chain(&error)
-                        ),
+                        Ok(Err(error)) | Err(error) => {
+                            error!(
+                                "domain {domain}: its PCI devices are not served for now: {}",
+                                chain(&error)
+                            );
+                            shared.failed.store(true, Ordering::Release);
+                        }
                     }
                     devices.forget_waker(domain);
                     shared.ended.store(true, Ordering::Release);
@@ -89,6 +95,7 @@ impl Handle {
             shared,
             waker,
             thread: Some(thread),
+            started: Instant::now(),
         })
     }
 
@@ -100,6 +107,16 @@ impl Handle {
     /// Its operations, counted and to be listened to.
     pub fn telemetry(&self) -> &Telemetry {
         &self.shared.telemetry
+    }
+
+    /// Whether that was a failure: its guest may still need one.
+    pub fn has_failed(&self) -> bool {
+        self.shared.failed.load(Ordering::Acquire)
+    }
+
+    /// How long ago it was started.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// What it is doing.

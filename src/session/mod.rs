@@ -6,6 +6,7 @@
 pub mod aer;
 mod connection;
 pub mod exports;
+mod failures;
 mod handle;
 pub mod link;
 pub mod meter;
@@ -35,6 +36,7 @@ use xenbus::{DomId, GrantRef, Port, Xen, XenbusState};
 pub use self::handle::{Handle, Status};
 
 use self::exports::Exports;
+use self::failures::Failures;
 use self::handle::Shared;
 use self::link::{Link, Served};
 use self::nodes::{Paths, optional};
@@ -60,8 +62,6 @@ pub struct Setup {
     pub devices: Arc<Devices>,
     /// The guest.
     pub domain: DomId,
-    /// The toolstack's number of the backend device; libxl's is 0.
-    pub device: u32,
 }
 
 /// A failure that ends what a session was about to do.
@@ -84,7 +84,9 @@ struct Session {
     /// What the frontend offered for it.
     linked_to: Option<(GrantRef, Port)>,
     hvm: bool,
-    failed: Vec<(String, String)>,
+    /// The states that both ends showed last, and since when.
+    shown: [(XenbusState, Instant); 2],
+    failures: Failures,
     log_limit: RateLimit,
     looks: RateLimit,
     /// A device is not free yet: look again when it is.
@@ -96,7 +98,7 @@ struct Session {
 impl Session {
     fn new(setup: Setup, poll: Poll, shared: Arc<Shared>) -> Result<Self, SessionError> {
         let mut store = setup.xen.connect_xenstore()?;
-        let paths = Paths::find(&mut store, setup.domain, setup.device)?;
+        let paths = Paths::find(&mut store, setup.domain)?;
         store.watch(&paths.backend, "backend")?;
         store.watch(&paths.theirs("state"), "frontend")?;
         store.watch("@releaseDomain", "domains")?;
@@ -134,7 +136,8 @@ impl Session {
             link: None,
             linked_to: None,
             hvm,
-            failed: Vec::new(),
+            shown: [(XenbusState::Unknown, Instant::now()); 2],
+            failures: Failures::default(),
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
             looks: RateLimit::new(50, Duration::from_millis(50)),
             waiting_for_device: false,
@@ -149,13 +152,16 @@ impl Session {
         // Whether to look at the nodes, and at the page.
         let (mut look, mut serve) = (true, false);
         let mut unmask: Option<Instant> = None;
+        let mut patience: Option<Instant> = None;
         while !self.shared.stop.load(Ordering::Acquire) {
+            look |= patience.is_some_and(|until| until <= Instant::now());
             if look && self.looks.allow() {
                 let linked = self.link.is_some();
-                if !self.look()? {
+                let Some(view) = self.look()? else {
                     return Ok(());
-                }
+                };
                 look = false;
+                patience = states::patience(view).and_then(|time| Instant::now().checked_add(time));
                 // An operation may have been waiting since before the link was there.
                 serve |= !linked && self.link.is_some();
             }
@@ -178,6 +184,7 @@ impl Session {
                 [
                     look.then(|| self.looks.next(now)),
                     unmask,
+                    patience,
                     recovery,
                     self.removal_due,
                 ]
@@ -240,18 +247,18 @@ impl Session {
         }
     }
 
-    /// Takes steps until there is nothing to do. `false`: the session is over.
-    fn look(&mut self) -> Result<bool, SessionError> {
+    /// Takes steps until there is nothing to do, and returns what it looks like then. `None`: the session is over.
+    fn look(&mut self) -> Result<Option<View>, SessionError> {
         self.waiting_for_device = false;
         self.lose_withdrawn()?;
+        let mut view = self.view()?;
         for _ in 0..STEPS_IN_A_ROW {
-            let view = self.view()?;
-            if view.backend == XenbusState::Initialised && view.peer == Peer::Frontend {
-                // The toolstack adds devices one by one while the guest is being built.
+            if states::adds_silently(view) {
                 self.reconfigure()?;
             }
             if self.take_failed_devices(&view)? {
                 self.show(view.backend, XenbusState::Connected)?;
+                view = self.view()?;
                 continue;
             }
             let step = states::next(view);
@@ -292,15 +299,18 @@ impl Session {
                 Step::End => {
                     self.disconnect();
                     self.exports.clear();
-                    if view.peer == Peer::Gone {
-                        self.remove_nodes()?;
-                    }
-                    return Ok(false);
+                    self.remove_nodes(view.peer)?;
+                    return Ok(None);
                 }
             }
+            view = self.view()?;
         }
-        self.publish_status()?;
-        Ok(true)
+        if states::is_unanswered(view) {
+            self.revoke_unanswered()?;
+        }
+        self.settle_failures()?;
+        self.publish_status(view);
+        Ok(Some(view))
     }
 
     fn view(&mut self) -> Result<View, SessionError> {
@@ -313,12 +323,14 @@ impl Session {
                 debug!("domain {}: {}", self.setup.domain, chain(&error));
                 Some(xenbus::DomainInfo {
                     hvm: self.hvm,
+                    paused: false,
                     gone: false,
                 })
             });
         let peer = match info {
             None => Peer::Gone,
             Some(info) if info.gone || info.hvm => Peer::Nobody,
+            Some(info) if info.paused => Peer::Paused,
             Some(_) => Peer::Frontend,
         };
         let frontend = self.store.read_state(&self.paths.theirs("state"))?;
@@ -328,14 +340,29 @@ impl Session {
             && self
                 .offer()
                 .is_ok_and(|offer| Some(offer) != self.linked_to);
+        let backend = self.store.read_state(&self.paths.own("state"))?;
         Ok(View {
-            backend: self.store.read_state(&self.paths.own("state"))?,
+            backend,
             frontend,
+            since: self.since(backend, frontend),
             online: optional(self.store.read(&self.paths.own("online")))?
                 .is_some_and(|value| value == b"1"),
             peer,
             linked: self.link.is_some() && !offers_another,
         })
+    }
+
+    /// How long both ends have shown these states.
+    fn since(&mut self, backend: XenbusState, frontend: XenbusState) -> (Duration, Duration) {
+        let now = Instant::now();
+        let [ours, theirs] = &mut self.shown;
+        let since = |shown: &mut (XenbusState, Instant), state| {
+            if shown.0 != state {
+                *shown = (state, now);
+            }
+            now.saturating_duration_since(shown.1)
+        };
+        (since(ours, backend), since(theirs, frontend))
     }
 
     fn show(&mut self, current: XenbusState, state: XenbusState) -> Result<(), SessionError> {
@@ -350,35 +377,28 @@ impl Session {
         Ok(())
     }
 
-    /// What a toolstack left behind of a domain that is no more. Nobody else removes it.
-    fn remove_nodes(&mut self) -> Result<(), SessionError> {
-        for path in [&self.paths.backend, &self.paths.error] {
-            match self.store.rm(path) {
-                Ok(()) | Err(StoreError::NotFound(_)) => {}
-                Err(error) => return Err(error.into()),
-            }
+    /// Removes what is ours, and what a toolstack left behind of a domain that is no more. Nobody else does.
+    fn remove_nodes(&mut self, peer: Peer) -> Result<(), SessionError> {
+        nodes::remove(&mut self.store, &self.paths.error)?;
+        if peer == Peer::Gone {
+            nodes::remove(&mut self.store, &self.paths.backend)?;
         }
         Ok(())
     }
 
-    fn publish_status(&mut self) -> Result<(), SessionError> {
-        let states = (
-            self.store.read_state(&self.paths.own("state"))?,
-            self.store.read_state(&self.paths.theirs("state"))?,
-        );
+    fn publish_status(&mut self, view: View) {
         let mut status = self
             .shared
             .status
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        status.states = Some(states);
+        status.states = Some((view.backend, view.frontend));
         status.devices = self
             .exports
             .iter()
             .map(|export| (export.device.bdf, export.seen_as))
             .collect();
-        status.failed.clone_from(&self.failed);
-        Ok(())
+        status.failed = self.failures.list().to_vec();
     }
 }
 

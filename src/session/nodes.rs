@@ -17,6 +17,12 @@ use conf_space::address::Bdf;
 use xenbus::xenstore::{Client, Error, Store};
 use xenbus::{DomId, XenbusState};
 
+/// The backends' directory.
+pub const BACKENDS: &str = "/local/domain/0/backend/pci";
+
+/// Where errors are told, a directory for each guest.
+pub const ERRORS: &str = "/local/domain/0/error/backend/pci";
+
 /// More devices than a guest can have: what is beyond is not looked at.
 const MAX_DEVICES: u32 = 256;
 
@@ -32,22 +38,27 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// The backend's directory for a guest.
+    /// The backend's directory for a guest's device; libxl's number of it is always 0.
     pub fn backend(domain: DomId, device: u32) -> String {
-        format!("/local/domain/0/backend/pci/{domain}/{device}")
+        format!("{BACKENDS}/{domain}/{device}")
+    }
+
+    /// Where errors of it are told.
+    pub fn error(domain: DomId, device: u32) -> String {
+        format!("{ERRORS}/{domain}/{device}/error")
     }
 
     /// Finds a session's nodes. The frontend's directory is where the toolstack says, or else where it always is.
     ///
     /// # Errors
     /// xenstore's.
-    pub fn find(store: &mut Client, domain: DomId, device: u32) -> Result<Self, Error> {
-        let backend = Self::backend(domain, device);
+    pub fn find(store: &mut Client, domain: DomId) -> Result<Self, Error> {
+        let backend = Self::backend(domain, 0);
         let told = optional(store.read_string(&format!("{backend}/frontend")))?
             .filter(|path| !path.is_empty());
         Ok(Self {
-            frontend: told.unwrap_or_else(|| format!("/local/domain/{domain}/device/pci/{device}")),
-            error: format!("/local/domain/0/error/backend/pci/{domain}/{device}/error"),
+            frontend: told.unwrap_or_else(|| format!("/local/domain/{domain}/device/pci/0")),
+            error: Self::error(domain, 0),
             backend,
         })
     }
@@ -108,6 +119,10 @@ pub struct DeviceNode {
     pub wished: Option<u8>,
 }
 
+fn address(text: String) -> Result<Bdf, String> {
+    text.parse().map_err(|_| text)
+}
+
 /// Reads the nodes of all devices. A missing or unreadable `num_devs` is no devices; libxl writes it together with the first.
 ///
 /// # Errors
@@ -129,7 +144,7 @@ pub fn devices(store: &mut impl Store, paths: &Paths) -> Result<Vec<DeviceNode>,
         };
         found.push(DeviceNode {
             n,
-            address: text.parse().map_err(|_| text),
+            address: address(text),
             state: store.read_state(&paths.indexed("state", n))?,
             wished: optional(store.read_string(&paths.indexed("vdevfn", n)))?
                 .and_then(|text| u8::from_str_radix(&text, 16).ok()),
@@ -138,22 +153,89 @@ pub fn devices(store: &mut impl Store, paths: &Paths) -> Result<Vec<DeviceNode>,
     Ok(found)
 }
 
-/// Makes sure that the guest will scan a bus. Roots are only ever added: a guest may be using them.
+/// The indices of the `error-N` that are there.
+///
+/// # Errors
+/// xenstore's.
+pub fn errors(store: &mut Client, paths: &Paths) -> Result<Vec<u32>, Error> {
+    let names = optional(store.directory(&paths.backend))?.unwrap_or_default();
+    let index = |name: &String| name.strip_prefix("error-")?.parse().ok();
+    Ok(names.iter().filter_map(index).collect())
+}
+
+/// Removes a node, and those above it that nothing is left in, up to `/local/domain/0/backend` and its like.
+///
+/// # Errors
+/// xenstore's.
+pub fn remove(store: &mut Client, path: &str) -> Result<(), Error> {
+    /// Slashes in `/local/domain/0/backend`.
+    const KEPT: usize = 4;
+    store.transaction(|transaction| {
+        optional(transaction.rm(path))?;
+        let mut parent = path;
+        while let Some((above, _)) = parent
+            .rsplit_once('/')
+            .filter(|(above, _)| above.matches('/').count() > KEPT)
+        {
+            let idle = match optional(transaction.read(above))? {
+                Some(value) => value.is_empty() && transaction.directory(above)?.is_empty(),
+                None => false,
+            };
+            if !idle {
+                break;
+            }
+            transaction.rm(above)?;
+            parent = above;
+        }
+        Ok(())
+    })
+}
+
+/// Writes nodes of one device, `NAME-N`, as long as index N is still its own.
+///
+/// # Errors
+/// xenstore's.
+pub fn write_device(
+    store: &mut Client,
+    paths: &Paths,
+    node: &DeviceNode,
+    values: &[(&str, &str)],
+) -> Result<(), Error> {
+    store.transaction(|transaction| {
+        let now = optional(transaction.read_string(&paths.indexed("dev", node.n)))?;
+        if now.map(address) != Some(node.address.clone()) {
+            return Ok(());
+        }
+        for (name, value) in values {
+            transaction.write(&paths.indexed(name, node.n), value)?;
+        }
+        Ok(())
+    })
+}
+
+/// Makes sure that the guest will scan a bus. Roots are only ever added: a guest may be using them. A backend that the toolstack has removed
+/// stays removed.
 ///
 /// # Errors
 /// xenstore's.
 pub fn publish_root(store: &mut Client, paths: &Paths, segment: u16, bus: u8) -> Result<(), Error> {
     let root = format!("{segment:04x}:{bus:02x}");
-    let count = match store.read_u32(&paths.own("root_num")) {
-        Ok(count) => count.min(MAX_DEVICES),
-        Err(Error::NotFound(_) | Error::Malformed { .. }) => 0,
-        Err(error) => return Err(error),
-    };
-    for n in 0..count {
-        if optional(store.read_string(&paths.indexed("root", n)))?.as_deref() == Some(&root) {
+    store.transaction(|transaction| {
+        if !transaction.exists(&paths.own("state"))? {
             return Ok(());
         }
-    }
-    store.write(&paths.indexed("root", count), &root)?;
-    store.write(&paths.own("root_num"), count.saturating_add(1).to_string())
+        let count = match transaction.read_u32(&paths.own("root_num")) {
+            Ok(count) => count.min(MAX_DEVICES),
+            Err(Error::NotFound(_) | Error::Malformed { .. }) => 0,
+            Err(error) => return Err(error),
+        };
+        for n in 0..count {
+            let there = optional(transaction.read_string(&paths.indexed("root", n)))?;
+            if there.as_deref() == Some(&root) {
+                return Ok(());
+            }
+        }
+        transaction.write(&paths.indexed("root", count), &root)?;
+        transaction.write(&paths.own("root_num"), count.saturating_add(1).to_string())
+    })
 }

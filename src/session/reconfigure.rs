@@ -1,16 +1,12 @@
 //! Devices that come to the guest, and go.
 
 use conf_space::address::Bdf;
-use log::{debug, error, info};
+use log::{debug, info, warn};
 use xenbus::XenbusState;
-use xenbus::xenstore::Store;
 
 use super::nodes::{self, DeviceNode};
 use super::{Session, SessionError};
-use crate::text::{chain, printable};
-
-/// What is told of a device that failed: it must fit into a node, whatever the toolstack wrote.
-const LONGEST_REASON: usize = 400;
+use crate::text::chain;
 
 impl Session {
     /// After a restart: takes up the devices that the guest has, as their records say, and lets go of those that were taken from it
@@ -18,19 +14,23 @@ impl Session {
     pub(super) fn restore_exports(&mut self) -> Result<(), SessionError> {
         let domain = self.setup.domain;
         let nodes = nodes::devices(&mut self.store, &self.paths)?;
+        self.restore_failures(&nodes)?;
         for device in self.setup.devices.list() {
             let bdf = device.bdf;
             if !device.is_held_by(domain) {
                 continue;
             }
-            if !nodes.iter().any(|node| node.address == Ok(bdf)) {
-                info!("domain {domain}: {bdf} was taken away");
-                self.setup.devices.release(&device);
-            } else if let Err(error) = self.exports.add(bdf, None) {
-                // It stays the guest's: taking it away would be worse.
-                let why = chain(&error);
-                error!("domain {domain}: {bdf} cannot be served again: {why}");
-                self.failed.push((bdf.to_string(), why));
+            match nodes.iter().find(|node| node.address == Ok(bdf)) {
+                None => {
+                    info!("domain {domain}: {bdf} was taken away");
+                    self.setup.devices.release(&device);
+                }
+                Some(node) => {
+                    if let Err(error) = self.exports.add(bdf, None) {
+                        // It stays the guest's: taking it away would be worse.
+                        self.fail_device(node, &chain(&error))?;
+                    }
+                }
             }
         }
         Ok(())
@@ -60,32 +60,27 @@ impl Session {
         let bdf = match &node.address {
             Ok(bdf) => *bdf,
             Err(text) => {
-                return self.fail_device(
-                    node,
-                    text,
-                    "is no PCI address: domain:bus:device.function, as in 0000:03:00.0",
+                let why = format!(
+                    "{text} is no PCI address: domain:bus:device.function, as in 0000:03:00.0"
                 );
+                return self.fail_device(node, &why);
             }
         };
         match self.exports.add(bdf, node.wished) {
             Ok(seen_as) => {
                 info!("domain {domain}: {bdf} is {seen_as} in the guest");
-                self.store.write(
-                    &self.paths.indexed("vdev", node.n),
+                let (vdev, state) = (
                     seen_as.vdev().to_string(),
-                )?;
-                self.store.write(
-                    &self.paths.indexed("state", node.n),
                     XenbusState::Initialised.number().to_string(),
-                )?;
-                Ok(())
+                );
+                self.write_device(node, &[("vdev", &vdev), ("state", &state)])
             }
             Err(error) if error.is_temporary() => {
                 debug!("domain {domain}: waiting: {}", chain(&error));
                 self.waiting_for_device = true;
                 Ok(())
             }
-            Err(error) => self.fail_device(node, &bdf.to_string(), &chain(&error)),
+            Err(error) => self.fail_device(node, &chain(&error)),
         }
     }
 
@@ -97,11 +92,8 @@ impl Session {
             info!("domain {}: {bdf} was taken away", self.setup.domain);
         }
         // Not to be done again, should the toolstack leave the node behind.
-        self.store.write(
-            &self.paths.indexed("state", node.n),
-            XenbusState::Closed.number().to_string(),
-        )?;
-        Ok(())
+        let state = XenbusState::Closed.number().to_string();
+        self.write_device(node, &[("state", &state)])
     }
 
     /// The toolstack of an HVM guest waits for nobody: it may have removed a device's nodes before they were looked at.
@@ -140,38 +132,42 @@ impl Session {
             self.exports.remove(bdf);
             let nodes = nodes::devices(&mut self.store, &self.paths)?;
             match nodes.iter().find(|node| node.address == Ok(bdf)) {
-                Some(node) => self.fail_device(node, &bdf.to_string(), why)?,
+                Some(node) => self.fail_device(node, why)?,
                 None => info!("domain {}: {bdf}: {why}", self.setup.domain),
             }
         }
         Ok(())
     }
 
-    fn fail_device(
+    pub(super) fn write_device(
         &mut self,
         node: &DeviceNode,
-        device: &str,
-        why: &str,
+        values: &[(&str, &str)],
     ) -> Result<(), SessionError> {
-        let short = |text: &str| {
-            printable(text)
-                .chars()
-                .take(LONGEST_REASON)
-                .collect::<String>()
-        };
-        let (device, why) = (short(device), short(why));
-        error!("domain {}: cannot have {device}: {why}", self.setup.domain);
-        self.store
-            .write(&self.paths.indexed("error", node.n), &why)?;
-        self.store.write(
-            &self.paths.indexed("state", node.n),
-            XenbusState::Closed.number().to_string(),
-        )?;
-        self.store.write(
-            &self.paths.error,
-            format!("{} {device}: {why}", libc::EINVAL),
-        )?;
-        self.failed.push((device, why));
+        Ok(nodes::write_device(
+            &mut self.store,
+            &self.paths,
+            node,
+            values,
+        )?)
+    }
+
+    /// The guest has not let devices go that were taken from it, and the toolstack waits no longer. It has revoked what it granted; what we
+    /// gave, configuration space and message-signalled interrupts, ends here. Nobody else gets such a device yet: mappings of its memory
+    /// that the guest has made outlive the permission, until the guest lets go of them, or ends.
+    pub(super) fn revoke_unanswered(&mut self) -> Result<(), SessionError> {
+        let domain = self.setup.domain;
+        for node in nodes::devices(&mut self.store, &self.paths)? {
+            if node.state == XenbusState::Closing
+                && let Ok(bdf) = node.address
+                && self.exports.revoke(bdf)
+            {
+                warn!(
+                    "domain {domain} does not let {bdf} go, and cannot use it any more. It is free for others when the guest answers \
+                     (xl unpause {domain}, if it is paused), or ends (xl destroy {domain})"
+                );
+            }
+        }
         Ok(())
     }
 }

@@ -3,10 +3,26 @@
 //! It looks at the states as they are, not at what has just changed: events may be lost, merged or invented by a guest, and after a
 //! restart there are none to remember. Writing a state makes the next look come to another step, until there is nothing to do.
 
+use std::time::Duration;
+
 use xenbus::XenbusState::{
     self, Closed, Closing, Connected, InitWait, Initialised, Initialising, Reconfigured,
     Reconfiguring, Unknown,
 };
+
+/// A frontend that has not begun, or is closed, gets this long; then the toolstack is not kept waiting for it. Long enough for a kernel that
+/// was started by kexec to see that the backend has followed to 6 (Linux `xenbus_reset_frontend`), and short, for a driver that is loaded
+/// anew must not find 6: xen-pcifront would close again.
+const ABSENT_AFTER: Duration = Duration::from_millis(300);
+
+/// The same for one that is closing: it waits for the backend's 5.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
+
+/// How often a paused guest is looked at.
+const PAUSED_LOOK: Duration = Duration::from_secs(1);
+
+/// Longer than the toolstack waits for the guest to let a device go (libxl: 10 s).
+const UNANSWERED_AFTER: Duration = Duration::from_secs(12);
 
 /// What both ends show.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +33,8 @@ pub struct View {
     pub frontend: XenbusState,
     /// The toolstack's `online` node: the device is to stay although the frontend closes.
     pub online: bool,
+    /// How long the backend has shown its state, and the frontend its own.
+    pub since: (Duration, Duration),
     /// Who is on the other side.
     pub peer: Peer,
     /// The page is mapped and the event channel bound.
@@ -28,6 +46,8 @@ pub struct View {
 pub enum Peer {
     /// A PV guest, which runs a frontend.
     Frontend,
+    /// A PV guest that is being built, or was paused.
+    Paused,
     /// Nobody who speaks to us: an HVM guest, whose devices QEMU hands it, or a guest that has stopped running.
     Nobody,
     /// Not even a domain.
@@ -75,7 +95,53 @@ pub fn next(view: View) -> Step {
         View {
             peer: Peer::Nobody, ..
         } => without_frontend(view),
+        _ if is_absent(view) => without_frontend(view),
         _ => with_frontend(view),
+    }
+}
+
+/// Whether the guest runs no frontend: its driver is not loaded, not yet or not any more.
+fn is_absent(view: View) -> bool {
+    view.peer == Peer::Frontend
+        && view.online
+        && absent_after(view.frontend).is_some_and(|time| view.since.1 >= time)
+}
+
+fn absent_after(frontend: XenbusState) -> Option<Duration> {
+    match frontend {
+        Initialising | Closed => Some(ABSENT_AFTER),
+        Closing => Some(STUCK_AFTER),
+        _ => None,
+    }
+}
+
+/// Whether devices may have been added without state 7: the toolstack adds them one by one while it builds the guest.
+pub fn adds_silently(view: View) -> bool {
+    let before = view.backend == Initialised || view.backend == Connected && !view.linked;
+    before && view.peer != Peer::Gone
+}
+
+/// Whether the toolstack has given up waiting for the guest to let devices go.
+pub fn is_unanswered(view: View) -> bool {
+    waits_for_answer(view) && view.since.0 >= UNANSWERED_AFTER
+}
+
+fn waits_for_answer(view: View) -> bool {
+    view.backend == Reconfiguring && view.frontend != Reconfiguring && view.linked
+}
+
+/// How long until another step may be due although nothing changes.
+pub fn patience(view: View) -> Option<Duration> {
+    let left = |after: Duration, since| after.checked_sub(since).filter(|left| !left.is_zero());
+    if waits_for_answer(view) {
+        return left(UNANSWERED_AFTER, view.since.0);
+    }
+    let after = absent_after(view.frontend)?;
+    match view.peer {
+        Peer::Frontend => left(after, view.since.1),
+        // Nothing tells when it is let run.
+        Peer::Paused => Some(PAUSED_LOOK),
+        Peer::Nobody | Peer::Gone => None,
     }
 }
 
@@ -155,6 +221,7 @@ mod tests {
             backend,
             frontend,
             online: true,
+            since: (Duration::ZERO, Duration::ZERO),
             peer: Peer::Frontend,
             linked: false,
         }
@@ -326,21 +393,80 @@ mod tests {
     fn whatever_both_ends_show_it_comes_to_rest() {
         for backend in ALL {
             for frontend in ALL {
-                for peer in [Peer::Frontend, Peer::Nobody, Peer::Gone] {
+                for peer in [Peer::Frontend, Peer::Paused, Peer::Nobody, Peer::Gone] {
                     for (online, linked) in
                         [(false, false), (false, true), (true, false), (true, true)]
                     {
-                        run(View {
-                            backend,
-                            frontend,
-                            online,
-                            peer,
-                            linked,
-                        });
+                        for time in [Duration::ZERO, Duration::MAX] {
+                            run(View {
+                                backend,
+                                frontend,
+                                online,
+                                since: (time, time),
+                                peer,
+                                linked,
+                            });
+                        }
                     }
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_toolstack_does_not_wait_for_a_guest_that_runs_no_frontend() {
+        for frontend in [Initialising, Closing, Closed] {
+            for backend in [Initialising, InitWait, Initialised, Closing, Closed] {
+                let view = View {
+                    since: (Duration::ZERO, STUCK_AFTER),
+                    ..view(backend, frontend)
+                };
+                let (_, end) = run(view);
+                assert_eq!(end.backend, Connected, "{view:?}");
+                let (steps, _) = run(View {
+                    backend: Reconfiguring,
+                    ..end
+                });
+                assert_eq!(steps, [Step::Reconfigure(Connected)]);
+                // It may still come.
+                let (steps, end) = run(View {
+                    frontend: Initialised,
+                    since: (ABSENT_AFTER, Duration::ZERO),
+                    ..end
+                });
+                assert_eq!(steps, [Step::Relink]);
+                assert_eq!(end.backend, Connected);
+            }
+        }
+    }
+
+    #[test]
+    fn a_guest_that_is_being_built_has_all_the_time() {
+        let building = View {
+            since: (Duration::MAX, Duration::MAX),
+            peer: Peer::Paused,
+            ..view(Initialised, Initialising)
+        };
+        assert_eq!(next(building), Step::Wait);
+        assert_eq!(patience(building), Some(PAUSED_LOOK));
+    }
+
+    #[test]
+    fn what_only_time_changes_is_looked_at_in_time() {
+        let asked = View {
+            linked: true,
+            ..view(Reconfiguring, Connected)
+        };
+        assert_eq!(patience(asked), Some(UNANSWERED_AFTER));
+        assert!(!is_unanswered(asked));
+        let late = View {
+            since: (UNANSWERED_AFTER, Duration::ZERO),
+            ..asked
+        };
+        assert!(is_unanswered(late));
+        assert_eq!(patience(late), None);
+        assert_eq!(patience(view(Closed, Closed)), Some(ABSENT_AFTER));
+        assert_eq!(patience(view(Connected, Connected)), None);
     }
 
     #[test]

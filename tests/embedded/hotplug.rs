@@ -5,7 +5,7 @@ use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NIC_VF0, NVME};
 use xenbus::XenbusState;
 use xenbus::sim::{DomainKind, ToolstackError, Variant};
 
-use crate::house::{House, LONG};
+use crate::house::{House, LONG, until};
 
 #[test]
 fn a_device_comes_and_goes_twenty_times_and_nothing_is_left_of_it() {
@@ -99,6 +99,37 @@ fn a_device_that_fails_at_hot_plug_does_not_disturb_those_in_use() {
     house.until_node(domain, "state-1", "6");
     assert_eq!(frontend.functions().count(), 1);
     assert!(frontend.conf_read(house.seen_as(NVME), 0, 4).is_ok());
+}
+
+#[test]
+fn a_failure_is_told_beside_its_device_as_long_as_that_is_on_the_list() {
+    let house = House::new(&[NVME, INTX_ONLY]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let failed = |house: &House| house.guest_line(domain).unwrap().failed;
+    // Never hidden.
+    house.while_following(&mut frontend, || house.attach(domain, MSI_ONLY));
+    house.until_node(domain, "state-1", "6");
+    let told = house.node(domain, "error-1").unwrap();
+    assert!(told.contains(&MSI_ONLY.to_string()), "{told}");
+    assert_eq!(failed(&house).len(), 1);
+    house.while_following(&mut frontend, || house.attach(domain, INTX_ONLY));
+    assert_eq!(frontend.functions().count(), 2);
+    // The toolstack renumbers.
+    house.while_following(&mut frontend, || house.detach(domain, NVME));
+    house.until_node(domain, "error-0", &told);
+    assert_eq!(house.node(domain, "error-1"), None);
+    // Another daemon knows as well.
+    house.restart();
+    until("the failure is known", || failed(&house).len() == 1);
+    // And the device that has its index next is not blamed for it.
+    house.while_following(&mut frontend, || house.detach(domain, MSI_ONLY));
+    until("it is told no more", || {
+        house.node(domain, "error-0").is_none()
+    });
+    assert_eq!(house.node(domain, "state-0").as_deref(), Some("3"));
+    until("it is forgotten", || failed(&house).is_empty());
+    house.while_following(&mut frontend, || house.detach(domain, INTX_ONLY));
+    house.until_gone(domain);
 }
 
 #[test]

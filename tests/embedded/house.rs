@@ -376,13 +376,27 @@ impl House {
 
     /// Waits until a guest has nothing of the machine any more.
     pub fn until_gone(&self, domain: DomId) {
-        until(format!("domain {domain} is forgotten"), || {
-            let backend = format!("/local/domain/0/backend/pci/{domain}/");
-            let nodes = self.machine.xenstore_nodes();
-            !nodes.keys().any(|path| path.starts_with(&backend))
-                && self.machine.mapped_grants(domain) == 0
-                && self.serves(domain) == Some(false)
-        });
+        let left = || {
+            let ours = [
+                format!("/local/domain/0/backend/pci/{domain}"),
+                format!("/local/domain/0/error/backend/pci/{domain}"),
+            ];
+            let nodes = self.machine.xenstore_nodes().into_keys();
+            let is_ours = |path: &String| {
+                let mut ours = ours.iter();
+                ours.any(|root| path == root || path.starts_with(&format!("{root}/")))
+            };
+            (
+                nodes.filter(is_ours).collect::<Vec<_>>(),
+                self.machine.mapped_grants(domain),
+                self.serves(domain),
+            )
+        };
+        let start = Instant::now();
+        while left() != (vec![], 0, Some(false)) {
+            assert!(start.elapsed() < LONG, "domain {domain}: {:?}", left());
+            thread::sleep(Duration::from_micros(300));
+        }
     }
 }
 

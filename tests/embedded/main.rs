@@ -13,6 +13,7 @@ mod house;
 #[allow(dead_code)]
 mod mortal;
 
+mod absent;
 mod aer;
 mod boot;
 mod compatibility;

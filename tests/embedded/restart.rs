@@ -1,13 +1,15 @@
 //! The daemon is killed and started again, and guests do not notice.
 
 use std::thread;
+use std::time::Duration;
 
 use conf_space::Width;
+use pcibackd::config::Config;
 use pcibackd::host::devices::for_xen;
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NIC_VF0, NVME};
 use xenbus::pciif::{Command, PciOp};
-use xenbus::sim::Variant;
+use xenbus::sim::{MachineOptions, Variant};
 use xenbus::{PciDevice, XenbusState};
 
 use crate::house::{House, LONG, at, until};
@@ -246,4 +248,27 @@ fn other_systems_frontends_do_not_notice_either() {
         let id = frontend.conf_read(address, 0, 4).unwrap();
         assert_eq!(id, 0x0010_1b36, "{variant:?}");
     }
+}
+
+#[test]
+fn guests_that_start_while_devices_are_hidden_at_start_do_not_wait_for_that() {
+    let config = Config {
+        hide: vec![NVME.to_string()],
+        ..Config::default()
+    };
+    let house = House::with(config, MachineOptions::default(), &[INTX_ONLY]);
+    house.unhide(NVME);
+    house.bus.set_reset_time(NVME, Duration::from_millis(500));
+    thread::scope(|scope| {
+        let restart = scope.spawn(|| house.restart());
+        until("it is being hidden", || {
+            house.phase_if_any(NVME) == Some(Phase::Hiding)
+        });
+        let (_, frontend) = house.boot(&[INTX_ONLY]);
+        assert_eq!(frontend.functions().count(), 1);
+        assert_eq!(house.phase(NVME), Some(Phase::Hiding));
+        // Who counts on the device waits.
+        assert!(!restart.is_finished());
+    });
+    assert_eq!(house.phase(NVME), Some(Phase::Hidden));
 }

@@ -97,6 +97,8 @@ impl fmt::Display for MsiRequest {
 pub struct DomainInfo {
     /// An HVM or PVH guest; otherwise PV.
     pub hvm: bool,
+    /// The toolstack keeps it from running: it is being built, or was paused.
+    pub paused: bool,
     /// The domain has shut down, crashed or is being destroyed: nobody runs in it any more.
     pub gone: bool,
 }

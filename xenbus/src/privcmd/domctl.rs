@@ -69,6 +69,7 @@ bitflags::bitflags! {
         const DYING = 1 << 0;
         const HVM_GUEST = 1 << 1;
         const SHUTDOWN = 1 << 2;
+        const PAUSED = 1 << 3;
     }
 }
 
@@ -83,6 +84,7 @@ fn domain_info_from_flags(bits: u32) -> DomainInfo {
     let shut_down = flags.contains(DomInf::SHUTDOWN) && reason != xen_sys::SHUTDOWN_suspend;
     DomainInfo {
         hvm: flags.contains(DomInf::HVM_GUEST),
+        paused: flags.contains(DomInf::PAUSED),
         gone: shut_down || flags.contains(DomInf::DYING),
     }
 }
@@ -258,6 +260,7 @@ mod tests {
             info(1 << 5),
             DomainInfo {
                 hvm: false,
+                paused: false,
                 gone: false
             }
         );
@@ -265,9 +268,11 @@ mod tests {
             info(1 << 1),
             DomainInfo {
                 hvm: true,
+                paused: false,
                 gone: false
             }
         );
+        assert!(info(1 << 3 | 1 << 4).paused);
         assert!(info(1 << 0).gone);
         assert!(info(1 << 2).gone, "power-off");
         assert!(info(1 << 2 | 3 << 16).gone, "crash");

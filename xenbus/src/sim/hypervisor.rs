@@ -92,12 +92,14 @@ impl Hypervisor {
         if id == DomId::DOM0 {
             return Some(DomainInfo {
                 hvm: false,
+                paused: false,
                 gone: false,
             });
         }
         let domain = self.domains.get(&id)?;
         Some(DomainInfo {
             hvm: domain.kind == DomainKind::Hvm,
+            paused: !domain.started,
             gone: domain.shut_down || domain.dying,
         })
     }
