@@ -7,6 +7,7 @@
 //! | [`host`] | the host's devices and how they change hands |
 //! | [`facade`] | `/sys/bus/pci/drivers/pciback` for unmodified toolstacks |
 //! | [`control`] | the control socket |
+//! | [`metrics`] | metrics for Prometheus |
 //! | [`trace`] | guests' operations as they happen |
 //! | [`config`] | the configuration file |
 //! | [`memory`] | keeping the daemon small |
@@ -20,6 +21,7 @@ pub mod facade;
 pub mod host;
 pub mod logging;
 pub mod memory;
+pub mod metrics;
 pub mod rate_limit;
 pub mod session;
 pub mod text;

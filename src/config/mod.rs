@@ -4,6 +4,7 @@
 //! facade = "global"        # /sys/bus/pci/drivers/pciback for everybody; "private": for `pciback exec` only; "off"
 //! hide = ["03:00.0"]       # hidden at start
 //! quirks = "/etc/pciback/quirks"
+//! metrics = "127.0.0.1:9465"
 //! topology = "vpci"        # how guests see their devices; "passthrough": at their addresses on the host
 //!
 //! [defaults]               # for all devices
@@ -55,6 +56,7 @@ pub use self::origin::{Origin, Setting};
 pub use self::settings::{AerPolicy, DeviceSettings, InterruptControl, OnFailure, ResetChoice};
 
 use self::device::DeviceTable;
+use crate::metrics::Loopback;
 
 /// Where the file is unless `--config` says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/pciback/pcibackd.toml";
@@ -136,6 +138,8 @@ pub struct Config {
     pub guest: BTreeMap<String, Guest>,
     /// What is run to act on a guest.
     pub commands: Commands,
+    /// Where metrics are to be had besides the unix socket.
+    pub metrics: Option<Loopback>,
     /// Devices with settings of their own, in the order of the file.
     pub devices: Vec<DeviceEntry>,
     /// What holds for all devices that nothing else is said of.
@@ -158,6 +162,7 @@ struct Tables {
     device: Vec<Spanned<DeviceTable>>,
     guest: BTreeMap<String, Guest>,
     commands: Commands,
+    metrics: Option<Loopback>,
 }
 
 impl Config {
@@ -190,6 +195,7 @@ impl Config {
             topology: tables.topology,
             guest: tables.guest,
             commands: tables.commands,
+            metrics: tables.metrics,
             devices: DeviceEntry::all(tables.device, text),
             defaults: tables.defaults,
             ..Self::default()

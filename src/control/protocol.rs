@@ -147,6 +147,10 @@ pub struct DeviceLine {
     pub class: u32,
     /// `dom0`, or what a hidden device is at: `hidden`, `assigned`, `releasing`, ...
     pub state: String,
+    /// What is being done to it now, if that may take long: `resetting`, `unbinding its driver`, ...
+    pub activity: Option<String>,
+    /// How often it was reset since it was hidden.
+    pub resets: u32,
     /// dom0's driver, or the one it will get back.
     pub driver: Option<String>,
     /// The guest that has it.

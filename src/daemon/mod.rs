@@ -14,7 +14,7 @@ mod service_virtual_functions;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -40,6 +40,7 @@ use crate::control::server;
 use crate::facade::{Facade, FacadeError};
 use crate::host::devices::Devices;
 use crate::host::record::RecordError;
+use crate::metrics;
 use crate::text::chain;
 
 /// Where the daemon keeps its sockets and records unless told otherwise.
@@ -150,6 +151,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
 struct Running {
     guests: Arc<Guests>,
     _control: server::Server,
+    _metrics: Option<metrics::server::Server>,
 }
 
 impl Drop for Running {
@@ -215,11 +217,12 @@ fn serve(
         driver,
         platform.drivers.clone(),
     );
-    let control =
-        server::start(&run_dir, Arc::new(service)).map_err(|source| DaemonError::RunDir {
-            path: run_dir.clone(),
-            source,
-        })?;
+    let service = Arc::new(service);
+    let metrics = serve_metrics(&run_dir, &config, &service);
+    let control = server::start(&run_dir, service).map_err(|source| DaemonError::RunDir {
+        path: run_dir.clone(),
+        source,
+    })?;
 
     let registry = poll.registry();
     let register =
@@ -261,6 +264,7 @@ fn serve(
                     return Ok(Running {
                         guests,
                         _control: control,
+                        _metrics: metrics,
                     });
                 }
                 SESSIONS => {
@@ -304,6 +308,19 @@ fn signals() -> io::Result<SignalFd> {
         &mask,
         SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
     )?)
+}
+
+/// A daemon without metrics still serves its guests: say so and go on.
+fn serve_metrics(
+    run_dir: &Path,
+    config: &Config,
+    service: &Arc<DaemonService>,
+) -> Option<metrics::server::Server> {
+    let service = Arc::clone(service);
+    let page = move || metrics::text::render(&service.metrics());
+    metrics::server::start(run_dir, config.metrics, page)
+        .inspect_err(|error| error!("there are no metrics: {error}"))
+        .ok()
 }
 
 /// A daemon without a facade still serves its guests: say so and go on.

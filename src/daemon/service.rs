@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::SystemTime;
 
 use conf_space::address::Bdf;
 use conf_space::overlay::{Overlay, OverlayState, Permissive, Treatment};
@@ -30,7 +30,7 @@ use crate::trace;
 /// The daemon's answers.
 #[derive(Debug)]
 pub struct DaemonService {
-    pub(super) started: Instant,
+    pub(super) started: SystemTime,
     pub(super) platform: Kind,
     pub(super) facade: &'static str,
     pub(super) devices: Arc<Devices>,
@@ -50,7 +50,7 @@ impl DaemonService {
         drivers: Option<RealDrivers>,
     ) -> Self {
         Self {
-            started: Instant::now(),
+            started: SystemTime::now(),
             platform,
             facade,
             devices,
@@ -167,7 +167,7 @@ impl DaemonService {
     ) -> Result<DeviceLine, HostError> {
         let description = self.devices.bus().describe(bdf)?;
         let hidden = self.devices.get(bdf);
-        let phase = hidden.as_ref().and_then(|device| device.record.phase());
+        let phase = self.devices.phase(bdf);
         let owner = hidden
             .as_ref()
             .filter(|_| phase == Some(Phase::Assigned))
@@ -180,6 +180,8 @@ impl DaemonService {
             path: description.path.map(|path| path.to_string()),
             class: description.class,
             state: phase.map_or("dom0", Phase::name).to_owned(),
+            activity: self.devices.activity(bdf).map(str::to_owned),
+            resets: hidden.as_ref().map_or(0, |device| device.record.resets()),
             driver: description
                 .driver
                 .or_else(|| hidden.as_ref().and_then(|device| device.record.driver())),

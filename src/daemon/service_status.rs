@@ -1,4 +1,4 @@
-//! The answer to [`Request::Status`](crate::control::protocol::Request::Status).
+//! How the daemon and its guests are: the answer to [`Request::Status`](crate::control::protocol::Request::Status), and the metrics.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use xenbus::{DomId, XenbusState};
 use super::service::DaemonService;
 use crate::control::protocol::{Bucket, DaemonStatus, Errors, GuestLine, Latency, Response};
 use crate::host::record::Phase;
+use crate::metrics::text::Snapshot;
 use crate::session::Status;
 use crate::session::meter::Counts;
 
@@ -18,13 +19,26 @@ impl DaemonService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             platform: self.platform.name().to_owned(),
             facade: self.facade.to_owned(),
-            uptime_seconds: self.started.elapsed().as_secs(),
+            uptime_seconds: self.started.elapsed().unwrap_or_default().as_secs(),
             dead: devices
                 .filter(|device| device.record.phase() == Some(Phase::Dead))
                 .map(|device| device.bdf)
                 .collect(),
             guests: guests.map(guest_line).collect(),
         })
+    }
+
+    pub(super) fn metrics(&self) -> Snapshot {
+        let devices = self.devices.list().into_iter();
+        Snapshot {
+            version: env!("CARGO_PKG_VERSION"),
+            platform: self.platform.name(),
+            started: self.started,
+            guests: self.guests.status(),
+            devices: devices
+                .map(|device| (device.bdf, device.record.phase(), device.record.resets()))
+                .collect(),
+        }
     }
 }
 

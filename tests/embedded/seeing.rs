@@ -1,15 +1,19 @@
 //! What the daemon shows of its guests' operations.
 
-use std::net::Shutdown;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use pcibackd::config::Config;
 use pcibackd::control::client::Answers;
 use pcibackd::control::protocol::{Errors, GuestLine, Request, Response};
 use pcibackd::control::traced::{Filter, Traced};
 use pcibackd::host::sim::{MSI_ONLY, NVME};
+use pcibackd::metrics::Loopback;
 use xenbus::DomId;
 use xenbus::pciif::{Command, PciOp};
-use xenbus::sim::Frontend;
+use xenbus::sim::{Frontend, MachineOptions};
 
 use crate::house::{House, at, until};
 
@@ -316,4 +320,122 @@ fn a_trace_whose_reader_has_gone_is_off_and_one_does_not_survive_its_daemon() {
     assert_eq!(answers.count(), 0);
     frontend.conf_read(at(0, 0), 0, 4).unwrap();
     assert!(!house.guest_line(domain).unwrap().traced);
+}
+
+/// What a scraper gets.
+fn scrape(mut stream: impl Read + Write) -> String {
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (header, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(header.starts_with("HTTP/1.0 200 OK"), "{header}");
+    body.to_owned()
+}
+
+/// The value of a metric for a guest.
+fn metric(page: &str, name: &str, labels: &[&str]) -> u64 {
+    let is = |line: &&str| {
+        line.starts_with(&format!("{name}{{")) && labels.iter().all(|label| line.contains(label))
+    };
+    let found: Vec<&str> = page.lines().filter(is).collect();
+    assert_eq!(found.len(), 1, "{name} {labels:?} in\n{page}");
+    found[0].rsplit_once(' ').unwrap().1.parse().unwrap()
+}
+
+#[test]
+fn metrics_tell_what_the_status_tells() {
+    let free = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let config = Config {
+        metrics: Some(Loopback::try_from(free.to_string()).unwrap()),
+        ..Config::default()
+    };
+    let house = House::with(config, MachineOptions::default(), &[NVME, MSI_ONLY]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    frontend.conf_write(at(0, 0), 0x0e, 1, 1).unwrap();
+    let line = so_far(&house, domain, &mut frontend);
+    let socket = house.run_dir().join("metrics.sock");
+    let page = scrape(UnixStream::connect(socket).unwrap());
+    let guest = format!("domain=\"{domain}\"");
+    let value = |name: &str, label: &str| metric(&page, name, &[&guest, "name=\"guest\"", label]);
+    let reads = value("pciback_operations_total", "command=\"conf_read\"");
+    assert_eq!(reads, line.kinds["conf_read"]);
+    assert_eq!(
+        value("pciback_dropped_writes_total", ""),
+        line.errors.dropped
+    );
+    let absent = value("pciback_operation_errors_total", "outcome=\"absent\"");
+    assert_eq!(absent, line.errors.absent);
+    let all = value("pciback_operation_duration_seconds_bucket", "le=\"+Inf\"");
+    assert_eq!(all, line.operations);
+    assert_eq!(value("pciback_guest_connected", ""), 1);
+    assert_eq!(metric(&page, "pciback_devices", &["state=\"assigned\""]), 1);
+    assert_eq!(metric(&page, "pciback_devices", &["state=\"hidden\""]), 1);
+    let resets = metric(&page, "pciback_device_resets_total", &[&NVME.to_string()]);
+    assert_eq!(resets, 1);
+    // And so does the port.
+    let same = scrape(TcpStream::connect(free).unwrap());
+    assert_eq!(
+        metric(&same, "pciback_operation_duration_seconds_count", &[&guest]),
+        all
+    );
+}
+
+#[test]
+fn resets_are_counted_from_hiding_on_and_survive_the_daemon() {
+    let house = House::new(&[NVME]);
+    let resets = || {
+        let Response::Devices { devices } = house.ask(&Request::List) else {
+            panic!("no list");
+        };
+        devices
+            .iter()
+            .find(|line| line.device == NVME)
+            .unwrap()
+            .resets
+    };
+    assert_eq!(resets(), 1);
+    let (domain, frontend) = house.boot(&[NVME]);
+    drop(frontend);
+    house.machine.domain_shut_down(domain).unwrap();
+    house.machine.destroy_domain(domain).unwrap();
+    house.until_free(NVME);
+    assert_eq!(resets(), 2);
+    house.restart();
+    assert_eq!(resets(), 2);
+    house.unhide(NVME);
+    assert_eq!(resets(), 0);
+}
+
+#[test]
+fn what_takes_long_can_be_looked_at_meanwhile() {
+    let house = House::new(&[]);
+    house.bus.set_reset_time(NVME, Duration::from_millis(300));
+    let line = || {
+        let Response::Devices { devices } = house.ask(&Request::List) else {
+            panic!("no list");
+        };
+        let found = devices
+            .into_iter()
+            .find(|line| line.device == NVME)
+            .unwrap();
+        (found.state, found.activity)
+    };
+    let resetting = Some("resetting".to_owned());
+    std::thread::scope(|scope| {
+        let hiding = scope.spawn(|| house.hide(&[NVME]));
+        until("it is being hidden", || {
+            line() == ("hiding".to_owned(), resetting.clone())
+        });
+        hiding.join().unwrap();
+        assert_eq!(line(), ("hidden".to_owned(), None));
+        let returning = scope.spawn(|| house.unhide(NVME));
+        until("it is on its way back", || {
+            line() == ("returning".to_owned(), resetting.clone())
+        });
+        returning.join().unwrap();
+        assert_eq!(line(), ("dom0".to_owned(), None));
+    });
 }

@@ -9,6 +9,7 @@
 //! | [`demo`] | the demonstration |
 //! | [`output`] | tables, colours, the words for device classes |
 //! | [`persist`] | hiding devices at every boot |
+//! | [`progress`] | what takes long, told while somebody waits |
 //! | [`outcome`] | exit codes and what ends a command |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
@@ -20,6 +21,7 @@ mod devices;
 mod outcome;
 mod output;
 mod persist;
+mod progress;
 
 use std::process::ExitCode;
 

@@ -55,12 +55,13 @@ impl Devices {
                     _ => Ok(false),
                 };
             }
-            if !table.coming.insert(bdf) {
+            if table.coming.contains_key(&bdf) {
                 return Err(DeviceError::Busy {
                     bdf,
                     phase: Phase::Hiding.name(),
                 });
             }
+            table.coming.insert(bdf, Phase::Hiding);
         }
         let result = self.take(bdf, force, quarantine);
         {
@@ -160,7 +161,7 @@ impl Devices {
         let steps = || -> Result<Parts, DeviceError> {
             // Reserved first: nobody may grab it between two steps.
             self.bus.set_driver_override(bdf, Some(RESERVED_FOR))?;
-            self.bus.unbind(bdf)?;
+            self.busy(bdf, "unbinding its driver", || self.bus.unbind(bdf))?;
             if !record.flags().contains(Flags::ENABLED) {
                 if resumed {
                     // It may be on already, by a daemon that did not live to write that down. If not, this is refused.
@@ -258,7 +259,7 @@ impl Devices {
             let mut table = self.table();
             table.hidden.remove(&bdf);
             // Its record is in use until the last step.
-            table.coming.insert(bdf);
+            table.coming.insert(bdf, Phase::Returning);
         }
         self.undo(bdf, &device.record, rebind);
         self.table().coming.remove(&bdf);
@@ -295,7 +296,9 @@ impl Devices {
             log::error!("{}", chain(&error));
         }
         if rebind == Rebind::Driver
-            && let Err(error) = self.bus.bind(bdf, record.driver().as_deref())
+            && let Err(error) = self.busy(bdf, "binding its driver", || {
+                self.bus.bind(bdf, record.driver().as_deref())
+            })
         {
             log::warn!("{}", chain(&error));
         }

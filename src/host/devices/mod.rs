@@ -3,6 +3,7 @@
 //! A device is dom0's, hidden, or assigned to one guest at one virtual address, never two of them. Its [`Record`] says which, and is
 //! written before each step, so that a daemon that was killed half-way goes on from there. Steps that may take long (a reset: up to a
 //! minute) run on threads of their own.
+mod activity;
 mod device;
 mod error;
 mod guest;
@@ -14,7 +15,7 @@ mod sharing;
 mod virtual_functions;
 
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -43,7 +44,7 @@ use crate::text::chain;
 struct Table {
     hidden: BTreeMap<Bdf, Arc<Device>>,
     /// Being hidden, or given back: not in `hidden`.
-    coming: BTreeSet<Bdf>,
+    coming: BTreeMap<Bdf, Phase>,
 }
 
 /// All hidden devices.
@@ -56,6 +57,7 @@ pub struct Devices {
     wakers: Mutex<BTreeMap<DomId, Waker>>,
     /// How often it was asked whether devices were removed, since somebody began to look; 0: nobody looks.
     looks: AtomicUsize,
+    activities: Mutex<BTreeMap<Bdf, &'static str>>,
 }
 
 impl std::fmt::Debug for Devices {
@@ -96,6 +98,7 @@ impl Devices {
             table: Mutex::default(),
             wakers: Mutex::default(),
             looks: AtomicUsize::new(0),
+            activities: Mutex::default(),
         });
         for bdf in found {
             if let Err(error) = devices.take_up(bdf) {
@@ -296,6 +299,15 @@ impl Devices {
     /// The hidden devices, in order of their addresses.
     pub fn list(&self) -> Vec<Arc<Device>> {
         self.table().hidden.values().cloned().collect()
+    }
+
+    /// Where a device is on its way; `None`: it is dom0's.
+    pub fn phase(&self, bdf: Bdf) -> Option<Phase> {
+        let table = self.table();
+        match table.hidden.get(&bdf) {
+            Some(device) => device.record.phase(),
+            None => table.coming.get(&bdf).copied(),
+        }
     }
 
     /// One hidden device.

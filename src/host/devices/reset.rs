@@ -135,19 +135,19 @@ impl Devices {
         let bdf = device.bdf;
         let offered = self.bus.describe(bdf)?.reset_methods;
         match way(choice, &offered) {
-            Ok(Way::Kernels) => Ok(self.bus.reset(bdf)?),
+            Ok(Way::Kernels) => Ok(self.reset_function(device)?),
             Ok(Way::Not) => {
                 log::info!("{bdf} is not reset, as its settings say");
                 Ok(())
             }
-            Ok(Way::By(method)) if offered == [method] => Ok(self.bus.reset(bdf)?),
+            Ok(Way::By(method)) if offered == [method] => Ok(self.reset_function(device)?),
             Ok(Way::By(method)) => {
                 // Written down first: a daemon that is killed here leaves the kernel with one method only.
                 device.record.insert(Flags::RESET_NARROWED);
                 let result = self
                     .bus
                     .set_reset_methods(bdf, &[method])
-                    .and_then(|()| self.bus.reset(bdf));
+                    .and_then(|()| self.reset_function(device));
                 let all: Vec<&str> = offered.iter().map(String::as_str).collect();
                 self.widen(bdf, &device.record, &all);
                 Ok(result?)

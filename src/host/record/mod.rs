@@ -67,17 +67,18 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::Hiding,
+        Self::Hidden,
+        Self::Assigned,
+        Self::Releasing,
+        Self::Returning,
+        Self::Dead,
+    ];
+
     fn from_number(number: u32) -> Option<Self> {
-        [
-            Self::Hiding,
-            Self::Hidden,
-            Self::Assigned,
-            Self::Releasing,
-            Self::Returning,
-            Self::Dead,
-        ]
-        .into_iter()
-        .find(|phase| *phase as u32 == number)
+        Self::ALL.into_iter().find(|phase| *phase as u32 == number)
     }
 
     /// The phase in an operator's words.
@@ -134,6 +135,7 @@ struct Layout {
     flags: AtomicU32,
     owner: AtomicU32,
     seen_as: AtomicU64,
+    resets: AtomicU32,
     msi: [AtomicU32; ledger::WORDS],
     settings: settings::Words,
     dropped: dropped::Table,
@@ -427,6 +429,16 @@ impl Record {
         &self.layout().errors
     }
 
+    /// How often the device was reset since it was hidden.
+    pub fn resets(&self) -> u32 {
+        self.layout().resets.load(Ordering::Relaxed)
+    }
+
+    /// Counts a reset.
+    pub fn count_reset(&self) {
+        self.layout().resets.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// The words of the interrupts' ledger.
     pub fn msi(&self) -> &[AtomicU32; ledger::WORDS] {
         &self.layout().msi
@@ -485,6 +497,8 @@ mod tests {
             record.set_overlay(u64::MAX - 5);
             record.insert(Flags::ENABLED | Flags::QUARANTINED);
             record.clear(Flags::QUARANTINED);
+            record.count_reset();
+            record.count_reset();
             record.set_phase(Phase::Assigned);
         }
         let record = Record::open(dir.path(), bdf()).unwrap();
@@ -493,6 +507,7 @@ mod tests {
         assert_eq!(record.config(), [1, 2, 3]);
         assert_eq!(record.owner(), Some(owner));
         assert_eq!(record.overlay(), u64::MAX - 5);
+        assert_eq!(record.resets(), 2);
         assert_eq!(record.flags(), Flags::ENABLED | Flags::SAVED);
         assert_eq!(Record::list(dir.path()).unwrap(), [bdf()]);
         record.remove().unwrap();

@@ -12,6 +12,7 @@ use crate::daemon;
 use crate::devices::DeviceLists;
 use crate::outcome::{CommandError, Outcome};
 use crate::output;
+use crate::progress::Progress;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -19,6 +20,11 @@ Examples:
   pciback hide 0000:03:10.0 0000:03:10.2
   pciback hide '04:00.*'
   pciback hide --persist 03:00.0";
+
+const UNHIDE: &str = "\
+Examples:
+  pciback unhide 03:00.0
+  pciback unhide '04:00.*' 05:00.1";
 
 /// What `pciback hide` takes.
 #[derive(Debug, Args)]
@@ -36,6 +42,9 @@ pub struct Hide {
     /// What concerns the next boot
     #[command(flatten)]
     pub boot: BootOptions,
+    /// For programs: a JSON object per line, for each device
+    #[arg(long)]
+    pub json: bool,
     /// Devices, or lists of devices
     #[arg(required = true, value_name = "BDF")]
     pub devices: Vec<String>,
@@ -43,7 +52,7 @@ pub struct Hide {
 
 /// What `pciback unhide` takes.
 #[derive(Debug, Args)]
-#[command(after_long_help = DEVICE_LISTS)]
+#[command(after_help = UNHIDE, after_long_help = format!("{DEVICE_LISTS}\n\n{UNHIDE}"))]
 pub struct Unhide {
     /// Also devices whose virtual functions guests have: the guests lose them
     #[arg(long)]
@@ -57,6 +66,9 @@ pub struct Unhide {
     /// What concerns the next boot
     #[command(flatten)]
     pub boot: BootOptions,
+    /// For programs: a JSON object per line, for each device
+    #[arg(long)]
+    pub json: bool,
     /// Devices, or lists of devices
     #[arg(required = true, value_name = "BDF")]
     pub devices: Vec<String>,
@@ -66,14 +78,18 @@ pub struct Unhide {
 pub fn hide(run_dir: &Path, arguments: &Hide) -> Result<Outcome, CommandError> {
     let force = arguments.force;
     let request = |devices| Request::Hide { devices, force };
-    let lists = check("hide", &arguments.devices);
+    let tell = Tell {
+        command: "hide",
+        json: arguments.json,
+    };
+    let lists = tell.check(&arguments.devices)?;
     let Some(entries) = lists.entries() else {
         return Ok(Outcome::Usage);
     };
     let mut done = entries.to_vec();
     if !arguments.next_boot {
         // What cannot be hidden now cannot be at boot.
-        done = for_each(run_dir, "hide", entries, request)?;
+        done = tell.for_each(run_dir, entries, request)?;
     }
     let outcome = lists.outcome(done.len());
     if !arguments.persist || done.is_empty() {
@@ -86,13 +102,17 @@ pub fn hide(run_dir: &Path, arguments: &Hide) -> Result<Outcome, CommandError> {
 pub fn unhide(run_dir: &Path, arguments: &Unhide) -> Result<Outcome, CommandError> {
     let force = arguments.force;
     let request = |devices| Request::Unhide { devices, force };
-    let lists = check("unhide", &arguments.devices);
+    let tell = Tell {
+        command: "unhide",
+        json: arguments.json,
+    };
+    let lists = tell.check(&arguments.devices)?;
     let Some(entries) = lists.entries() else {
         return Ok(Outcome::Usage);
     };
     let mut done = entries.len();
     if !arguments.next_boot {
-        done = for_each(run_dir, "unhide", entries, request)?.len();
+        done = tell.for_each(run_dir, entries, request)?.len();
     }
     let outcome = lists.outcome(done);
     if !arguments.persist {
@@ -102,71 +122,101 @@ pub fn unhide(run_dir: &Path, arguments: &Unhide) -> Result<Outcome, CommandErro
     Ok(outcome.and(persist::change(&arguments.boot, entries, false)?))
 }
 
-/// Has something done with every device that the lists name, and reports on each.
-pub(super) fn carry_out(
-    run_dir: &Path,
-    command: &str,
-    lists: &[String],
-    request: impl Fn(Vec<String>) -> Request,
-) -> Result<Outcome, CommandError> {
-    let lists = check(command, lists);
-    let Some(entries) = lists.entries() else {
-        return Ok(Outcome::Usage);
-    };
-    let done = for_each(run_dir, command, entries, request)?;
-    Ok(lists.outcome(done.len()))
+/// How a command tells what became of each entry.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Tell<'a> {
+    /// What the command is called.
+    pub command: &'a str,
+    /// Whether a program listens.
+    pub json: bool,
 }
 
-/// Checks what was typed, and says what is wrong with it.
-fn check(command: &str, lists: &[String]) -> DeviceLists {
-    let lists = DeviceLists::parse(lists);
-    for error in &lists.refused {
-        output::complain(&format!("{command}: {error}"));
+impl Tell<'_> {
+    /// Has something done with every device that the lists name, and reports on each.
+    pub fn carry_out(
+        self,
+        run_dir: &Path,
+        lists: &[String],
+        request: impl Fn(Vec<String>) -> Request,
+    ) -> Result<Outcome, CommandError> {
+        let lists = self.check(lists)?;
+        let Some(entries) = lists.entries() else {
+            return Ok(Outcome::Usage);
+        };
+        let done = self.for_each(run_dir, entries, request)?;
+        Ok(lists.outcome(done.len()))
     }
-    if lists.entries().is_none() {
-        output::complain(&format!(
-            "{command}: no device is named, so nothing is done"
-        ));
-    }
-    lists
-}
 
-/// Has the daemon carry out each entry, and says what became of its devices. Returns the entries of which nothing failed.
-fn for_each(
-    run_dir: &Path,
-    command: &str,
-    entries: &[Selector],
-    request: impl Fn(Vec<String>) -> Request,
-) -> Result<Vec<Selector>, CommandError> {
-    let mut done = Vec::new();
-    for entry in entries {
-        let request = request(vec![entry.to_string()]);
-        let results = daemon::ask(run_dir, &request, |response| match response {
-            Response::Entries { entries } => Some(entries),
-            _ => None,
-        })?;
-        if report_all(command, &results)? == Outcome::Done {
-            done.push(entry.clone());
+    /// Checks what was typed, and says what is wrong with it.
+    fn check(self, lists: &[String]) -> Result<DeviceLists, CommandError> {
+        let lists = DeviceLists::parse(lists);
+        for error in &lists.refused {
+            if self.json {
+                output::print_json_line(&Entry {
+                    entry: error.entry.clone(),
+                    ok: false,
+                    message: error.problem.to_string(),
+                })?;
+            } else {
+                output::complain(&format!("{}: {error}", self.command));
+            }
         }
+        if lists.entries().is_none() {
+            output::complain(&format!(
+                "{}: no device is named, so nothing is done",
+                self.command
+            ));
+        }
+        Ok(lists)
     }
-    Ok(done)
-}
 
-/// Says what became of each entry.
-pub(super) fn report_all(command: &str, entries: &[Entry]) -> Result<Outcome, CommandError> {
-    for entry in entries {
-        let line = report(entry);
-        if entry.ok {
+    /// Has the daemon carry out each entry, and says what became of its devices. Returns the entries of which nothing failed.
+    fn for_each(
+        self,
+        run_dir: &Path,
+        entries: &[Selector],
+        request: impl Fn(Vec<String>) -> Request,
+    ) -> Result<Vec<Selector>, CommandError> {
+        let mut done = Vec::new();
+        for entry in entries {
+            let request = request(vec![entry.to_string()]);
+            let progress = Progress::start(run_dir);
+            let results = daemon::ask(run_dir, &request, |response| match response {
+                Response::Entries { entries } => Some(entries),
+                _ => None,
+            })?;
+            drop(progress);
+            if self.report_all(&results)? == Outcome::Done {
+                done.push(entry.clone());
+            }
+        }
+        Ok(done)
+    }
+
+    /// Says what became of each entry.
+    pub fn report_all(self, entries: &[Entry]) -> Result<Outcome, CommandError> {
+        for entry in entries {
+            self.result(entry)?;
+        }
+        Ok(if entries.iter().all(|entry| entry.ok) {
+            Outcome::Done
+        } else {
+            Outcome::Failed
+        })
+    }
+
+    fn result(self, result: &Entry) -> Result<(), CommandError> {
+        if self.json {
+            return output::print_json_line(result);
+        }
+        let line = report(result);
+        if result.ok {
             output::print(&format!("{}\n", pcibackd::text::printable(&line)))?;
         } else {
-            output::complain(&format!("{command}: {line}"));
+            output::complain(&format!("{}: {line}", self.command));
         }
+        Ok(())
     }
-    Ok(if entries.iter().all(|entry| entry.ok) {
-        Outcome::Done
-    } else {
-        Outcome::Failed
-    })
 }
 
 /// What became of an entry. A reason often names the device itself, and no name is said twice.

@@ -6,7 +6,7 @@ use clap::Args;
 use pcibackd::config::ResetChoice;
 use pcibackd::control::protocol::Request;
 
-use super::hide;
+use super::hide::Tell;
 use crate::arguments::DEVICE_LISTS;
 use crate::outcome::{CommandError, Outcome};
 
@@ -25,6 +25,9 @@ pub struct Reset {
     /// How; as its settings say if not given
     #[arg(long, value_enum, value_name = "METHOD")]
     pub method: Option<ResetChoice>,
+    /// For programs: a JSON object per line, for each device
+    #[arg(long)]
+    pub json: bool,
     /// Devices, or lists of devices
     #[arg(required = true, value_name = "BDF")]
     pub devices: Vec<String>,
@@ -33,7 +36,12 @@ pub struct Reset {
 /// Resets devices.
 pub fn run(run_dir: &Path, arguments: &Reset) -> Result<Outcome, CommandError> {
     let method = arguments.method;
-    hide::carry_out(run_dir, "reset", &arguments.devices, |devices| {
-        Request::Reset { devices, method }
+    let tell = Tell {
+        command: "reset",
+        json: arguments.json,
+    };
+    tell.carry_out(run_dir, &arguments.devices, |devices| Request::Reset {
+        devices,
+        method,
     })
 }

@@ -222,6 +222,8 @@ mod tests {
                 path: Some("0000:00:1c.0/00.0".into()),
                 class: 0x02_00_00,
                 state: "assigned".into(),
+                activity: None,
+                resets: 0,
                 driver: None,
                 domain: Some(3),
                 guest: Some("web".into()),

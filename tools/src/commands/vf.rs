@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use conf_space::Bdf;
 use pcibackd::control::protocol::{DeviceLine, PhysicalFunction, Request, Response};
 
-use super::hide::report_all;
+use super::hide::Tell;
 use super::list::{driver, guest, style};
 use crate::daemon;
 use crate::outcome::{CommandError, Outcome};
@@ -66,7 +66,7 @@ pub struct Create {
     /// Hide them at once, so that no driver of dom0's ever sees them
     #[arg(long)]
     pub hide: bool,
-    /// For programs: JSON
+    /// For programs: a JSON object per line, for each device
     #[arg(long)]
     pub json: bool,
 }
@@ -80,7 +80,7 @@ pub struct Destroy {
     /// Also those that guests have: the guests lose them
     #[arg(long)]
     pub force: bool,
-    /// For programs: JSON
+    /// For programs: a JSON object per line, for each device
     #[arg(long)]
     pub json: bool,
 }
@@ -117,15 +117,7 @@ fn carry_out(
         Response::Entries { entries } => Some(entries),
         _ => None,
     })?;
-    if !json {
-        return report_all(command, &entries);
-    }
-    output::print_json(&entries)?;
-    Ok(if entries.iter().all(|entry| entry.ok) {
-        Outcome::Done
-    } else {
-        Outcome::Failed
-    })
+    Tell { command, json }.report_all(&entries)
 }
 
 fn list(run_dir: &Path, arguments: &List) -> Result<Outcome, CommandError> {
@@ -197,6 +189,8 @@ mod tests {
             path: None,
             class: 0x02_00_00,
             state: state.to_owned(),
+            activity: None,
+            resets: 0,
             driver: driver.map(str::to_owned),
             domain: None,
             guest: None,

@@ -155,6 +155,8 @@ mod tests {
             path: None,
             class,
             state: "dom0".into(),
+            activity: None,
+            resets: 0,
             driver: driver.map(str::to_owned),
             domain: None,
             guest: None,

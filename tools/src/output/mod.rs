@@ -2,6 +2,7 @@
 
 pub mod class;
 pub mod duration;
+pub mod names;
 pub mod style;
 pub mod table;
 pub mod traced;
@@ -29,6 +30,15 @@ pub fn print(text: &str) -> Result<(), CommandError> {
 /// Prints what programs read.
 pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
     let text = serde_json::to_string_pretty(value).map_err(|error| CommandError::Write {
+        what: "JSON".to_owned(),
+        source: error.into(),
+    })?;
+    print(&format!("{text}\n"))
+}
+
+/// Prints one of several things that programs read, one on each line.
+pub fn print_json_line(value: &impl Serialize) -> Result<(), CommandError> {
+    let text = serde_json::to_string(value).map_err(|error| CommandError::Write {
         what: "JSON".to_owned(),
         source: error.into(),
     })?;
