@@ -6,6 +6,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The numbered behaviours of Linux's backend and of its users' wishes, and how many there are of each kind.
+const ANCHORS: [(char, usize); 6] = [
+    ('W', 10),
+    ('X', 6),
+    ('V', 7),
+    ('C', 10),
+    ('O', 3),
+    ('L', 18),
+];
+
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
@@ -96,6 +106,11 @@ fn what_the_security_document_names_is_there() {
 }
 
 #[test]
+fn what_the_compatibility_document_names_is_there() {
+    check("docs/compatibility.md");
+}
+
+#[test]
 fn every_test_of_an_advisory_is_in_the_security_document() {
     let document = read("docs/security.md");
     let missing: Vec<String> = functions()
@@ -104,4 +119,29 @@ fn every_test_of_an_advisory_is_in_the_security_document() {
         .filter(|name| !document.contains(&format!("`{name}`")))
         .collect();
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn every_behaviour_has_one_line_with_its_test_or_the_reason_why_not() {
+    let document = read("docs/compatibility.md");
+    for (kind, count) in ANCHORS {
+        for number in 1..=count {
+            let start = format!("| {kind}-{number} |");
+            let lines: Vec<&str> = document
+                .lines()
+                .filter(|line| line.starts_with(&start))
+                .collect();
+            assert_eq!(lines.len(), 1, "{kind}-{number}");
+            let cells: Vec<&str> = lines[0].split(" | ").collect();
+            assert_eq!(cells.len(), 4, "{}", lines[0]);
+            let (tests, scenarios) = named(cells[3]);
+            let is_there = !tests.is_empty() || !scenarios.is_empty();
+            let is_not = cells[2].starts_with("not:");
+            assert!(
+                is_there || is_not,
+                "{}: neither a test nor a reason",
+                lines[0]
+            );
+        }
+    }
 }
