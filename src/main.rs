@@ -1,7 +1,7 @@
 //! pcibackd: the Xen PCI backend daemon.
 
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,6 +17,9 @@ struct Arguments {
     /// Configuration file; without it /etc/pciback/pcibackd.toml, if there is one
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Only look at a configuration file: what is wrong with it, and what in it no device of this host matches; exit code 1 if it is wrong
+    #[arg(long, value_name = "FILE", num_args = 0..=1)]
+    check_config: Option<Option<PathBuf>>,
     /// What to run on: this machine's Xen, or one embedded in the process with simulated devices
     #[arg(long, value_enum, default_value = "xen")]
     platform: PlatformKind,
@@ -36,6 +39,9 @@ fn main() -> ExitCode {
         return code;
     }
     let arguments = Arguments::parse();
+    if let Some(file) = &arguments.check_config {
+        return check_config(file.as_deref().or(arguments.config.as_deref()));
+    }
     if let Err(error) = logging::start(arguments.log, arguments.verbose) {
         eprintln!("pcibackd: {error}");
     }
@@ -55,6 +61,28 @@ fn main() -> ExitCode {
             failed(&error, EX_CONFIG)
         }
         Err(error) => failed(&error, EXIT_FAILURE),
+    }
+}
+
+fn check_config(file: Option<&Path>) -> ExitCode {
+    let findings = match daemon::check_config(file) {
+        Ok(findings) => findings,
+        Err(error) => {
+            eprintln!("error: {}", chain(&error));
+            return ExitCode::from(EXIT_FAILURE);
+        }
+    };
+    for warning in &findings.warnings {
+        eprintln!("warning: {warning}");
+    }
+    for error in &findings.errors {
+        eprintln!("error: {error}");
+    }
+    if findings.errors.is_empty() {
+        println!("the configuration can be used");
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(EXIT_FAILURE)
     }
 }
 

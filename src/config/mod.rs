@@ -148,6 +148,8 @@ pub struct Config {
     pub quirks: Vec<DeviceQuirk>,
     /// What is wrong with the file of quirks, line by line. It does not keep the daemon from starting.
     pub warnings: Vec<String>,
+    /// The file that was asked for.
+    pub asked_for: Option<PathBuf>,
 }
 
 /// The file as it is read.
@@ -173,7 +175,10 @@ impl Config {
     pub fn load(asked_for: Option<&Path>) -> Result<Self, ConfigError> {
         let path = asked_for.unwrap_or(Path::new(DEFAULT_PATH));
         match fs::read_to_string(path) {
-            Ok(text) => Self::parse(&text, path),
+            Ok(text) => Ok(Self {
+                asked_for: asked_for.map(Path::to_owned),
+                ..Self::parse(&text, path)?
+            }),
             Err(error) if asked_for.is_none() && error.kind() == io::ErrorKind::NotFound => {
                 Ok(Self::default())
             }
@@ -182,6 +187,14 @@ impl Config {
                 source,
             }),
         }
+    }
+
+    /// Reads the same file again.
+    ///
+    /// # Errors
+    /// [`ConfigError`].
+    pub fn load_again(&self) -> Result<Self, ConfigError> {
+        Self::load(self.asked_for.as_deref())
     }
 
     fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
@@ -281,7 +294,7 @@ mod tests {
 
     #[test]
     fn an_empty_file_is_the_defaults() {
-        assert_eq!(parse("").unwrap(), Config::default());
+        assert_eq!("".parse::<Config>().unwrap(), Config::default());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The control socket, `RUN_DIR/control.sock`: what `pciback` asks of the daemon.
 
 pub mod client;
+pub mod policy;
 pub mod protocol;
 pub mod server;
 pub mod traced;

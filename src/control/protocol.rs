@@ -9,6 +9,7 @@ use crate::config::ResetChoice;
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
 
+use super::policy::{DroppedShown, SettingsShown};
 use super::traced::{Filter, Traced};
 
 /// What is asked.
@@ -64,6 +65,18 @@ pub enum Request {
         /// Also from guests.
         force: bool,
     },
+    /// Sets something for a device, until its guest gives it back, and shows its settings.
+    Set {
+        /// The device.
+        device: String,
+        /// `KEY=VALUE`, or `permissive+=RANGES`; none: only shows.
+        assignments: Vec<String>,
+    },
+    /// The writes of a device's guest that did not reach the device.
+    Dropped {
+        /// The device.
+        device: String,
+    },
     /// The daemon and its guests.
     Status,
     /// Serve a facade that the caller mounted in its own mount namespace.
@@ -94,6 +107,10 @@ pub enum Response {
         /// In order of their addresses.
         physical: Vec<PhysicalFunction>,
     },
+    /// To [`Request::Set`].
+    Settings(SettingsShown),
+    /// To [`Request::Dropped`].
+    Dropped(DroppedShown),
     /// To [`Request::Status`].
     Status(DaemonStatus),
     /// To [`Request::Serve`].

@@ -1,5 +1,6 @@
 //! The daemon on threads of another program, on whatever platform that has.
 
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use std::thread::{self, JoinHandle};
 use xenbus::Xen;
 
 use super::platform::{Kind, Platform};
-use super::{DaemonError, Options, run_dir, serve};
+use super::{DaemonError, Options, Signals, run_dir, serve};
 use crate::config::Config;
 use crate::host::Bus;
 
@@ -20,6 +21,8 @@ use crate::host::Bus;
 pub struct Background {
     /// The daemon ends when this does.
     stop: UnixStream,
+    /// The daemon reads its configuration again when something comes from here.
+    reload: UnixStream,
     thread: Option<JoinHandle<Result<(), DaemonError>>>,
 }
 
@@ -36,6 +39,11 @@ impl Background {
     ) -> Result<Self, DaemonError> {
         let system = |action| move |source| DaemonError::System { action, source };
         let (stop, stopped) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
+        let (reload, told_to_reload) =
+            UnixStream::pair().map_err(system("make a pair of sockets"))?;
+        told_to_reload
+            .set_nonblocking(true)
+            .map_err(system("make a pair of sockets"))?;
         let (tell_ready, ready) = mpsc::channel();
         let daemon = move || {
             let platform = Platform {
@@ -49,7 +57,11 @@ impl Background {
                 platform: Kind::Sim,
                 run_dir,
             };
-            let running = serve(options, &platform, stopped.as_fd(), move || {
+            let signals = Signals {
+                stop: stopped.as_fd(),
+                reload: told_to_reload.as_fd(),
+            };
+            let running = serve(options, &platform, signals, move || {
                 // Whoever started us waits for it.
                 let _ = tell_ready.send(());
             })?;
@@ -63,6 +75,7 @@ impl Background {
             .map_err(system("start the daemon's thread"))?;
         let mut background = Self {
             stop,
+            reload,
             thread: Some(thread),
         };
         background.wait_until_ready(&ready)?;
@@ -75,6 +88,14 @@ impl Background {
             // It ended before it was ready.
             Err(_) => self.end(),
         }
+    }
+
+    /// Has the daemon read its configuration file again, as SIGHUP does. Does not wait for it.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn reload(&self) -> std::io::Result<()> {
+        (&self.reload).write_all(&[0])
     }
 
     /// Stops the daemon, as a signal does, once the operations under way are done. Guests keep their devices.

@@ -1,5 +1,6 @@
 //! The daemon: start-up, and the loop that starts a session for each guest.
 
+mod assignment;
 mod background;
 mod driver;
 mod embedded;
@@ -7,13 +8,15 @@ mod errors;
 mod guests;
 mod hiding;
 mod platform;
+mod reload;
 mod run_dir;
 mod service;
+mod service_policy;
 mod service_status;
 mod service_virtual_functions;
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -29,6 +32,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 pub use self::background::Background;
 pub use self::embedded::Embedded;
 pub use self::platform::Kind as PlatformKind;
+pub use self::reload::{Findings, check_config};
 
 use self::driver::SlotDriver;
 use self::errors::ErrorWatch;
@@ -118,6 +122,7 @@ const SESSIONS: Token = Token(2);
 const KEEPER: Token = Token(3);
 const HOST: Token = Token(4);
 const ERRORS: Token = Token(5);
+const RELOAD: Token = Token(6);
 
 /// Runs the daemon until it is told to stop. Guests keep their devices then: the next daemon goes on.
 ///
@@ -126,18 +131,26 @@ const ERRORS: Token = Token(5);
 pub fn run(options: Options) -> Result<(), DaemonError> {
     let _lock = run_dir::take(&options.run_dir)?;
     // Before any thread, so that all of them leave the signals to us.
-    let signals = signals().map_err(|source| DaemonError::System {
-        action: "wait for signals",
-        source,
-    })?;
+    let wait_for = |signals: &[Signal]| {
+        wait_for(signals).map_err(|source| DaemonError::System {
+            action: "wait for signals",
+            source,
+        })
+    };
+    let stop = wait_for(&[Signal::SIGTERM, Signal::SIGINT])?;
+    let reload = wait_for(&[Signal::SIGHUP])?;
+    let signals = Signals {
+        stop: stop.as_fd(),
+        reload: reload.as_fd(),
+    };
     let platform = Platform::start(options.platform, &options.run_dir)?;
-    let running = serve(options, &platform, signals.as_fd(), || {
+    let running = serve(options, &platform, signals, || {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     })?;
     // The process is about to end. A guest's operation that takes long is not waited for: the next daemon carries it out again.
     std::mem::forget(running);
-    if let Ok(Some(signal)) = signals.read_signal() {
+    if let Ok(Some(signal)) = stop.read_signal() {
         info!(
             "stopping on signal {}; guests keep their devices and are served again when pcibackd starts",
             signal.ssi_signo
@@ -160,11 +173,20 @@ impl Drop for Running {
     }
 }
 
-/// Serves until `stop` is readable. `ready` is called when guests and commands are served.
+/// What the daemon is told from outside.
+#[derive(Debug, Clone, Copy)]
+struct Signals<'a> {
+    /// Readable: to stop.
+    stop: BorrowedFd<'a>,
+    /// Readable, without blocking: to read its configuration again.
+    reload: BorrowedFd<'a>,
+}
+
+/// Serves until it is told to stop. `ready` is called when guests and commands are served.
 fn serve(
     options: Options,
     platform: &Platform,
-    stop: BorrowedFd<'_>,
+    signals: Signals<'_>,
     ready: impl FnOnce(),
 ) -> Result<Running, DaemonError> {
     let Options {
@@ -228,7 +250,8 @@ fn serve(
     let register =
         |fd: i32, token| registry.register(&mut SourceFd(&fd), token, Interest::READABLE);
     register(watcher.as_fd().as_raw_fd(), STORE).map_err(system("wait for xenstore"))?;
-    register(stop.as_raw_fd(), STOP).map_err(system("wait for its end"))?;
+    register(signals.stop.as_raw_fd(), STOP).map_err(system("wait for its end"))?;
+    register(signals.reload.as_raw_fd(), RELOAD).map_err(system("wait for signals"))?;
     if let Some(facade) = &facade {
         register(facade.keeper().as_raw_fd(), KEEPER).map_err(system("wait for the keeper"))?;
     }
@@ -276,8 +299,12 @@ fn serve(
                         ready();
                     }
                 }
+                RELOAD => {
+                    drain(signals.reload);
+                    reload::reload(&live);
+                }
                 HOST => {
-                    drain(&changes);
+                    drain(changes.as_fd());
                     devices.look_for_removed();
                 }
                 KEEPER => revive_keeper(&mut facade, &poll),
@@ -289,7 +316,7 @@ fn serve(
 }
 
 /// What is announced does not matter, only that something is: what has changed is looked up.
-fn drain(changes: &OwnedFd) {
+fn drain(changes: BorrowedFd<'_>) {
     let mut buffer = [0; 8192];
     loop {
         match nix::unistd::read(changes, &mut buffer) {
@@ -301,8 +328,8 @@ fn drain(changes: &OwnedFd) {
     }
 }
 
-fn signals() -> io::Result<SignalFd> {
-    let mask: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+fn wait_for(signals: &[Signal]) -> io::Result<SignalFd> {
+    let mask: SigSet = signals.iter().copied().collect();
     mask.thread_block()?;
     Ok(SignalFd::with_flags(
         &mask,

@@ -233,12 +233,11 @@ impl DaemonService {
             Ok(overlay) => overlay,
             Err(error) => return failed(chain(&error)),
         };
-        if let Some(hidden) = self
-            .devices
-            .get(bdf)
-            .filter(|hidden| hidden.record.phase() == Some(Phase::Assigned))
-        {
-            overlay.set_state(OverlayState::from_bits(hidden.record.overlay()));
+        if let Some(hidden) = self.devices.get(bdf) {
+            overlay.set_quirks(&self.devices.settings(&hidden).quirks);
+            if hidden.record.phase() == Some(Phase::Assigned) {
+                overlay.set_state(OverlayState::from_bits(hidden.record.overlay()));
+            }
         }
         let fields = overlay.fields().map(|field| {
             let width = Width::from_bytes(field.length.into());
@@ -306,6 +305,11 @@ impl Service for DaemonService {
             Request::DestroyVirtualFunctions { physical, force } => {
                 self.destroy_functions(physical, force)
             }
+            Request::Set {
+                device,
+                assignments,
+            } => self.set(&device, &assignments),
+            Request::Dropped { device } => self.dropped(&device),
             Request::Status => self.status(),
             Request::Serve => self.serve(fd),
             Request::Trace(_) => Response::Failed {

@@ -130,6 +130,12 @@ impl House {
         self.start();
     }
 
+    /// Has the daemon read its configuration file again.
+    pub fn reload(&self) {
+        let daemon = self.daemon.lock().unwrap();
+        daemon.as_ref().unwrap().reload().unwrap();
+    }
+
     pub fn restart(&self) {
         self.kill();
         self.start();

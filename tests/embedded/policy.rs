@@ -4,6 +4,8 @@ use conf_space::Width;
 use conf_space::overlay::{Permissive, Ranges};
 use conf_space::registers::express;
 use pcibackd::config::Config;
+use pcibackd::control::policy::{DroppedShown, SettingsShown};
+use pcibackd::control::protocol::{Request, Response};
 use pcibackd::host::record::{Dropped, Phase, RunTime};
 use pcibackd::host::sim::{INTX_ONLY, NVME};
 use xenbus::sim::{DomainKind, Frontend, MachineOptions};
@@ -175,8 +177,13 @@ fn the_file_opens_registers_of_the_devices_that_it_names() {
 }
 
 #[test]
-fn a_file_that_is_read_again_holds_for_guests_that_are_being_served() {
-    let mut house = House::new(&[NVME]);
+fn a_file_that_is_read_again_holds_at_once_and_a_broken_one_changes_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pcibackd.toml");
+    let write = |text: &str| std::fs::write(&path, text).unwrap();
+    write("");
+    let config = Config::load(Some(&path)).unwrap();
+    let house = House::with(config, MachineOptions::default(), &[NVME]);
     let (_, mut frontend) = house.boot(&[NVME]);
     let control = device_control(&mut frontend);
     let before = house.config(NVME).read(control, Width::Two).unwrap();
@@ -184,11 +191,113 @@ fn a_file_that_is_read_again_holds_for_guests_that_are_being_served() {
         after_writing(&house, &mut frontend, control, 0x2830),
         before
     );
-    house.restart_with("[defaults]\npermissive = true\n".parse().unwrap());
+    write("[[device]]\nid = \"1b36:0010\"\npermissive = true\n");
+    house.reload();
+    until("the new file holds", || {
+        after_writing(&house, &mut frontend, control, 0x2830) == 0x2830
+    });
+    write("[[device]]\nid = \"1b36:0010\"\npermisive = false\n");
+    house.reload();
+    write("[[device]]\nid = \"1b36:0010\"\nquirks = [\"4:1:1\"]\n");
+    // Until this one holds, the one before the broken one does.
+    house.reload();
+    until("the last file holds", || {
+        after_writing(&house, &mut frontend, control, 0x2810) == 0x2830
+    });
+    assert!(house.status().guests.len() == 1);
+}
+
+fn settings(house: &House, assignments: &[&str]) -> Result<SettingsShown, String> {
+    let request = Request::Set {
+        device: NVME.to_string(),
+        assignments: assignments.iter().map(|text| (*text).to_owned()).collect(),
+    };
+    match house.ask(&request) {
+        Response::Settings(shown) => Ok(shown),
+        Response::Failed { message } => Err(message),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn dropped(house: &House) -> DroppedShown {
+    let device = NVME.to_string();
+    match house.ask(&Request::Dropped { device }) {
+        Response::Dropped(shown) => shown,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// From "it does not work" to a rule for just that.
+#[test]
+fn what_a_dropped_write_suggests_lets_it_through_and_no_other() {
+    let house = House::impatient(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let control = device_control(&mut frontend);
+    let control_2 = device_control_2(&mut frontend);
+    let other = house.config(NVME).read(control_2, Width::Two).unwrap();
+    after_writing(&house, &mut frontend, control, 0x2830);
+    frontend.conf_write(FIRST, 0x06, 2, 0xf900).unwrap();
+
+    let shown = dropped(&house);
+    let registers: Vec<(&str, bool)> = shown
+        .writes
+        .iter()
+        .map(|write| (write.register.as_str(), write.never.is_some()))
+        .collect();
+    assert_eq!(registers, [("Device Control", false), ("Status", true)]);
+    let suggestion = shown.suggestion.unwrap();
+    let words: Vec<&str> = suggestion.command.split(' ').collect();
+    assert_eq!(words[..2], ["set", "0000:02:00.0"]);
+    let now = settings(&house, &words[2..]).unwrap();
+    let permissive = &now.settings[0];
+    let expected = format!("[\"{control:#04x}..{:#04x}\"]", control + 2);
+    assert_eq!(
+        (permissive.value.as_str(), permissive.from.as_str()),
+        (expected.as_str(), "set at run time")
+    );
+    assert!(now.until.unwrap().contains(&domain.to_string()));
     assert_eq!(
         after_writing(&house, &mut frontend, control, 0x2830),
         0x2830
     );
+    assert_eq!(
+        after_writing(&house, &mut frontend, control_2, 0x0005),
+        other
+    );
+    shut_down(&house, domain, frontend);
+    house.until_free(NVME);
+    assert_eq!(settings(&house, &[]).unwrap().until, None);
+
+    // For good.
+    let config: Config = suggestion.entry.parse().unwrap();
+    let house = House::with(config, MachineOptions::default(), &[NVME]);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    assert_eq!(
+        after_writing(&house, &mut frontend, control, 0x2830),
+        0x2830
+    );
+    let shown = settings(&house, &[]).unwrap();
+    assert_eq!(
+        shown.settings[0].from,
+        "[[device]], line 1: id = \"1b36:0010\""
+    );
+}
+
+#[test]
+fn of_several_assignments_all_or_none_are_made() {
+    let house = House::new(&[NVME]);
+    for (wrong, part) in [
+        ("permissive=0x48..0x40", "0x1000"),
+        ("quirk=4:2:ff", "Command"),
+        ("rset=flr", "reset="),
+    ] {
+        let error = settings(&house, &["permissive=true", wrong]).unwrap_err();
+        assert!(error.contains(part), "{error}");
+        assert_eq!(house.record(NVME).settings(), RunTime::default());
+    }
+    house.unhide(NVME);
+    assert!(settings(&house, &["permissive=true"]).is_err());
+    assert!(settings(&house, &[]).is_ok());
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
-use crate::commands::{exec, hide, list, persist, reset, shell, show, status, trace, vf};
+use crate::commands::{exec, hide, list, persist, reset, set, shell, show, status, trace, vf};
 use crate::demo::Demo;
 
 /// Hides PCI devices from dom0, so that Xen's guests can have them, and shows who has which
@@ -44,6 +44,8 @@ pub enum Command {
     List(list::List),
     /// Show a device's configuration space as a guest sees it, register by register
     Show(show::Show),
+    /// Set what a device's guest may do, until it gives the device back; or show what holds, and why
+    Set(set::Set),
     /// List, make and take away virtual functions (SR-IOV)
     Vf(vf::Vf),
     /// Show the daemon and the guests that it serves

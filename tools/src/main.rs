@@ -48,6 +48,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Reset(arguments) => commands::reset::run(run_dir, &arguments),
         Command::List(arguments) => commands::list::run(run_dir, &arguments),
         Command::Show(arguments) => commands::show::run(run_dir, &arguments),
+        Command::Set(arguments) => commands::set::run(run_dir, &arguments),
         Command::Vf(arguments) => commands::vf::run(run_dir, &arguments),
         Command::Status(arguments) => commands::status::run(run_dir, &arguments),
         Command::Trace(arguments) => commands::trace::run(run_dir, &arguments),

@@ -1,10 +1,12 @@
 //! The commands.
 
+mod dropped;
 pub mod exec;
 pub mod hide;
 pub mod list;
 pub mod persist;
 pub mod reset;
+pub mod set;
 pub mod shell;
 pub mod show;
 pub mod status;

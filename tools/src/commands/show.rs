@@ -6,6 +6,7 @@ use clap::Args;
 use conf_space::Bdf;
 use pcibackd::control::protocol::{Field, Request, Response, Shown};
 
+use super::dropped;
 use crate::daemon;
 use crate::outcome::{CommandError, Outcome};
 use crate::output::style::{Paint, Style};
@@ -28,6 +29,9 @@ pub struct Show {
     /// The device
     #[arg(value_name = "BDF")]
     pub device: Bdf,
+    /// Instead, the writes of its guest that did not reach it, and what would let them through
+    #[arg(long)]
+    pub dropped: bool,
     /// For programs: JSON
     #[arg(long)]
     pub json: bool,
@@ -35,6 +39,9 @@ pub struct Show {
 
 /// Shows a device's configuration space.
 pub fn run(run_dir: &Path, arguments: &Show) -> Result<Outcome, CommandError> {
+    if arguments.dropped {
+        return dropped::run(run_dir, arguments.device, arguments.json);
+    }
     let request = Request::Show {
         device: arguments.device.to_string(),
     };
