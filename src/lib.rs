@@ -10,6 +10,7 @@
 //! | [`metrics`] | metrics for Prometheus |
 //! | [`trace`] | guests' operations as they happen |
 //! | [`config`] | the configuration file |
+//! | [`doctor`] | what is wrong with this host, or a device, and what to do |
 //! | [`memory`] | keeping the daemon small |
 //! | [`logging`], [`text`], [`rate_limit`] | messages |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
@@ -17,6 +18,7 @@
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod doctor;
 pub mod facade;
 pub mod host;
 pub mod logging;

@@ -24,7 +24,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use pcibackd::facade::{Driver, Facade, FacadeError, RealDrivers, run_if_keeper};
+use pcibackd::facade::{Driver, Facade, FacadeError, Laid, RealDrivers, laid_over, run_if_keeper};
 use pcibackd::memory::keep_small;
 use tempfile::TempDir;
 
@@ -379,6 +379,7 @@ fn without_keeper_the_next_daemon_clears_up() {
     drop(daemon);
     kill(keeper, Signal::SIGKILL).unwrap();
     assert!(machine.is_mounted());
+    assert_eq!(laid_over(&machine.drivers()).unwrap(), Laid::Dead);
     RealDrivers::open_at(&machine.drivers()).unwrap();
     assert!(machine.is_bare());
 }

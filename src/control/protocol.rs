@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::config::ResetChoice;
+use crate::doctor::Finding;
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +78,13 @@ pub enum Request {
         /// The device.
         device: String,
     },
+    /// What is wrong with devices.
+    Doctor {
+        /// One device; all that are hidden if not given.
+        device: Option<String>,
+        /// Try every reset that the kernel offers for those that no guest has.
+        try_resets: bool,
+    },
     /// The daemon and its guests.
     Status,
     /// Serve a facade that the caller mounted in its own mount namespace.
@@ -111,6 +119,11 @@ pub enum Response {
     Settings(SettingsShown),
     /// To [`Request::Dropped`].
     Dropped(DroppedShown),
+    /// To [`Request::Doctor`].
+    Findings {
+        /// Device by device.
+        findings: Vec<Finding>,
+    },
     /// To [`Request::Status`].
     Status(DaemonStatus),
     /// To [`Request::Serve`].

@@ -11,6 +11,7 @@ mod platform;
 mod reload;
 mod run_dir;
 mod service;
+mod service_doctor;
 mod service_policy;
 mod service_status;
 mod service_virtual_functions;
@@ -49,6 +50,11 @@ use crate::text::chain;
 
 /// Where the daemon keeps its sockets and records unless told otherwise.
 pub const DEFAULT_RUN_DIR: &str = "/run/pcibackd";
+
+/// Where below the run directory the records of hidden devices are.
+pub fn records(run_dir: &Path) -> PathBuf {
+    run_dir.join("devices")
+}
 
 /// The daemon cannot start, or cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -206,7 +212,7 @@ fn serve(
         Arc::clone(&platform.bus),
         Arc::clone(&platform.xen),
         Arc::clone(&live),
-        run_dir.join("devices"),
+        records(&run_dir),
     )?;
 
     let mut poll = Poll::new().map_err(system("wait for events"))?;

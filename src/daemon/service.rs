@@ -310,6 +310,7 @@ impl Service for DaemonService {
                 assignments,
             } => self.set(&device, &assignments),
             Request::Dropped { device } => self.dropped(&device),
+            Request::Doctor { device, try_resets } => self.doctor(device.as_deref(), try_resets),
             Request::Status => self.status(),
             Request::Serve => self.serve(fd),
             Request::Trace(_) => Response::Failed {

@@ -22,6 +22,7 @@ mod driver;
 mod exec;
 mod filesystem;
 mod keeper;
+mod laid;
 mod mount;
 mod pool;
 mod real;
@@ -43,6 +44,7 @@ use nix::errno::Errno;
 pub use driver::Driver;
 pub use exec::{ExecError, exec, mount_here};
 pub use keeper::run_if_keeper;
+pub use laid::{Laid, laid_over};
 pub use real::{DRIVERS, RealDrivers};
 pub use server::{Server, serve};
 

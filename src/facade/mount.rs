@@ -47,7 +47,7 @@ impl MountName {
     }
 
     /// The process that made it, if it runs. One that died but hangs in the kernel does not.
-    fn owner(self) -> Option<u32> {
+    pub(super) fn owner(self) -> Option<u32> {
         (running_since(self.process) == Some(self.start)).then_some(self.process)
     }
 }
@@ -115,7 +115,7 @@ fn in_fdinfo(fdinfo: &str) -> Option<u64> {
 }
 
 /// The name of the facade that an open directory belongs to. `None` if it belongs to something else, or to what was unmounted meanwhile.
-fn facade_of(directory: &OwnedFd) -> std::io::Result<Option<MountName>> {
+pub(super) fn facade_of(directory: &OwnedFd) -> std::io::Result<Option<MountName>> {
     let fdinfo = fs::read_to_string(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()))?;
     // a thread can have a mount namespace of its own
     let mountinfo = fs::read_to_string("/proc/thread-self/mountinfo")?;

@@ -148,6 +148,13 @@ impl Description {
     }
 }
 
+/// Host, ISA, PCI bridges and their kin. Not "other" ones (0x80): that is what non-transparent bridges are, which are used as endpoints.
+pub fn is_bridge(class: u32) -> bool {
+    const BRIDGE: u32 = 0x06;
+    const OTHER: u32 = 0x80;
+    class >> 16 == BRIDGE && class >> 8 & 0xff != OTHER
+}
+
 /// The bus that host devices are on. Every method may block for as long as the kernel takes; [`Bus::reset`] up to a minute.
 pub trait Bus: Send + Sync + fmt::Debug {
     /// All devices that are there now.

@@ -39,8 +39,10 @@ pub struct Occupancy {
     pub bdf: Bdf,
     /// The driver bound in dom0.
     pub driver: Option<String>,
-    /// The line by which that driver gets its interrupts. None if it gets them by MSI or MSI-X, and without a driver.
-    pub line: Option<u32>,
+    /// Its interrupt as dom0 numbers it: the INTx line's, or the first message's if `uses_line` is not set; 0: none.
+    pub irq: u32,
+    /// That driver gets its interrupts by the INTx line, and not by MSI or MSI-X.
+    pub uses_line: bool,
     /// BARs 0 to 5 and the expansion ROM.
     pub resources: [Resource; 7],
 }
@@ -48,7 +50,7 @@ pub struct Occupancy {
 /// A device beside the one in question.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Neighbour {
-    /// What it occupies. For a guest's device, `line` is the one that the guest may use.
+    /// What it occupies. For a guest's device, `uses_line` says whether that guest may.
     pub occupies: Occupancy,
     /// Who has it.
     pub holder: Holder,
@@ -71,13 +73,46 @@ impl<T> fmt::Display for Shared<T> {
     }
 }
 
+/// What there is to know of a hidden device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hidden {
+    /// The guest that has it now.
+    pub owner: Option<DomId>,
+    /// That guest has no part in its INTx line.
+    pub without_intx: bool,
+}
+
+/// The devices beside `of`, and who has them. `hidden` says which are hidden.
+pub fn neighbours(
+    survey: Vec<Occupancy>,
+    of: Bdf,
+    hidden: impl Fn(Bdf) -> Option<Hidden>,
+) -> Vec<Neighbour> {
+    survey
+        .into_iter()
+        .filter(|occupies| occupies.bdf != of)
+        .map(|mut occupies| {
+            let Some(hidden) = hidden(occupies.bdf) else {
+                let holder = Holder::Dom0(occupies.driver.clone());
+                return Neighbour { occupies, holder };
+            };
+            occupies.uses_line = !hidden.without_intx;
+            Neighbour {
+                occupies,
+                holder: hidden.owner.map_or(Holder::Nobody, Holder::Guest),
+            }
+        })
+        .collect()
+}
+
 /// Bytes of a page, the unit in which guests get memory.
 const PAGE: u64 = 4096;
 
 /// The neighbours that use the INTx line `irq` (0: none), but for those of `owner`.
 pub fn on_line(irq: u32, owner: Option<DomId>, neighbours: &[Neighbour]) -> Vec<Shared<u32>> {
     others(owner, neighbours)
-        .filter(|neighbour| irq != 0 && neighbour.occupies.line == Some(irq))
+        .filter(|neighbour| irq != 0 && neighbour.occupies.uses_line)
+        .filter(|neighbour| neighbour.occupies.irq == irq)
         .map(|neighbour| shared(irq, neighbour))
         .collect()
 }
@@ -153,7 +188,8 @@ mod tests {
             occupies: Occupancy {
                 bdf: "05:00.0".parse().unwrap(),
                 driver: None,
-                line,
+                irq: line.unwrap_or(24),
+                uses_line: line.is_some(),
                 resources,
             },
             holder,

@@ -18,6 +18,7 @@ mod aer;
 mod boot;
 mod compatibility;
 mod connecting;
+mod doctor;
 mod handover;
 mod hotplug;
 mod interrupts;

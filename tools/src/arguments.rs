@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
-use crate::commands::{exec, hide, list, persist, reset, set, shell, show, status, trace, vf};
+use crate::commands::{
+    doctor, exec, hide, list, persist, reset, set, shell, show, status, trace, vf,
+};
 use crate::demo::Demo;
 
 /// Hides PCI devices from dom0, so that Xen's guests can have them, and shows who has which
@@ -54,6 +56,8 @@ pub enum Command {
     Trace(trace::Trace),
     /// Bring what hides devices at boot up to the configuration, after it was edited
     Persist(persist::Persist),
+    /// Say what is wrong with the host or a device, and what to do about it
+    Doctor(doctor::Doctor),
     /// Run a command that finds the hidden devices in /sys/bus/pci/drivers/pciback
     Exec(exec::Exec),
     /// See it all work without Xen, root or devices: on a machine embedded in this command

@@ -53,6 +53,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Status(arguments) => commands::status::run(run_dir, &arguments),
         Command::Trace(arguments) => commands::trace::run(run_dir, &arguments),
         Command::Persist(arguments) => commands::persist::run(&arguments),
+        Command::Doctor(arguments) => commands::doctor::run(run_dir, &arguments),
         Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions(arguments) => commands::shell::completions(&arguments),

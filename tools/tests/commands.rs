@@ -12,6 +12,7 @@ use conf_space::Bdf;
 use pcibackd::config::Config;
 use pcibackd::control::protocol::{DaemonStatus, DeviceLine, Shown};
 use pcibackd::daemon::Embedded;
+use pcibackd::doctor::{Finding, Verdict};
 use pcibackd::host::sim::{BOOT_CONTROLLER, BRIDGE, NIC, NIC_VF0, NVME};
 use tempfile::TempDir;
 use xenbus::sim::MachineOptions;
@@ -213,6 +214,51 @@ fn the_status_tells_version_platform_and_facade() {
 }
 
 #[test]
+fn the_doctor_finds_nothing_wrong_with_a_healthy_device_and_tries_its_resets_when_told_to() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.pciback(&["hide", "02:00.0"]).0, 0);
+    let (code, out, err) = daemon.pciback(&["doctor"]);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.starts_with("0000:02:00.0\n"), "{out}");
+    assert!(out.ends_with("no problems, no warnings\n"), "{out}");
+    let (code, out, _) = daemon.pciback(&["doctor", "--try-resets", "--json", "02:00.0"]);
+    assert_eq!(code, 0);
+    let findings: Vec<Finding> = serde_json::from_str(&out).unwrap();
+    let tried = findings
+        .iter()
+        .find(|finding| finding.check == "reset by flr");
+    assert_eq!(tried.unwrap().verdict, Verdict::Ok);
+}
+
+#[test]
+fn the_doctor_works_without_a_daemon_and_says_that_there_is_none() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let (code, out, _) = pciback(nowhere.path(), &["doctor", "--json"]);
+    assert_eq!(code, 1);
+    let findings: Vec<Finding> = serde_json::from_str(&out).unwrap();
+    let daemon = findings.iter().find(|finding| finding.check == "daemon");
+    let daemon = daemon.unwrap();
+    assert_eq!(daemon.verdict, Verdict::Problem);
+    assert!(daemon.remedy.as_ref().unwrap().contains("systemctl start"));
+    let (code, out, err) = pciback(nowhere.path(), &["doctor", "--try-resets", "02:00.0"]);
+    assert_eq!((code, out.as_str()), (1, ""));
+    assert!(err.contains("systemctl start"), "{err}");
+}
+
+#[test]
+fn a_device_is_reset_by_hand_when_no_guest_has_it() {
+    let daemon = Daemon::start();
+    assert_eq!(daemon.pciback(&["hide", "02:00.0"]).0, 0);
+    let (code, out, _) = daemon.pciback(&["reset", "02:00.0"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("can be given to a guest"), "{out}");
+    let (code, _, err) = daemon.pciback(&["reset", "--method", "bus", "02:00.0", "01:00.0"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("the kernel offers flr"), "{err}");
+    assert!(err.contains("0000:01:00.0 is not hidden"), "{err}");
+}
+
+#[test]
 fn a_command_is_not_run_without_the_facade() {
     let nowhere = tempfile::tempdir().unwrap();
     let (code, out, err) = pciback(nowhere.path(), &["exec", "--", "echo", "run"]);
@@ -247,7 +293,9 @@ fn completions_and_manual_pages_know_all_commands() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_str().unwrap();
     assert_eq!(pciback(directory.path(), &["man", path]).0, 0);
-    for name in ["hide", "unhide", "list", "show", "status", "exec", "demo"] {
+    for name in [
+        "hide", "unhide", "reset", "list", "show", "status", "doctor", "exec", "demo",
+    ] {
         assert!(directory.path().join(format!("pciback-{name}.1")).exists());
         for shell in ["bash", "zsh", "fish"] {
             let (code, script, _) = pciback(directory.path(), &["completions", shell]);

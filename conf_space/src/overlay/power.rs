@@ -21,8 +21,8 @@ pub enum PowerState {
 }
 
 impl PowerState {
-    /// As in the lowest two bits of the control and status register.
-    pub(super) const fn from_bits(bits: u16) -> Self {
+    /// As in the lowest two bits of the control and status register; the others are not looked at.
+    pub const fn from_bits(bits: u16) -> Self {
         match bits & control::POWER_STATE {
             0 => Self::D0,
             1 => Self::D1,

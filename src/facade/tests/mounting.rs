@@ -16,7 +16,13 @@ fn a_facade_that_an_operator_unmounts_is_gone() {
         return;
     }
     let machine = Machine::new();
+    assert_eq!(laid_over(&machine.drivers()).unwrap(), Laid::No);
     let (_memory, served) = machine.facade();
+    let process = std::process::id();
+    assert_eq!(
+        laid_over(&machine.drivers()).unwrap(),
+        Laid::Alive { process }
+    );
     assert!(
         Command::new("umount")
             .arg(machine.drivers())
@@ -26,6 +32,7 @@ fn a_facade_that_an_operator_unmounts_is_gone() {
         "nothing holds it"
     );
     eventually("it is no longer served", || served.server.is_finished());
+    assert_eq!(laid_over(&machine.drivers()).unwrap(), Laid::No);
 }
 
 #[test]

@@ -57,6 +57,13 @@ impl Device {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The guest that has it now.
+    pub fn owner(&self) -> Option<DomId> {
+        let assigned = self.record.phase() == Some(Phase::Assigned);
+        let owner = self.record.owner().filter(|_| assigned);
+        owner.map(|owner| owner.domain)
+    }
+
     /// Whether a guest has it.
     pub fn is_held_by(&self, domain: DomId) -> bool {
         self.held_by(domain).is_some()

@@ -11,6 +11,7 @@ use super::reset::not_free;
 use super::{Device, DeviceError, Devices, for_xen};
 use crate::host::Function;
 use crate::host::config_state;
+use crate::host::is_bridge;
 use crate::host::record::{Flags, Phase, Record};
 use crate::text::chain;
 
@@ -306,13 +307,6 @@ impl Devices {
             log::error!("{}", chain(&error));
         }
     }
-}
-
-/// Host, ISA, PCI bridges and their kin. Not "other" ones (0x80): that is what non-transparent bridges are, which are used as endpoints.
-fn is_bridge(class: u32) -> bool {
-    const BRIDGE: u32 = 0x06;
-    const OTHER: u32 = 0x80;
-    class >> 16 == BRIDGE && class >> 8 & 0xff != OTHER
 }
 
 fn no_iommu(error: &XenError) -> bool {

@@ -32,6 +32,7 @@ pub use self::device::{Device, for_xen};
 pub use self::error::{DeviceError, Users};
 pub use self::guest::{Claim, Line, Waker};
 pub use self::hide::{Quarantine, RESERVED_FOR, Rebind};
+pub use self::reset::Attempt;
 pub use self::sharing::{Sharing, silence};
 
 use self::device::Parts;

@@ -12,6 +12,9 @@ use crate::host::record::{Flags, Phase, Record};
 use crate::host::reset::{Way, way};
 use crate::text::chain;
 
+/// A reset method, and what came of it.
+pub type Attempt = (String, Result<(), DeviceError>);
+
 impl Devices {
     /// Resets a device for the toolstack (`do_flr`), on the caller's thread and as its settings say. A guest that has it keeps its
     /// configuration and interrupts.
@@ -49,10 +52,45 @@ impl Devices {
         {
             return Err(not_free(&device));
         }
-        let reset = self.reset_by(&device, choice);
-        let phase = self.restore_or_bury(&device);
+        self.reset_held(&device, || self.reset_by(&device, choice))
+    }
+
+    /// Tries each reset that the kernel offers for a device that no guest has, until one kills it. With their names.
+    ///
+    /// # Errors
+    /// As [`Devices::reset_free`], but what a reset failed with is in the list.
+    pub fn try_resets(&self, bdf: Bdf) -> Result<Vec<Attempt>, DeviceError> {
+        let device = self.find(bdf)?;
+        let offered = self.bus.describe(bdf)?.reset_methods;
+        let mut attempts = Vec::new();
+        for method in &offered {
+            if !device.record.advance(Phase::Hidden, Phase::Releasing) {
+                return Err(not_free(&device));
+            }
+            let result = self.reset_held(&device, || {
+                let _alone = device.alone();
+                self.reset_in(&device, Way::By(method), &offered)
+            });
+            let dead = matches!(result, Err(DeviceError::Dead { .. }));
+            attempts.push((method.clone(), result));
+            if dead {
+                break;
+            }
+        }
+        Ok(attempts)
+    }
+
+    /// Resets a device that was taken for that, and lets it go.
+    fn reset_held(
+        &self,
+        device: &Device,
+        reset: impl FnOnce() -> Result<(), DeviceError>,
+    ) -> Result<(), DeviceError> {
+        let bdf = device.bdf;
+        let reset = reset();
+        let phase = self.restore_or_bury(device);
         if device.is_removed() {
-            self.forget(&device);
+            self.forget(device);
         }
         self.wake();
         match phase {
@@ -134,14 +172,30 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         let bdf = device.bdf;
         let offered = self.bus.describe(bdf)?.reset_methods;
-        match way(choice, &offered) {
-            Ok(Way::Kernels) => Ok(self.reset_function(device)?),
-            Ok(Way::Not) => {
+        let way = way(choice, &offered);
+        let way = way.map_err(|missing| DeviceError::NoSuchReset {
+            bdf,
+            missing,
+            beside: self.bus.beside(bdf).unwrap_or_default(),
+        })?;
+        self.reset_in(device, way, &offered)
+    }
+
+    fn reset_in(
+        &self,
+        device: &Device,
+        way: Way<'_>,
+        offered: &[String],
+    ) -> Result<(), DeviceError> {
+        let bdf = device.bdf;
+        match way {
+            Way::Kernels => Ok(self.reset_function(device)?),
+            Way::Not => {
                 log::info!("{bdf} is not reset, as its settings say");
                 Ok(())
             }
-            Ok(Way::By(method)) if offered == [method] => Ok(self.reset_function(device)?),
-            Ok(Way::By(method)) => {
+            Way::By(method) if offered == [method] => Ok(self.reset_function(device)?),
+            Way::By(method) => {
                 // Written down first: a daemon that is killed here leaves the kernel with one method only.
                 device.record.insert(Flags::RESET_NARROWED);
                 let result = self
@@ -152,11 +206,6 @@ impl Devices {
                 self.widen(bdf, &device.record, &all);
                 Ok(result?)
             }
-            Err(missing) => Err(DeviceError::NoSuchReset {
-                bdf,
-                missing,
-                beside: self.bus.beside(bdf).unwrap_or_default(),
-            }),
         }
     }
 

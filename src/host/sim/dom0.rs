@@ -178,11 +178,11 @@ impl Bus for SimBus {
             let fixed = &function.fixed;
             // dom0's drivers use messages where there are any.
             let messages = fixed.msi.is_some() || fixed.msix.is_some();
-            let line = (driver.is_some() && !messages && fixed.gsi != 0).then(|| fixed.gsi.into());
             Occupancy {
                 bdf: function.bdf(),
+                irq: fixed.gsi.into(),
+                uses_line: driver.is_some() && !messages,
                 driver,
-                line,
                 resources: fixed.identity.resources,
             }
         };

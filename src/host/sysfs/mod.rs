@@ -32,7 +32,8 @@ use crate::text::chain;
 #[derive(Debug)]
 pub struct Sysfs {
     root: PathBuf,
-    drivers: RealDrivers,
+    /// None for those who only look.
+    drivers: Option<RealDrivers>,
 }
 
 impl Sysfs {
@@ -40,8 +41,23 @@ impl Sysfs {
     pub fn new(root: impl Into<PathBuf>, drivers: RealDrivers) -> Self {
         Self {
             root: root.into(),
-            drivers,
+            drivers: Some(drivers),
         }
+    }
+
+    /// The bus below `root` for those who only look, and leave drivers alone: a daemon may be serving them.
+    pub fn to_look_at(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: root.into(),
+            drivers: None,
+        }
+    }
+
+    fn write_driver(&self, driver: &str, attribute: &str, bdf: Bdf) -> io::Result<()> {
+        let drivers = self.drivers.as_ref().ok_or(io::ErrorKind::Unsupported)?;
+        drivers
+            .write_attribute(driver, attribute, bdf.to_string().as_bytes())
+            .map_err(io::Error::from)
     }
 
     fn device(&self, bdf: Bdf) -> PathBuf {
@@ -223,14 +239,11 @@ impl Bus for Sysfs {
             // With MSI on, `irq` may be the first message's number.
             let messages = fs::read_dir(self.device(bdf).join("msi_irqs"))
                 .is_ok_and(|mut entries| entries.next().is_some());
-            let line = self
-                .number(bdf, "irq")
-                .ok()
-                .filter(|irq| *irq != 0 && driver.is_some() && !messages);
             Some(Occupancy {
                 bdf,
+                irq: self.number(bdf, "irq").unwrap_or(0),
+                uses_line: driver.is_some() && !messages,
                 driver,
-                line,
                 resources,
             })
         };
@@ -252,13 +265,12 @@ impl Bus for Sysfs {
         let Some(driver) = link_name(&self.device(bdf).join("driver")) else {
             return Ok(());
         };
-        self.drivers
-            .write_attribute(&driver, "unbind", bdf.to_string().as_bytes())
+        self.write_driver(&driver, "unbind", bdf)
             .map_err(|source| HostError::Refused {
                 bdf,
                 action: format!("unbind its driver {driver}"),
                 remedy: NO_OTHER,
-                source: source.into(),
+                source,
             })
     }
 
@@ -289,9 +301,7 @@ impl Bus for Sysfs {
         };
         match driver {
             Some(driver) => self
-                .drivers
-                .write_attribute(driver, "bind", bdf.to_string().as_bytes())
-                .map_err(io::Error::from)
+                .write_driver(driver, "bind", bdf)
                 .map_err(refused(format!("bind its former driver {driver}"))),
             None => write_attribute(
                 &self.root.join("bus/pci/drivers_probe"),
