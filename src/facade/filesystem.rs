@@ -1,11 +1,9 @@
 //! The FUSE file system: answers the kernel's questions about the [`View`], and brings reads and writes where they belong.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +17,7 @@ use nix::errno::Errno;
 
 use super::attribute::Attribute;
 use super::driver::Driver;
+use super::handles::Handles;
 use super::pool::Pool;
 use super::real::{RealDrivers, errno};
 use super::view::{Open, View, lock};
@@ -34,8 +33,7 @@ const REST: Duration = Duration::from_secs(2);
 pub(super) struct Filesystem {
     view: Arc<View>,
     pool: Pool,
-    open: Mutex<HashMap<u64, Arc<Open>>>,
-    next_handle: AtomicU64,
+    open: Handles,
 }
 
 impl Filesystem {
@@ -43,19 +41,8 @@ impl Filesystem {
         Self {
             view: Arc::new(View::new(driver, real)),
             pool: Pool::new(SLOW_REQUESTS, REST),
-            open: Mutex::default(),
-            next_handle: AtomicU64::new(1),
+            open: Handles::default(),
         }
-    }
-
-    fn keep(&self, open: Open) -> FileHandle {
-        let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        lock(&self.open).insert(handle, Arc::new(open));
-        FileHandle(handle)
-    }
-
-    fn opened(&self, handle: FileHandle) -> Result<Arc<Open>, Errno> {
-        lock(&self.open).get(&handle.0).cloned().ok_or(Errno::EBADF)
     }
 
     fn read_attribute(
@@ -173,11 +160,11 @@ impl fuser::Filesystem for Filesystem {
         }
     }
 
-    fn opendir(&self, _req: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        reply.opened(
-            self.keep(Open::Directory(Mutex::default())),
-            FopenFlags::empty(),
-        );
+    fn opendir(&self, req: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.open.keep(Open::Directory(Mutex::default()), req.uid()) {
+            Ok(handle) => reply.opened(handle, FopenFlags::empty()),
+            Err(error) => reply.error(fuse(error)),
+        }
     }
 
     fn readdir(
@@ -188,7 +175,7 @@ impl fuser::Filesystem for Filesystem {
         offset: u64,
         mut reply: ReplyDirectory,
     ) {
-        let open = match self.opened(handle) {
+        let open = match self.open.get(handle) {
             Ok(open) => open,
             Err(error) => return reply.error(fuse(error)),
         };
@@ -222,17 +209,18 @@ impl fuser::Filesystem for Filesystem {
         _flags: OpenFlags,
         reply: ReplyEmpty,
     ) {
-        lock(&self.open).remove(&handle.0);
+        self.open.remove(handle);
         reply.ok();
     }
 
-    fn open(&self, _req: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, req: &Request, number: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         // every read and write is to arrive here, at once and with its own errno
         let direct = FopenFlags::FOPEN_DIRECT_IO
             | FopenFlags::FOPEN_NOFLUSH
             | FopenFlags::FOPEN_PARALLEL_DIRECT_WRITES;
-        match self.view.open(number, flags.acc_mode()) {
-            Ok(open) => reply.opened(self.keep(open), direct),
+        let opened = self.view.open(number, flags.acc_mode());
+        match opened.and_then(|open| self.open.keep(open, req.uid())) {
+            Ok(handle) => reply.opened(handle, direct),
             Err(error) => reply.error(fuse(error)),
         }
     }
@@ -248,7 +236,7 @@ impl fuser::Filesystem for Filesystem {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let open = match self.opened(handle) {
+        let open = match self.open.get(handle) {
             Ok(open) => open,
             Err(error) => return reply.error(fuse(error)),
         };
@@ -282,7 +270,7 @@ impl fuser::Filesystem for Filesystem {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let open = match self.opened(handle) {
+        let open = match self.open.get(handle) {
             Ok(open) => open,
             Err(error) => return reply.error(fuse(error)),
         };
@@ -327,7 +315,7 @@ impl fuser::Filesystem for Filesystem {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
-        lock(&self.open).remove(&handle.0);
+        self.open.remove(handle);
         reply.ok();
     }
 

@@ -21,6 +21,7 @@ mod attribute;
 mod driver;
 mod exec;
 mod filesystem;
+mod handles;
 mod keeper;
 mod laid;
 mod mount;

@@ -316,3 +316,35 @@ fn a_slow_request_holds_up_nobody_else() {
     });
     assert_eq!(memory.lists.lock().unwrap().resets, [slow; 3]);
 }
+
+#[test]
+fn other_users_cannot_open_so_much_that_root_gets_nothing() {
+    use std::io::{BufRead, BufReader};
+    use std::os::unix::process::CommandExt;
+    use std::process::Stdio;
+    if !fuse_is_there() {
+        return;
+    }
+    let machine = Machine::new();
+    let (_memory, _served) = machine.facade();
+    // Opens as much as it can, says how much, and holds it.
+    let script =
+        "for i in {1..300}; do { exec {fd}<\"$1\"; } 2>/dev/null || break; done; echo $i; read";
+    let mut nobody = Command::new("bash")
+        .args(["-c", script, "bash"])
+        .arg(machine.pciback("slots"))
+        .uid(65534)
+        .gid(65534)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = String::new();
+    BufReader::new(nobody.stdout.as_mut().unwrap())
+        .read_line(&mut first)
+        .unwrap();
+    assert_eq!(first.trim(), "257");
+    assert!(fs::read_to_string(machine.pciback("slots")).is_ok());
+    nobody.kill().unwrap();
+    nobody.wait().unwrap();
+}
