@@ -261,3 +261,113 @@ impl Driver for SlotDriver {
         self.devices.reset(device).map_err(told)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use xenbus::sim::Machine;
+
+    use super::*;
+    use crate::host::record::Owner;
+    use crate::host::sim::{INTX_ONLY, NVME, SimBus};
+
+    struct House {
+        driver: SlotDriver,
+        machine: Machine,
+        _records: tempfile::TempDir,
+    }
+
+    fn house() -> House {
+        let records = tempfile::tempdir().unwrap();
+        let machine = Machine::new(records.path()).unwrap();
+        let bus = SimBus::with_example_devices(&machine);
+        let xen: Arc<dyn Xen> = Arc::new(machine.clone());
+        let path = records.path().join("devices");
+        let devices = Devices::open(bus, Arc::clone(&xen), Arc::default(), path).unwrap();
+        let driver = SlotDriver::new(devices, xen);
+        driver.new_slot(NVME).unwrap();
+        driver.bind(NVME).unwrap();
+        House {
+            driver,
+            machine,
+            _records: records,
+        }
+    }
+
+    #[test]
+    fn what_is_written_to_a_file_is_listed_in_it_and_gone_with_the_guest() {
+        let house = house();
+        let driver = &house.driver;
+        driver.set_permissive(NVME).unwrap();
+        driver.allow_interrupt_control(NVME).unwrap();
+        driver
+            .add_quirk("02:00.0-e8:2:00ff".parse().unwrap())
+            .unwrap();
+        driver.turn_irq_handler(NVME).unwrap();
+        assert_eq!(driver.permissive(), [NVME]);
+        assert_eq!(driver.interrupt_control(), [NVME]);
+        assert_eq!(
+            driver.quirks(),
+            "02:00.0\n\t1b36:0010:1b36:0010\n\t\t000000e8:2:000000ff\n"
+        );
+        assert_eq!(driver.irq_handlers(), "0000:02:00.0:on:not acking:0\n");
+
+        let device = driver.devices.get(NVME).unwrap();
+        let owner = Owner {
+            domain: DomId(3),
+            seen_as: NVME,
+        };
+        device.record.set_owner(owner);
+        device.record.set_phase(Phase::Assigned);
+        driver.devices.release(&device);
+        assert_eq!(driver.permissive(), []);
+        assert_eq!(driver.interrupt_control(), []);
+        assert_eq!(driver.quirks(), "02:00.0\n\t1b36:0010:1b36:0010\n");
+        assert_eq!(driver.irq_handlers(), "0000:02:00.0:off:not acking:0\n");
+    }
+
+    #[test]
+    fn a_device_that_is_not_held_has_the_kernels_errno() {
+        let house = house();
+        let driver = &house.driver;
+        assert_eq!(driver.set_permissive(INTX_ONLY), Err(Errno::ENODEV));
+        assert_eq!(
+            driver.allow_interrupt_control(INTX_ONLY),
+            Err(Errno::ENODEV)
+        );
+        assert_eq!(driver.turn_irq_handler(INTX_ONLY), Err(Errno::ENOENT));
+        let quirk = "03:00.0-e8:2:00ff".parse().unwrap();
+        assert_eq!(driver.add_quirk(quirk), Err(Errno::ENODEV));
+    }
+
+    #[test]
+    fn there_is_an_end_to_the_quirks_of_a_device() {
+        let house = house();
+        let driver = &house.driver;
+        let quirk = |offset: u16| format!("02:00.0-{offset:x}:1:01").parse().unwrap();
+        for offset in 0xc0..0xd0 {
+            driver.add_quirk(quirk(offset)).unwrap();
+        }
+        assert_eq!(driver.add_quirk(quirk(0xd0)), Err(Errno::ENOMEM));
+    }
+
+    #[test]
+    fn what_a_toolstack_asks_for_is_for_the_guest_that_it_names_in_xenstore() {
+        let house = house();
+        let (driver, machine) = (&house.driver, &house.machine);
+        let mut store = machine.connect_xenstore().unwrap();
+        let settings = || driver.devices.get(NVME).unwrap().record.settings();
+        store.write("/libxl/pci/0000-02-00-0/domid", "7").unwrap();
+        driver.set_permissive(NVME).unwrap();
+        assert_eq!(settings().meant_for, Some(DomId(7)));
+        // The attach failed; the next guest's toolstack asks for something else.
+        store.write("/libxl/pci/0000-02-00-0/domid", "8").unwrap();
+        driver.allow_interrupt_control(NVME).unwrap();
+        assert_eq!(settings().meant_for, Some(DomId(8)));
+        assert_eq!(driver.permissive(), []);
+        // By hand.
+        store.rm("/libxl/pci/0000-02-00-0").unwrap();
+        driver.set_permissive(NVME).unwrap();
+        assert_eq!(settings().meant_for, None);
+        assert_eq!(driver.interrupt_control(), []);
+    }
+}
