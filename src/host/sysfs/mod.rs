@@ -431,18 +431,4 @@ impl Bus for Sysfs {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_that_is_not_there_is_said_not_to_be_there() {
-        let directory = tempfile::tempdir().unwrap();
-        let drivers = directory.path().join("bus/pci/drivers");
-        fs::create_dir_all(&drivers).unwrap();
-        fs::create_dir_all(directory.path().join("bus/pci/devices")).unwrap();
-        let bus = Sysfs::new(directory.path(), RealDrivers::open_at(&drivers).unwrap());
-        let bdf = Bdf::from_devfn(0, 2, 0x80);
-        let error = bus.describe(bdf).unwrap_err();
-        assert!(matches!(error, HostError::NoDevice { .. }), "{error}");
-    }
-}
+mod tests;
