@@ -191,6 +191,21 @@ pub struct DeviceLine {
     pub seen_as: Option<Bdf>,
     /// The guest may write every register.
     pub permissive: bool,
+    /// Errors that it has reported, if it is hidden.
+    pub errors: Option<DeviceErrors>,
+}
+
+/// Errors that a hidden device has reported (PCI Express AER).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DeviceErrors {
+    /// Correctable ones since the host was started; `None` where the kernel does not count them.
+    pub correctable: Option<u64>,
+    /// Non-fatal ones since it was hidden.
+    pub non_fatal: u32,
+    /// Fatal ones since it was hidden.
+    pub fatal: u32,
+    /// How the recovery from the last one goes, or went.
+    pub recovery: Option<String>,
 }
 
 /// A device that has SR-IOV.
@@ -256,6 +271,8 @@ pub struct DaemonStatus {
     pub uptime_seconds: u64,
     /// Hidden devices that did not come back from a reset.
     pub dead: Vec<Bdf>,
+    /// Hidden devices that have reported uncorrectable errors.
+    pub device_errors: Vec<(Bdf, DeviceErrors)>,
     /// Its guests.
     pub guests: Vec<GuestLine>,
 }

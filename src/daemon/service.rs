@@ -189,7 +189,9 @@ impl DaemonService {
             guest: owner.and_then(|owner| guests.get(&owner.domain).cloned()),
             seen_as: owner.map(|owner| owner.seen_as),
             permissive: hidden
-                .is_some_and(|device| self.devices.settings(&device).permissive != Permissive::No),
+                .as_ref()
+                .is_some_and(|device| self.devices.settings(device).permissive != Permissive::No),
+            errors: hidden.map(|device| self.errors_of(&device)),
         })
     }
 

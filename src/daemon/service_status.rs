@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
+use conf_space::address::Bdf;
 use xenbus::{DomId, XenbusState};
 
 use super::service::DaemonService;
-use crate::control::protocol::{Bucket, DaemonStatus, Errors, GuestLine, Latency, Response};
+use crate::control::protocol::{
+    Bucket, DaemonStatus, DeviceErrors, Errors, GuestLine, Latency, Response,
+};
+use crate::host::devices::Device;
+use crate::host::errors::Severity;
 use crate::host::record::Phase;
 use crate::metrics::text::Snapshot;
 use crate::session::Status;
+use crate::session::aer::recovery::Recovery;
 use crate::session::meter::Counts;
 
 impl DaemonService {
@@ -24,6 +30,7 @@ impl DaemonService {
                 .filter(|device| device.record.phase() == Some(Phase::Dead))
                 .map(|device| device.bdf)
                 .collect(),
+            device_errors: self.with_errors(),
             guests: guests.map(guest_line).collect(),
         })
     }
@@ -38,6 +45,24 @@ impl DaemonService {
             devices: devices
                 .map(|device| (device.bdf, device.record.phase(), device.record.resets()))
                 .collect(),
+        }
+    }
+
+    fn with_errors(&self) -> Vec<(Bdf, DeviceErrors)> {
+        let devices = self.devices.list().into_iter();
+        devices
+            .map(|device| (device.bdf, self.errors_of(&device)))
+            .filter(|(_, errors)| errors.non_fatal > 0 || errors.fatal > 0)
+            .collect()
+    }
+
+    pub(super) fn errors_of(&self, device: &Device) -> DeviceErrors {
+        let errors = device.record.errors();
+        DeviceErrors {
+            correctable: self.devices.bus().correctable_errors(device.bdf),
+            non_fatal: errors.counted(Severity::NonFatal),
+            fatal: errors.counted(Severity::Fatal),
+            recovery: Recovery::from_bits(errors.recovery()).describe(),
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use conf_space::registers::error_reporting;
 use conf_space::{Bdf, Width};
 use pcibackd::config::Config;
+use pcibackd::control::protocol::DeviceErrors;
 use pcibackd::host::errors::Severity::{self, Fatal, NonFatal};
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{INTX_ONLY, NIC, NIC_VF0, NVME};
@@ -152,7 +153,14 @@ fn a_driver_that_goes_on_after_a_non_fatal_error_is_told_to_resume() {
     assert_eq!(setup.house.bus.resets(NVME), resets);
     takes_interrupts(&setup, &frontend);
     assert!(setup.is_untouched());
-    assert_eq!(setup.house.record(NVME).errors().counted(NonFatal), 1);
+    setup.house.bus.report_correctable_error(NVME);
+    let told = DeviceErrors {
+        correctable: Some(1),
+        non_fatal: 1,
+        fatal: 0,
+        recovery: Some("recovered".into()),
+    };
+    assert_eq!(setup.house.status().device_errors, [(NVME, told)]);
 }
 
 #[test]

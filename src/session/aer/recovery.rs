@@ -286,6 +286,24 @@ impl Recovery {
         }
     }
 
+    /// In an operator's words; `None` when there never was one.
+    pub fn describe(self) -> Option<String> {
+        Some(match (self.state, self.outcome) {
+            (State::Quiet, Outcome::None) => return None,
+            (State::Quiet, Outcome::Recovered) => "recovered".to_owned(),
+            (State::Quiet, Outcome::Ignored(failure)) => {
+                format!("not recovered ({}), which is ignored", failure.reason())
+            }
+            (State::Quiet, Outcome::Abandoned) => {
+                "its guest's frontend went away meanwhile".to_owned()
+            }
+            (State::Settling, _) => "the kernel resets its link".to_owned(),
+            (State::Resetting, _) => "it is being reset".to_owned(),
+            (State::Asking(_) | State::Asked(_), _) => "its guest is recovering".to_owned(),
+            (State::Failed(failure), _) => format!("not recovered: {}", failure.reason()),
+        })
+    }
+
     /// As a number, for keeping.
     pub fn to_bits(self) -> u32 {
         let (state, detail) = match self.state {

@@ -160,6 +160,7 @@ pub mod tests {
             guest: None,
             seen_as: None,
             permissive: false,
+            errors: None,
         }
     }
 

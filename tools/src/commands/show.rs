@@ -11,7 +11,7 @@ use crate::daemon;
 use crate::outcome::{CommandError, Outcome};
 use crate::output::style::{Paint, Style};
 use crate::output::table::{Cell, Table};
-use crate::output::{self, class};
+use crate::output::{self, class, errors};
 
 const TREATMENTS: &str = "\
 What becomes of a guest's accesses:
@@ -104,10 +104,14 @@ fn title(Shown { device, .. }: &Shown, paint: Paint) -> String {
         device.vendor, device.id
     );
     let path = device.path.as_deref().unwrap_or("unknown");
-    format!(
+    let mut title = format!(
         "{}, {seen_by}{permissive}\nid {id}, path {path}\n",
         paint.paint(Style::Heading, &kind)
-    )
+    );
+    if let Some((text, style)) = device.errors.as_ref().and_then(errors::text) {
+        title.push_str(&format!("{}\n", paint.paint(style, &text)));
+    }
+    title
 }
 
 /// Registers of one capability, with the bytes between them.
@@ -236,6 +240,7 @@ mod tests {
                 guest: Some("web".into()),
                 seen_as: Some("00:00.0".parse().unwrap()),
                 permissive: false,
+                errors: None,
             },
             fields: vec![
                 field(

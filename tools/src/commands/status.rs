@@ -3,14 +3,17 @@
 use std::path::Path;
 
 use clap::Args;
-use pcibackd::control::protocol::{DaemonStatus, Errors, GuestLine, Latency, Request, Response};
+use conf_space::Bdf;
+use pcibackd::control::protocol::{
+    DaemonStatus, DeviceErrors, Errors, GuestLine, Latency, Request, Response,
+};
 use pcibackd::text::printable;
 
 use crate::daemon;
 use crate::outcome::{CommandError, Outcome};
 use crate::output::style::{Paint, Style};
 use crate::output::table::{Cell, Table};
-use crate::output::{self, duration};
+use crate::output::{self, duration, errors};
 
 /// What `pciback status` takes.
 #[derive(Debug, Args)]
@@ -47,17 +50,27 @@ fn text(status: &DaemonStatus, paint: Paint) -> String {
         text.push_str(&paint.paint(Style::Bad, &told));
         text.push('\n');
     }
+    let assigned = |device: &Bdf| {
+        let mut devices = status.guests.iter().flat_map(|guest| &guest.devices);
+        devices.any(|(assigned, _)| assigned == device)
+    };
+    for (device, errors) in &status.device_errors {
+        if let Some((told, style)) = errors::text(errors).filter(|_| !assigned(device)) {
+            text.push_str(&paint.paint(style, &format!("{device}: {told}")));
+            text.push('\n');
+        }
+    }
     if status.guests.is_empty() {
         text.push_str("no guest has PCI devices\n");
     }
     for guest in &status.guests {
         text.push('\n');
-        text.push_str(&guest_text(guest, paint));
+        text.push_str(&guest_text(guest, &status.device_errors, paint));
     }
     text
 }
 
-fn guest_text(guest: &GuestLine, paint: Paint) -> String {
+fn guest_text(guest: &GuestLine, errors: &[(Bdf, DeviceErrors)], paint: Paint) -> String {
     let name = printable(&format!("domain {} '{}'", guest.domain, guest.name));
     let states = printable(&format!(
         "backend {}, frontend {}",
@@ -78,7 +91,10 @@ fn guest_text(guest: &GuestLine, paint: Paint) -> String {
     );
     let mut table = Table::new(&["DEVICE", "SEEN AS", ""]).indented(2);
     for (device, seen_as) in &guest.devices {
-        table.row([device.to_string().into(), seen_as.to_string().into()]);
+        let errors = errors.iter().find(|(of, _)| of == device);
+        let told = errors.and_then(|(_, errors)| errors::text(errors));
+        let told = told.map_or_else(|| "".into(), |(text, style)| Cell::new(&text, style));
+        table.row([device.to_string().into(), seen_as.to_string().into(), told]);
     }
     for (device, reason) in &guest.failed {
         table.row([
@@ -168,6 +184,7 @@ mod tests {
             facade: "global".into(),
             uptime_seconds: 93_784,
             dead: vec!["05:00.0".parse().unwrap()],
+            device_errors: Vec::new(),
             guests,
         }
     }
@@ -202,6 +219,32 @@ domain 3 'web': backend Connected (4), frontend Connected (4)
 ";
         let text = text(&status(vec![guest]), Paint::NONE);
         assert!(text.ends_with(expected), "{text}");
+    }
+
+    #[test]
+    fn errors_stand_with_the_device_that_had_them_whoever_has_it() {
+        let had = |recovery: &str| DeviceErrors {
+            non_fatal: 1,
+            recovery: Some(recovery.into()),
+            ..DeviceErrors::default()
+        };
+        let bdf = |text: &str| text.parse().unwrap();
+        let guest = GuestLine {
+            devices: vec![(bdf("03:00.0"), bdf("00:00.0"))],
+            ..GuestLine::default()
+        };
+        let mut status = status(vec![guest]);
+        status.device_errors = vec![
+            (bdf("03:00.0"), had("recovered")),
+            (bdf("04:00.0"), had("not recovered")),
+        ];
+        let text = text(&status, Paint::NONE);
+        let told = "errors: 1 non-fatal, 0 fatal; the last one:";
+        let assigned = format!("  0000:03:00.0  0000:00:00.0  {told} recovered\n");
+        assert!(text.contains(&assigned), "{text}");
+        let free = format!("\n0000:04:00.0: {told} not recovered\n");
+        assert!(text.contains(&free), "{text}");
+        assert_eq!(text.matches("03:00.0").count(), 1);
     }
 
     #[test]

@@ -162,6 +162,7 @@ mod tests {
             guest: None,
             seen_as: None,
             permissive: false,
+            errors: None,
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub mod class;
 pub mod duration;
+pub mod errors;
 pub mod names;
 pub mod style;
 pub mod table;
