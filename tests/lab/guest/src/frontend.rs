@@ -24,6 +24,9 @@ pub const FLAGS: usize = 0;
 /// `XEN_PCIF_active`.
 pub const ACTIVE: u32 = 1;
 
+/// `XEN_PCIB_AERHANDLER`.
+pub const AER_HANDLER: u32 = 2;
+
 /// `struct ioctl_gntalloc_alloc_gref` (Linux `include/uapi/xen/gntalloc.h`) for one page.
 #[repr(C)]
 struct AllocateGrant {

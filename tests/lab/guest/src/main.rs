@@ -14,6 +14,7 @@ use std::time::Duration;
 const USAGE: &str = "usage:
   lab-guest bench BDF COUNT      times COUNT 4-byte reads and 2-byte writes of the command register; prints median and 99th percentile
   lab-guest reads BDF FILE       reads the vendor and device ID until FILE exists; prints how often, how often wrong, and the longest wait
+  lab-guest deaf               plays a PCI frontend that says it handles errors of devices, and answers nothing until it is killed
   lab-guest misbehave SECONDS    plays a PCI frontend, without the kernel's, that is hostile in every way it knows; SECONDS for each";
 
 fn main() -> ExitCode {
@@ -37,6 +38,7 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
     match arguments {
         ["bench", bdf, count] => config::bench(bdf, count.parse()?)?,
         ["reads", bdf, file] => config::reads(bdf, Path::new(file))?,
+        ["deaf"] => misbehave::deaf()?,
         ["misbehave", seconds] => misbehave::misbehave(Duration::from_secs(seconds.parse()?))?,
         _ => return Ok(false),
     }

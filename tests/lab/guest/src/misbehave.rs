@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use xenbus::xenstore::Store;
 
-use crate::frontend::{ACTIVE, DIRECTORY, FLAGS, Frontend, WORDS};
+use crate::frontend::{ACTIVE, AER_HANDLER, DIRECTORY, FLAGS, Frontend, WORDS};
 use crate::random::Random;
 
 /// The words of an operation: command, error, domain, bus, devfn, offset, size, value, info. The MSI-X entries follow.
@@ -47,6 +47,16 @@ pub fn misbehave(duration: Duration) -> Result<(), Box<dyn Error>> {
     );
     println!("lies: {} told", lies(&mut frontend, &mut random, duration)?);
     Ok(())
+}
+
+/// Says that it handles errors of devices, and answers nothing.
+pub fn deaf() -> Result<(), Box<dyn Error>> {
+    let frontend = Frontend::connect()?;
+    frontend.page.store(FLAGS, AER_HANDLER);
+    println!("connected to {}", frontend.backend);
+    loop {
+        std::thread::park();
+    }
 }
 
 fn report(what: &str, (sent, answered): (u64, u64)) {
