@@ -281,7 +281,7 @@ fn a_reader_that_stops_reading_misses_operations_is_told_and_holds_nobody_up() {
     let (domain, mut frontend) = house.boot(&[NVME]);
     let before = house.guest_line(domain).unwrap().operations;
     let answers = traced(&house, Filter::default());
-    const MANY: u64 = 20_000;
+    const MANY: u64 = 10_000;
     for _ in 0..MANY {
         frontend.conf_read(at(0, 0), 4, 4).unwrap();
     }

@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
 use crate::commands::{
-    doctor, exec, hide, list, persist, reset, set, shell, show, status, trace, vf,
+    doctor, exec, hide, list, metrics, persist, reset, set, shell, show, status, trace, vf,
 };
 use crate::demo::Demo;
 
@@ -54,6 +54,8 @@ pub enum Command {
     Status(status::Status),
     /// Show what guests read and write, as it happens
     Trace(trace::Trace),
+    /// Print the metrics that Prometheus is to have
+    Metrics(metrics::Metrics),
     /// Bring what hides devices at boot up to the configuration, after it was edited
     Persist(persist::Persist),
     /// Say what is wrong with the host or a device, and what to do about it

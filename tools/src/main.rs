@@ -51,6 +51,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Set(arguments) => commands::set::run(run_dir, &arguments),
         Command::Vf(arguments) => commands::vf::run(run_dir, &arguments),
         Command::Status(arguments) => commands::status::run(run_dir, &arguments),
+        Command::Metrics(arguments) => commands::metrics::run(run_dir, &arguments),
         Command::Trace(arguments) => commands::trace::run(run_dir, &arguments),
         Command::Persist(arguments) => commands::persist::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(run_dir, &arguments),

@@ -199,3 +199,21 @@ fn a_trace_cannot_outlive_the_daemon() {
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("hung up"));
 }
+
+#[test]
+fn the_metrics_are_printed_as_a_scraper_gets_them() {
+    let mut stage = Stage::new();
+    stage.work();
+    let output = pciback(stage.path(), &["metrics"]);
+    let page = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success());
+    assert!(page.starts_with("# HELP pciback_build_info "), "{page}");
+    assert!(
+        page.contains("pciback_dropped_writes_total{domain=\"1\",name=\"web\"} "),
+        "{page}"
+    );
+    let nowhere = tempfile::tempdir().unwrap();
+    let output = pciback(nowhere.path(), &["metrics"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("metrics.sock"));
+}

@@ -5,6 +5,7 @@ mod dropped;
 pub mod exec;
 pub mod hide;
 pub mod list;
+pub mod metrics;
 pub mod persist;
 pub mod reset;
 pub mod set;
