@@ -83,6 +83,20 @@ mod tests {
     }
 
     #[test]
+    fn every_command_has_examples() {
+        let command = Arguments::command();
+        for command in command.get_subcommands().filter(|one| !one.is_hide_set()) {
+            let name = command.get_name();
+            let (short, long) = (command.get_after_help(), command.get_after_long_help());
+            let help = short.or(long).map(ToString::to_string).unwrap_or_default();
+            assert!(
+                help.contains(&format!("Examples:\n  pciback {name}")),
+                "{name}: {help}"
+            );
+        }
+    }
+
+    #[test]
     fn the_run_directory_may_stand_before_and_after_the_command() {
         for arguments in [
             ["pciback", "--run-dir", "/x", "list"],

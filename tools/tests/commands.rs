@@ -289,6 +289,26 @@ fn nothing_but_a_terminal_gets_colours() {
 }
 
 #[test]
+fn manual_pages_have_their_examples_in_a_section_of_their_own() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    assert_eq!(pciback(path, &["man", path.to_str().unwrap()]).0, 0);
+    let page = |name: &str| std::fs::read_to_string(path.join(name)).unwrap();
+    let hide = page("pciback-hide.1");
+    let (before, examples) = hide.split_once(".SH EXAMPLES\n.nf\n").unwrap();
+    assert!(
+        examples.starts_with("\\&pciback hide 03:00.0\n"),
+        "{examples}"
+    );
+    assert!(
+        before.contains("\\-\\-force") && !before.contains("Examples:"),
+        "{before}"
+    );
+    // Commands below a command have pages, too.
+    assert!(page("pciback-vf-create.1").contains("pciback\\-vf\\-create"));
+}
+
+#[test]
 fn completions_and_manual_pages_know_all_commands() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().to_str().unwrap();

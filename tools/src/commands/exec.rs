@@ -21,7 +21,7 @@ has with the kernel's backend. It is for machines where the configuration says f
 Exit codes: the command's; 125 if the namespace cannot be prepared, 126 if the command cannot be run, 127 if
 it is not found.
 
-Example:
+Examples:
   pciback exec -- xl create guest.cfg";
 
 /// What `pciback exec` takes.

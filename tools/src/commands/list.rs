@@ -12,8 +12,16 @@ use crate::output::style::{Paint, Style};
 use crate::output::table::{Cell, Table};
 use crate::output::{self, class, names};
 
+const HELP: &str = "\
+A driver in brackets is the one that the device will get back. RESETS counts since the device was hidden.
+
+Examples:
+  pciback list
+  pciback list --json | jq -r '.[] | select(.state == \"hidden\") | .device'";
+
 /// What `pciback list` takes.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub struct List {
     /// For programs: JSON
     #[arg(long)]

@@ -20,7 +20,11 @@ What becomes of a guest's accesses:
   filtered        reads come from the device, writes reach it as far as a rule allows
   read-only       reads come from the device, writes are ignored
   writes dropped  reads come from the device, writes reach it only if the device is permissive
-  hidden          the guest reads zeros";
+  hidden          the guest reads zeros
+
+Examples:
+  pciback show 03:00.0
+  pciback show --json 03:00.0 | jq '.fields[] | select(.value != .hardware)'";
 
 /// What `pciback show` takes.
 #[derive(Debug, Args)]

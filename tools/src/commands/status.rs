@@ -15,8 +15,18 @@ use crate::output::style::{Paint, Style};
 use crate::output::table::{Cell, Table};
 use crate::output::{self, duration, errors};
 
+const HELP: &str = "\
+Operations are counted since this daemon began to serve the guest. Dropped writes succeed and do not reach the
+device: no rule lets them. Refused operations are against the rules; failed ones failed in the device, the kernel
+or Xen. The histogram tells how long operations took, until the guest was told.
+
+Examples:
+  pciback status
+  pciback status --json | jq '.guests[] | {name, errors}'";
+
 /// What `pciback status` takes.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub struct Status {
     /// For programs: JSON
     #[arg(long)]

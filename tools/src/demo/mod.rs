@@ -35,8 +35,15 @@ use checks::Checks;
 use stage::Stage;
 use timeline::{Timeline, Who, duration};
 
+const HELP: &str = "\
+All that is told was seen, and what should hold is checked: the exit code is 0 if it does.
+
+Examples:
+  pciback demo";
+
 /// What `pciback demo` takes.
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub struct Demo {
     /// Also print what the daemon logs
     #[arg(short, long)]
