@@ -49,9 +49,9 @@ restart_with() {
 
 # struct aer_error_inj (Linux drivers/pci/pcie/aer_inject.c): bus, device, function, padding; uncorrectable and correctable status; four words of
 # a header; domain. Completion timeout is non-fatal, data link protocol error is fatal, unless the device says otherwise.
-inject() { printf "\001\000\000\000$1\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000" >/dev/aer_inject; }
-report_non_fatal() { inject '\000\100\000\000'; }
-report_fatal() { inject '\020\000\000\000'; }
+inject() { printf '\001\000\000\000%b\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000' "$1" >/dev/aer_inject; }
+report_non_fatal() { inject '\0000\0100\0000\0000'; }
+report_fatal() { inject '\0020\0000\0000\0000'; }
 
 recoveries() { [ "$(grep -c 'has recovered from its error' $LOG)" = $1 ]; }
 
