@@ -68,6 +68,20 @@ fn is_test_name(word: &str) -> bool {
             .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
+/// Files and directories of the tree.
+fn is_path(word: &str) -> bool {
+    let tops = [
+        "conf_space/",
+        "fuzz/",
+        "msi/",
+        "src/",
+        "tests/",
+        "tools/",
+        "xenbus/",
+    ];
+    tops.iter().any(|top| word.starts_with(top))
+}
+
 /// The tests that a text names, and the scenarios: ``lab `NAME` ``.
 fn named(text: &str) -> (Vec<&str>, Vec<&str>) {
     let tests = quoted(text).filter(|word| is_test_name(word)).collect();
@@ -93,6 +107,11 @@ fn check(document: &str) {
             .into_iter()
             .map(|name| format!("tests/lab/scenarios/{name}.sh"))
             .filter(|path| !root().join(path).exists()),
+    );
+    missing.extend(
+        quoted(&text)
+            .filter(|word| is_path(word) && !root().join(word).exists())
+            .map(str::to_owned),
     );
     assert!(
         missing.is_empty(),

@@ -69,8 +69,8 @@ fn xsa_120_no_guest_turns_decode_off() {
     assert_eq!(*taken_away.lock().unwrap(), []);
 }
 
-/// Fails when `restore` in host/config_state.rs clears the command register before it writes the rest, and when `reset_and_restore` in
-/// host/devices/hide.rs restores it to 0.
+/// Fails when `restore` in host/config_state.rs clears the command register before it writes the rest, and when `restore` in
+/// host/devices/reset.rs restores it to 0.
 #[test]
 fn cve_2015_8553_decode_stays_on_from_one_guest_to_the_next() {
     let cards = [NVME, INTX_ONLY];

@@ -8,7 +8,7 @@ use pcibackd::host::sim::NVME;
 use crate::guest::Guest;
 use crate::house::House;
 
-/// Fails when `Record::open` in host/record.rs or `start` in control/server.rs leave the mode to the umask.
+/// Fails when `Record::open` in host/record/mod.rs or `start` in control/server.rs leave the mode to the umask.
 #[test]
 fn what_the_daemon_keeps_is_for_root_alone() {
     let house = House::new(&[NVME]);

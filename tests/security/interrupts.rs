@@ -209,7 +209,7 @@ fn xsa_360_failing_over_and_over_leaks_no_vector() {
     assert_eq!(guest.operate(&msix_op(3)).err, 0);
 }
 
-/// Fails when `reset_in_background` in host/devices/guest.rs resets before it takes the interrupts, or does not take them.
+/// Fails when `reset_in_background` in host/devices/reset.rs resets before it takes the interrupts, or does not take them.
 #[test]
 fn xsa_458_a_device_that_leaves_a_living_guest_leaves_no_pirq_behind() {
     let (house, guest) = with_both();

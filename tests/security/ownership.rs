@@ -101,7 +101,7 @@ fn of_two_cards_of_a_kind_each_has_what_it_was_granted() {
     assert_eq!(second.read(at(0, 0), 0, 4).err, 0);
 }
 
-/// Fails when `read_number` in xenbus/src/xenstore/store.rs keeps the low 32 bits of a longer number.
+/// Fails when `parse_decimal` in xenbus/src/types.rs keeps the low 32 bits of a longer number.
 #[test]
 fn a_number_in_a_guests_node_is_that_number_and_no_other() {
     let house = House::new(&[NVME]);
