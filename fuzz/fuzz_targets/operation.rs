@@ -47,7 +47,7 @@ impl Guest {
         let xen: Arc<dyn Xen> = Arc::new(machine.clone());
         let bus = SimBus::with_example_devices(&machine);
         let records = directory.path().join("devices");
-        let devices = Devices::open(Arc::clone(&bus) as _, Arc::clone(&xen), records).unwrap();
+        let devices = Devices::open(Arc::clone(&bus) as _, Arc::clone(&xen), Arc::default(), records).unwrap();
         let domain = machine.create_domain("guest", DomainKind::Pv).unwrap();
         let mut exports = Exports::new(domain, TopologyKind::Vpci, Arc::clone(&devices), xen);
         for bdf in DEVICES {

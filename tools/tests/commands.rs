@@ -10,6 +10,7 @@ use std::process::{Command, Output, Stdio};
 
 use conf_space::Bdf;
 use pcibackd::config::Config;
+use pcibackd::control::policy::{DroppedShown, SettingsShown};
 use pcibackd::control::protocol::{DaemonStatus, DeviceLine, Shown};
 use pcibackd::daemon::Embedded;
 use pcibackd::doctor::{Finding, Verdict};
@@ -149,6 +150,35 @@ fn without_a_daemon_it_says_where_it_looked_and_what_to_do() {
             "{err}"
         );
     }
+}
+
+#[test]
+fn what_is_set_for_a_device_is_shown_with_where_it_comes_from() {
+    let daemon = Daemon::start();
+    let nvme = NVME.to_string();
+    let (code, _, err) = daemon.pciback(&["set", &nvme, "permissive=true"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("pciback hide"), "{err}");
+    assert_eq!(daemon.pciback(&["hide", &nvme]).0, 0);
+    let (code, out, _) = daemon.pciback(&["set", &nvme, "permissive+=0xe8..0xea", "reset=none"]);
+    assert_eq!(code, 0);
+    for part in ["[\"0xe8..0xea\"]", "set at run time", "next guest"] {
+        assert!(out.contains(part), "{out}");
+    }
+    let (code, out, _) = daemon.pciback(&["set", &nvme, "--json"]);
+    assert_eq!(code, 0);
+    let shown: SettingsShown = serde_json::from_str(&out).unwrap();
+    assert_eq!(shown.settings.len(), 5);
+    let (code, _, err) = daemon.pciback(&["set", &nvme, "permissive=0x48..0x40"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("0x1000"), "{err}");
+    let (code, out, _) = daemon.pciback(&["show", &nvme, "--dropped"]);
+    assert_eq!(code, 0);
+    assert!(out.contains("no write of the guest's was dropped"), "{out}");
+    let (code, out, _) = daemon.pciback(&["show", &nvme, "--dropped", "--json"]);
+    assert_eq!(code, 0);
+    let dropped: DroppedShown = serde_json::from_str(&out).unwrap();
+    assert_eq!(dropped.suggestion, None);
 }
 
 #[test]

@@ -87,12 +87,17 @@ impl Words {
 
     /// For one writer at a time.
     pub fn store(&self, settings: &RunTime) {
-        let version = self.version.load(Ordering::Relaxed) | 1;
-        self.version.store(version, Ordering::Relaxed);
-        fence(Ordering::Release);
+        let version = self.begin();
         self.write(settings);
         self.version
             .store(version.wrapping_add(1), Ordering::Release);
+    }
+
+    pub(super) fn begin(&self) -> u32 {
+        let version = self.version.load(Ordering::Relaxed) | 1;
+        self.version.store(version, Ordering::Relaxed);
+        fence(Ordering::Release);
+        version
     }
 
     /// After the daemon was killed in the middle of [`Words::store`]: nothing is set, rather than half of it.
