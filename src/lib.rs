@@ -11,10 +11,12 @@
 //! | [`trace`] | guests' operations as they happen |
 //! | [`config`] | the configuration file |
 //! | [`doctor`] | what is wrong with this host, or a device, and what to do |
+//! | `command` | running the toolstack's programs |
 //! | [`memory`] | keeping the daemon small |
 //! | [`logging`], [`text`], [`rate_limit`] | messages |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
+mod command;
 pub mod config;
 pub mod control;
 pub mod daemon;

@@ -263,6 +263,12 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// How many correctable errors the device has reported; `None` where nobody counts.
     fn correctable_errors(&self, bdf: Bdf) -> Option<u64>;
 
+    /// Keeps everybody from changing how many virtual functions a device has, ourselves included, or lets them. Outlives us.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn keep_virtual_functions(&self, physical: Bdf, keep: bool) -> Result<(), HostError>;
+
     /// Why dom0 cannot do without the device, in words an operator understands; `None`: it can.
     ///
     /// # Errors

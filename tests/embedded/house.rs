@@ -48,6 +48,14 @@ pub fn until(what: impl Debug, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// The toolstack of the machine that the tests run on is none of ours.
+fn without_commands() -> Config {
+    let mut config = Config::default();
+    let none = vec!["false".to_owned()];
+    (config.commands.detach, config.commands.kill) = (none.clone(), none);
+    config
+}
+
 /// A function's address in a guest.
 pub const fn at(slot: u8, function: u8) -> PciDevice {
     PciDevice {
@@ -60,7 +68,7 @@ pub const fn at(slot: u8, function: u8) -> PciDevice {
 impl House {
     /// With these devices hidden.
     pub fn new(hidden: &[Bdf]) -> Self {
-        Self::with(Config::default(), MachineOptions::default(), hidden)
+        Self::with(without_commands(), MachineOptions::default(), hidden)
     }
 
     /// Whose toolstack soon gives up waiting for a backend.
@@ -69,7 +77,7 @@ impl House {
             toolstack_timeout: Duration::from_millis(50),
             ..MachineOptions::default()
         };
-        Self::with(Config::default(), options, hidden)
+        Self::with(without_commands(), options, hidden)
     }
 
     pub fn with(config: Config, options: MachineOptions, hidden: &[Bdf]) -> Self {

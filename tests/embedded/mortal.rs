@@ -384,6 +384,11 @@ impl Bus for Host {
         self.bus.correctable_errors(bdf)
     }
 
+    fn keep_virtual_functions(&self, physical: Bdf, keep: bool) -> Result<(), HostError> {
+        self.life
+            .around(|| self.bus.keep_virtual_functions(physical, keep))
+    }
+
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
         self.bus.needed_by_dom0(bdf)
     }

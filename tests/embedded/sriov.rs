@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use conf_space::Bdf;
+use pcibackd::config::Config;
 use pcibackd::control::protocol::{Entry, PhysicalFunction, Request, Response};
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{BRIDGE, NIC, NIC_VF0, NIC_VF1, NVME};
 use pcibackd::host::{Bus, NewFunctions};
-use xenbus::sim::Variant;
+use xenbus::sim::{MachineOptions, Variant};
 
 use crate::house::{House, LONG, at, until};
 
@@ -70,6 +71,12 @@ fn interrupts(house: &House, frontend: &mut xenbus::sim::Frontend) {
     assert!(house.bus.raise_interrupt(NIC_VF0, 0));
 }
 
+/// What somebody else in dom0 does: `modprobe -r igb; modprobe igb`.
+fn reload_driver(house: &House) {
+    house.bus.unbind(NIC).unwrap();
+    house.bus.bind(NIC, None).unwrap();
+}
+
 fn until_forgotten(house: &House, bdf: Bdf) {
     until(format!("{bdf} is forgotten"), || {
         !house.records().contains(&bdf)
@@ -127,7 +134,7 @@ fn hidden_virtual_functions_that_somebody_takes_away_are_forgotten() {
 fn a_virtual_function_that_is_taken_away_under_its_guest_is_gone_for_the_guest_too() {
     let house = House::new(&[NIC_VF0]);
     let (domain, mut frontend) = house.boot(&[NIC_VF0]);
-    set(&house, 0);
+    reload_driver(&house);
     until_forgotten(&house, NIC_VF0);
     house.until_node(domain, "state-0", "6");
     let why = house.node(domain, "error-0").unwrap();
@@ -154,7 +161,7 @@ fn a_virtual_function_that_is_taken_away_under_its_guest_is_gone_for_the_guest_t
 fn virtual_functions_go_with_their_physical_functions_driver() {
     let house = House::new(&[NIC_VF0, NIC_VF1]);
     let (domain, _frontend) = house.boot(&[NIC_VF1]);
-    house.bus.unbind(NIC).unwrap();
+    reload_driver(&house);
     until_forgotten(&house, NIC_VF0);
     until_forgotten(&house, NIC_VF1);
     house.until_node(domain, "state-0", "6");
@@ -165,9 +172,11 @@ fn what_is_taken_away_while_no_daemon_runs_is_forgotten_at_its_start() {
     let house = House::new(&[NIC_VF0, NIC_VF1]);
     let (_, _frontend) = house.boot(&[NIC_VF1]);
     house.kill();
-    set(&house, 0);
+    reload_driver(&house);
     house.start();
     assert_eq!(house.records(), []);
+    // And there may be new ones.
+    set(&house, 2);
 }
 
 #[test]
@@ -175,7 +184,8 @@ fn what_was_made_anew_while_no_daemon_ran_is_dom0s() {
     let house = House::new(&[NIC_VF0, NIC_VF1]);
     let (domain, _frontend) = house.boot(&[NIC_VF1]);
     house.kill();
-    set(&house, 0);
+    reload_driver(&house);
+    house.bus.keep_virtual_functions(NIC, false).unwrap();
     house
         .bus
         .set_virtual_functions(NIC, 2, NewFunctions::LeftAlone)
@@ -196,7 +206,7 @@ fn one_that_goes_while_it_is_reset_is_forgotten() {
         .bus
         .set_reset_time(NIC_VF0, Duration::from_millis(300));
     house.while_following(&mut frontend, || house.detach(domain, NIC_VF0));
-    set(&house, 0);
+    reload_driver(&house);
     until_forgotten(&house, NIC_VF0);
 }
 
@@ -346,7 +356,48 @@ fn taking_virtual_functions_away_behind_the_daemons_back_leaves_interrupts_that_
     let house = House::new(&[NIC_VF0]);
     let (_, mut frontend) = house.boot(&[NIC_VF0]);
     interrupts(&house, &mut frontend);
-    set(&house, 0);
+    reload_driver(&house);
     assert_eq!(house.bus.orphaned_interrupts(), 2);
     until_forgotten(&house, NIC_VF0);
+}
+
+#[test]
+fn nobody_else_changes_their_number_while_a_guest_has_one() {
+    let house = House::new(&[NIC_VF0, NIC_VF1]);
+    let change = || {
+        house
+            .bus
+            .set_virtual_functions(NIC, 0, NewFunctions::Probed)
+    };
+    let (domain, mut frontend) = house.boot(&[NIC_VF0]);
+    assert!(change().is_err());
+    house.restart();
+    assert!(change().is_err());
+    house.kill();
+    assert!(change().is_err(), "it outlives the daemon");
+    house.start();
+    let (other, mut other_frontend) = house.boot(&[NIC_VF1]);
+    house.while_following(&mut frontend, || house.detach(domain, NIC_VF0));
+    house.until_free(NIC_VF0);
+    assert!(change().is_err(), "another guest has the other");
+    house.while_following(&mut other_frontend, || house.detach(other, NIC_VF1));
+    house.until_free(NIC_VF1);
+    until("the number can be changed", || change().is_ok());
+    until_forgotten(&house, NIC_VF1);
+}
+
+#[test]
+fn by_force_the_toolstack_is_asked_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let told = directory.path().join("told");
+    let mut config = Config::default();
+    let script = format!("echo \"$0 $1\" >>{}", told.display());
+    config.commands.detach = ["sh", "-c", &script, "{domain}", "{device}"]
+        .map(str::to_owned)
+        .into();
+    let house = House::with(config, MachineOptions::default(), &[NIC_VF0]);
+    let (domain, _frontend) = house.boot(&[NIC_VF0]);
+    destroy(&house, true).unwrap();
+    let told = std::fs::read_to_string(told).unwrap();
+    assert_eq!(told, format!("{domain} {NIC_VF0}\n"));
 }

@@ -86,6 +86,18 @@ impl Devices {
         overlay: u64,
         line: Line,
     ) -> Result<Claim, DeviceError> {
+        let claim = self.take_for(device, owner, overlay, line)?;
+        self.keep_functions_beside(device);
+        Ok(claim)
+    }
+
+    fn take_for(
+        &self,
+        device: &Device,
+        owner: Owner,
+        overlay: u64,
+        line: Line,
+    ) -> Result<Claim, DeviceError> {
         // Keeps two claimants apart between the stores.
         let _table = self.table();
         let record = &device.record;

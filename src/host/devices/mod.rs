@@ -56,6 +56,8 @@ pub struct Devices {
     directory: PathBuf,
     table: Mutex<Table>,
     wakers: Mutex<BTreeMap<DomId, Waker>>,
+    /// Held while it is decided whether a physical function may lose its virtual ones.
+    keeping: Mutex<()>,
     /// How often it was asked whether devices were removed, since somebody began to look; 0: nobody looks.
     looks: AtomicUsize,
     activities: Mutex<BTreeMap<Bdf, &'static str>>,
@@ -98,6 +100,7 @@ impl Devices {
             directory: directory.clone(),
             table: Mutex::default(),
             wakers: Mutex::default(),
+            keeping: Mutex::default(),
             looks: AtomicUsize::new(0),
             activities: Mutex::default(),
         });
@@ -110,6 +113,7 @@ impl Devices {
             }
         }
         let all = devices.list();
+        devices.keep_all_functions();
         let lines = OnceCell::new();
         // Only of a guest that has them: asking takes a while on a large host.
         let lines = || lines.get_or_init(|| devices.lines()).as_slice();

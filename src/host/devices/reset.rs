@@ -138,6 +138,7 @@ impl Devices {
             Err(_) => Phase::Dead,
         };
         device.record.set_phase(phase);
+        self.keep_functions_beside(device);
         phase
     }
 

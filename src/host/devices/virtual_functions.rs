@@ -5,7 +5,7 @@
 //! The kernel's own backend keeps such a device by a flag that user space cannot set. So order is everything: first from the guest, its
 //! PIRQs unmapped, then from hidden to dom0, and only then the physical function's driver is told.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,11 @@ use conf_space::address::Bdf;
 
 use super::error::Users;
 use super::{Device, DeviceError, Devices, Rebind};
-use crate::host::record::Phase;
-use crate::host::{Function, NewFunctions};
+use crate::command;
+use crate::config::Commands;
+use crate::host::record::{Owner, Phase};
+use crate::host::{Function, HostError, NewFunctions};
+use crate::text::chain;
 
 const BY_FORCE: &str = "the host's operator took it away by force";
 
@@ -89,7 +92,37 @@ impl Devices {
         Ok(())
     }
 
-    /// Takes virtual functions from the guests that have them, with or without the guests' consent, and waits until they are free.
+    /// Keeps others from taking virtual functions away while guests have any of those beside `device`, and lets them when none has. For a
+    /// device that is no virtual function there is nothing to do.
+    pub(super) fn keep_functions_beside(&self, device: &Device) {
+        if let Function::Virtual { physical, .. } = device.description.function {
+            self.keep_functions(physical);
+        }
+    }
+
+    /// As [`Devices::keep_functions_beside`], after a start: guests may have lost some since.
+    pub(super) fn keep_all_functions(&self) {
+        for bdf in self.bus.list().unwrap_or_default() {
+            let described = self.bus.describe(bdf);
+            if described.is_ok_and(|found| matches!(found.function, Function::Physical { .. })) {
+                self.keep_functions(bdf);
+            }
+        }
+    }
+
+    fn keep_functions(&self, physical: Bdf) {
+        // Two that come and go at the same time must not undo each other's.
+        let _alone = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        let keep = !self.functions_in_guests(physical).is_empty();
+        match self.bus.keep_virtual_functions(physical, keep) {
+            // With its physical function it may have gone itself.
+            Ok(()) | Err(HostError::NoDevice { .. }) => {}
+            Err(error) => log::warn!("{}", chain(&error)),
+        }
+    }
+
+    /// Takes virtual functions from the guests that have them, and waits until they are free: by the toolstack's command, which leaves
+    /// everything in order, or else without asking anybody.
     ///
     /// # Errors
     /// [`DeviceError::FunctionsInGuests`] when one does not become free.
@@ -97,11 +130,20 @@ impl Devices {
         /// A reset takes up to a minute.
         const PATIENCE: Duration = Duration::from_secs(70);
         const LOOK: Duration = Duration::from_millis(5);
-        let begin = Instant::now();
+        let config = self.config.get();
         for device in self.functions_in_guests(physical) {
-            log::warn!("{}: taken from its guest by force", device.bdf);
-            self.withdraw(&device, BY_FORCE);
+            let (bdf, owner) = (device.bdf, device.record.owner());
+            let Some(Owner { domain, .. }) = owner else {
+                continue;
+            };
+            log::warn!("{bdf}: to be taken from domain {domain} by force");
+            let detach = Commands::fill(&config.commands.detach, domain, bdf);
+            command::run(&detach, domain, bdf);
+            if device.is_held_by(domain) {
+                self.withdraw(&device, BY_FORCE);
+            }
         }
+        let begin = Instant::now();
         while begin.elapsed() < PATIENCE && !self.functions_in_guests(physical).is_empty() {
             thread::sleep(LOOK);
         }
@@ -120,6 +162,7 @@ impl Devices {
     ) -> Result<Vec<Bdf>, DeviceError> {
         let before = self.bus.describe(physical)?;
         if sriov::must_change(physical, &before.function, before.driver.as_deref(), count)? {
+            self.keep_functions(physical);
             self.bus.set_virtual_functions(physical, count, new)?;
         }
         match self.bus.describe(physical)?.function {
@@ -138,6 +181,7 @@ impl Devices {
         let before = self.bus.describe(physical)?;
         if sriov::must_change(physical, &before.function, before.driver.as_deref(), 0)? {
             self.take_back_functions(physical)?;
+            self.keep_functions(physical);
             self.bus
                 .set_virtual_functions(physical, 0, NewFunctions::Probed)?;
         }

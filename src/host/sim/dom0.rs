@@ -364,6 +364,11 @@ impl Bus for SimBus {
         self.with(bdf, |function| lock(&function.faults).correctable_errors)
     }
 
+    fn keep_virtual_functions(&self, physical: Bdf, keep: bool) -> Result<(), HostError> {
+        lock(&self.known(physical)?.kernel).kept = keep;
+        Ok(())
+    }
+
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
         Ok(self.known(bdf)?.fixed.needed_by_dom0.clone())
     }

@@ -49,6 +49,8 @@ pub(super) struct Kernel {
     pub driver: Option<String>,
     pub driver_override: Option<String>,
     pub enabled: u32,
+    /// Nobody changes how many virtual functions it has.
+    pub kept: bool,
     /// The reset methods that were chosen, if any were.
     pub reset_methods: Option<Vec<String>>,
 }

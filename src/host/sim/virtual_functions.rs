@@ -215,6 +215,9 @@ impl SimBus {
         let Some(sriov) = &function.fixed.sriov else {
             return no("it has no SR-IOV", libc::ENOENT);
         };
+        if lock(&function.kernel).kept {
+            return no("the file is read-only", libc::EROFS);
+        }
         let enabled = function.enabled_functions();
         if count > sriov.all.total {
             return no("it cannot have so many", libc::ERANGE);

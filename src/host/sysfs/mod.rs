@@ -5,6 +5,7 @@
 
 mod config;
 mod dom0_needs;
+mod kept;
 mod resource;
 mod uevents;
 
@@ -419,6 +420,20 @@ impl Bus for Sysfs {
 
     fn correctable_errors(&self, bdf: Bdf) -> Option<u64> {
         counters::correctable(&self.root.join("bus/pci/devices"), bdf)
+    }
+
+    fn keep_virtual_functions(&self, physical: Bdf, keep: bool) -> Result<(), HostError> {
+        let file = self.device(physical).join("sriov_numvfs");
+        kept::keep(&file, keep).map_err(|source| HostError::Refused {
+            bdf: physical,
+            action: if keep {
+                "keep others from taking its virtual functions away".into()
+            } else {
+                "let its number of virtual functions be changed again".into()
+            },
+            remedy: "the file sriov_numvfs in its sysfs directory is mounted over itself, read-only, while guests have virtual functions",
+            source,
+        })
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

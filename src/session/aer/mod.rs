@@ -4,12 +4,10 @@
 //! |---|---|
 //! | this one | what a session does: asks its guest, has devices reset, restores them |
 //! | [`recovery`] | the course of a recovery, as a state machine |
-//! | `command` | the commands of the policy |
 //! | `removal` | taking a failed device from a guest that does not answer |
 //!
 //! The session's thread never waits here: a guest that recovers accesses the configuration space meanwhile, which the same thread serves.
 
-mod command;
 pub mod recovery;
 mod removal;
 
@@ -272,7 +270,7 @@ impl Session {
             OnFailure::Ignore => return,
         };
         let domain = self.setup.domain;
-        command::run(Commands::fill(command, domain, device), domain, device);
+        crate::command::in_background(Commands::fill(command, domain, device), domain, device);
     }
 }
 

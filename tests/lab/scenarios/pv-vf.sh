@@ -48,6 +48,7 @@ guards() {
   check "the physical function is not hidden" not pciback hide $PF
   check "xl is kept from unbinding its driver" not xl pci-assignable-add $PF
   check "which is said why" has "guests have virtual functions of $PF: domain" cat $LOG
+check "nobody else takes them away" not sh -c "echo 0 >/sys/bus/pci/devices/$PF/sriov_numvfs"
   check "the guest pings on" guest pv ping -c 3 -A -W 5 10.0.2.2
 }
 
@@ -58,13 +59,17 @@ away_and_back() {
   check "both are assignable" has 0000:02:10.2 xl pci-assignable-list
   # No driver in this guest: with interrupts bound, Xen would not survive what comes.
   must "a guest starts with one" create_guest other 'pci=["02:10.2"]'
-  check "somebody takes them away behind our back" sh -c "echo 0 >/sys/bus/pci/devices/$PF/sriov_numvfs"
+  check "their driver is unloaded behind our back" rmmod igb
   check "they are forgotten" wait_for 5 eval '[ -z "$(xl pci-assignable-list)" ]'
   check "which is told" has "removed from this machine while" cat $LOG
   check "the guest reads ones" has ffffffff guest other setpci -s 00:00.2 0.l
   check "xl takes it from the guest, too" xl pci-detach other 02:10.2
   check "the guest has nothing any more" guest other 'wait_until [ ! -e /sys/bus/pci/devices/0000:00:00.2 ]'
+  check "the driver comes back" modprobe igb
   check "virtual functions are made again" pciback vf create 1 --hide $PF
-  check "by force" pciback vf destroy --force $PF
+  check "the guest gets one" xl pci-attach other 02:10.0
+  check "and sees it" guest other 'wait_until [ -e /sys/bus/pci/devices/0000:00:00.0 ]'
+  check "by force it is taken away" pciback vf destroy --force $PF
+  check "through xl" lacks 02:10.0 xl pci-list other
   check "no record is left" sh -c '[ -z "$(ls /run/pcibackd/devices)" ]'
 }

@@ -1,4 +1,4 @@
-//! Running the commands of the policy: programs of the toolstack, which talk to us meanwhile. So they run beside everything else.
+//! Running the commands of the configuration: programs of the toolstack, which talk to us meanwhile. So they run beside everything else.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -22,33 +22,36 @@ const OUTPUT: i64 = 1000;
 const STACK: usize = 128 * 1024;
 
 /// Runs a program with its arguments, in the background. What goes wrong is logged.
-pub(super) fn run(words: Vec<String>, domain: DomId, device: Bdf) {
+pub(crate) fn in_background(words: Vec<String>, domain: DomId, device: Bdf) {
     let shown = words.join(" ");
     let spawned = thread::Builder::new()
         .name(format!("policy {device}"))
         .stack_size(STACK)
-        .spawn({
-            let shown = shown.clone();
-            move || match end_of(&words) {
-                Ok(End::Status(status, _)) if status.success() => {
-                    info!("domain {domain}: {device}: '{shown}' is done");
-                }
-                Ok(End::Status(status, output)) => error!(
-                    "domain {domain}: {device}: '{shown}' has failed ({status}); do it by hand. It said: {}",
-                    printable(&output)
-                ),
-                Ok(End::TooLong(output)) => error!(
-                    "domain {domain}: {device}: '{shown}' was ended after {} s; do it by hand. It said: {}",
-                    LIMIT.as_secs(),
-                    printable(&output)
-                ),
-                Err(error) => error!(
-                    "domain {domain}: {device}: cannot run '{shown}': {error}; see [commands] in the configuration"
-                ),
-            }
-        });
+        .spawn(move || run(&words, domain, device));
     if let Err(error) = spawned {
         error!("domain {domain}: {device}: cannot run '{shown}': {error}; do it by hand");
+    }
+}
+
+/// Runs a program with its arguments, and waits for its end. What goes wrong is logged.
+pub(crate) fn run(words: &[String], domain: DomId, device: Bdf) {
+    let shown = words.join(" ");
+    match end_of(words) {
+        Ok(End::Status(status, _)) if status.success() => {
+            info!("domain {domain}: {device}: '{shown}' is done");
+        }
+        Ok(End::Status(status, output)) => error!(
+            "domain {domain}: {device}: '{shown}' has failed ({status}); do it by hand. It said: {}",
+            printable(&output)
+        ),
+        Ok(End::TooLong(output)) => error!(
+            "domain {domain}: {device}: '{shown}' was ended after {} s; do it by hand. It said: {}",
+            LIMIT.as_secs(),
+            printable(&output)
+        ),
+        Err(error) => error!(
+            "domain {domain}: {device}: cannot run '{shown}': {error}; see [commands] in the configuration"
+        ),
     }
 }
 
