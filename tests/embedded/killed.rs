@@ -6,11 +6,12 @@ use pcibackd::control::client;
 use pcibackd::control::protocol::Request;
 use pcibackd::host::Bus;
 use pcibackd::host::record::Phase;
-use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NVME};
+use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NIC, NIC_VF0, NIC_VF1, NVME};
 use xenbus::sim::{DomainKind, Frontend};
 use xenbus::{DomId, Gsi, PciDevice, Pirq, XenbusState};
 
 use crate::house::{House, LONG, at, until};
+use crate::sriov;
 
 const FIRST: PciDevice = at(0, 0);
 
@@ -265,4 +266,30 @@ fn as_before(house: &House, step: usize) {
         .machine
         .device_owner(pcibackd::host::devices::for_xen(NVME));
     assert_eq!(owner, Some(DomId::DOM0), "step {step}");
+}
+
+#[test]
+fn while_virtual_functions_are_taken_away_by_force() {
+    at_each_step(
+        || (),
+        |(), step| {
+            let house = House::new(&[NIC_VF0, NIC_VF1]);
+            let (domain, mut frontend) = house.boot(&[NIC_VF0]);
+            sriov::interrupts(&house, &mut frontend);
+            let died = house.surviving(step, || {
+                let physical = NIC;
+                let force = true;
+                let request = Request::DestroyVirtualFunctions { physical, force };
+                let _ = client::ask(house.machine.run_dir(), &request);
+            });
+            until("they are taken away", || {
+                sriov::destroy(&house, true).is_ok()
+            });
+            assert_eq!(house.bus.orphaned_interrupts(), 0, "step {step}");
+            assert_eq!(house.pirqs(domain), 0, "step {step}");
+            assert_eq!(house.records(), [], "step {step}");
+            assert!(!house.bus.list().unwrap().contains(&NIC_VF0));
+            died
+        },
+    );
 }

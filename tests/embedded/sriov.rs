@@ -20,7 +20,7 @@ fn set(house: &House, count: u16) {
         .unwrap();
 }
 
-fn entries(response: Response) -> Result<Vec<Entry>, String> {
+pub fn entries(response: Response) -> Result<Vec<Entry>, String> {
     match response {
         Response::Entries { entries } => Ok(entries),
         Response::Failed { message } => Err(message),
@@ -37,7 +37,7 @@ fn create(house: &House, count: u16, hide: bool) -> Result<Vec<Entry>, String> {
     }))
 }
 
-fn destroy(house: &House, force: bool) -> Result<Vec<Entry>, String> {
+pub fn destroy(house: &House, force: bool) -> Result<Vec<Entry>, String> {
     let physical = NIC;
     entries(house.ask(&Request::DestroyVirtualFunctions { physical, force }))
 }
@@ -65,7 +65,7 @@ fn hide(house: &House, bdf: Bdf, force: bool) -> Entry {
 }
 
 /// The guest's driver has the device's interrupts.
-fn interrupts(house: &House, frontend: &mut xenbus::sim::Frontend) {
+pub fn interrupts(house: &House, frontend: &mut xenbus::sim::Frontend) {
     frontend.enable_device(at(0, 0)).unwrap();
     frontend.enable_msix(at(0, 0), &[0, 1]).unwrap();
     assert!(house.bus.raise_interrupt(NIC_VF0, 0));

@@ -11,7 +11,7 @@ use std::process::{Command, Output, Stdio};
 use conf_space::Bdf;
 use pcibackd::config::Config;
 use pcibackd::control::policy::{DroppedShown, SettingsShown};
-use pcibackd::control::protocol::{DaemonStatus, DeviceLine, Shown};
+use pcibackd::control::protocol::{DaemonStatus, DeviceLine, PhysicalFunction, Shown};
 use pcibackd::daemon::Embedded;
 use pcibackd::doctor::{Finding, Verdict};
 use pcibackd::host::sim::{BOOT_CONTROLLER, BRIDGE, NIC, NIC_VF0, NVME};
@@ -353,4 +353,41 @@ fn completions_and_manual_pages_know_all_commands() {
             assert!(script.contains(name), "{shell} {name}");
         }
     }
+}
+
+#[test]
+fn virtual_functions_are_listed_made_and_taken_away() {
+    let daemon = Daemon::start();
+    let (code, out, _) = daemon.pciback(&["vf", "list"]);
+    assert_eq!(code, 0);
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(
+        lines[1].starts_with("0000:01:00.0    2 of 8  dom0"),
+        "{out}"
+    );
+    assert!(
+        lines[3].starts_with("  0000:01:10.2  1       dom0   igbvf"),
+        "{out}"
+    );
+    let (code, _, err) = daemon.pciback(&["vf", "create", "4", "01:00.0"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("pciback vf destroy 0000:01:00.0"), "{err}");
+    let (code, out, _) = daemon.pciback(&["vf", "destroy", "01:00.0"]);
+    assert_eq!(code, 0);
+    assert_eq!(
+        out,
+        "0000:01:00.0: its 2 virtual functions are taken away\n"
+    );
+    let (code, out, _) = daemon.pciback(&["vf", "create", "1", "--hide", "01:00.0"]);
+    assert_eq!(code, 0);
+    assert_eq!(out, "0000:01:10.0: there, and hidden\n");
+    assert_eq!(daemon.state(NIC_VF0), "hidden");
+    let (code, out, _) = daemon.pciback(&["vf", "list", "--json", "01:00.0"]);
+    assert_eq!(code, 0);
+    let listed: Vec<PhysicalFunction> = serde_json::from_str(&out).unwrap();
+    assert_eq!((listed[0].device.device, listed[0].total), (NIC, 8));
+    assert_eq!(listed[0].virtual_functions[0].device.device, NIC_VF0);
+    let (code, _, err) = daemon.pciback(&["vf", "list", "02:00.0"]);
+    assert_eq!(code, 1);
+    assert!(err.contains("no SR-IOV"), "{err}");
 }

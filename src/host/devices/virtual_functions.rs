@@ -144,7 +144,11 @@ impl Devices {
             }
         }
         let begin = Instant::now();
-        while begin.elapsed() < PATIENCE && !self.functions_in_guests(physical).is_empty() {
+        let any_is_there = || {
+            let mut found = self.functions_in_guests(physical).into_iter();
+            found.any(|device| !device.is_removed())
+        };
+        while begin.elapsed() < PATIENCE && any_is_there() {
             thread::sleep(LOOK);
         }
         self.check_functions(physical)

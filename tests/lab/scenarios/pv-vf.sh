@@ -48,7 +48,7 @@ guards() {
   check "the physical function is not hidden" not pciback hide $PF
   check "xl is kept from unbinding its driver" not xl pci-assignable-add $PF
   check "which is said why" has "guests have virtual functions of $PF: domain" cat $LOG
-check "nobody else takes them away" not sh -c "echo 0 >/sys/bus/pci/devices/$PF/sriov_numvfs"
+  check "nobody else takes them away" not sh -c "echo 0 >/sys/bus/pci/devices/$PF/sriov_numvfs"
   check "the guest pings on" guest pv ping -c 3 -A -W 5 10.0.2.2
 }
 
