@@ -78,6 +78,24 @@ fn a_guest_that_is_being_built_is_not_shown_connected() {
     assert_eq!(house.connected(domain).functions().count(), 2);
 }
 
+#[test]
+fn an_hvm_guest_that_is_built_has_all_of_its_devices_and_they_go_as_fast() {
+    let house = House::new(&[NVME, INTX_ONLY]);
+    let kind = xenbus::sim::DomainKind::Hvm;
+    let domain = house.machine.create_domain("hvm", kind).unwrap();
+    house.attach(domain, NVME).unwrap();
+    house.until_node(domain, "state", "4");
+    house.attach(domain, INTX_ONLY).unwrap();
+    house.until_node(domain, "state-1", "3");
+    house.machine.unpause_domain(domain).unwrap();
+    assert!(house.record(NVME).owner().is_some());
+    in_time(|| house.detach(domain, INTX_ONLY).unwrap());
+    house.until_free(INTX_ONLY);
+    in_time(|| house.machine.destroy_domain(domain).unwrap());
+    house.until_gone(domain);
+    house.until_free(NVME);
+}
+
 /// As libxl gives up: the device's interrupts and memory are taken back, its nodes stay.
 fn detach_in_vain(house: &House, domain: DomId) {
     assert!(matches!(

@@ -9,6 +9,8 @@
 #   start_backend, stop_backend    the daemon's log is $LOG; PCIBACKD_FLAGS are its flags
 #   create_guest NAME LINE...      xl create with these lines added to the configuration; returns when the guest takes commands
 #   guest NAME COMMAND             runs a shell command in the guest: its output (the last 1500 bytes), its exit status (words: ../guest/words.sh)
+#   tell NAME COMMAND              the same, and does not wait for it
+#   nothing_left                   no guest has, or had, a PCI backend
 #   shut_down NAME, destroy NAME   ends a guest and waits until xl is done with it
 
 LOG=/var/log/pcibackd.log
@@ -134,17 +136,22 @@ guest_is_ready() { xenstore-exists "/local/domain/$(xl domid "$1")/data/ready"; 
 # Commands go through xenstore: `data/command` holds a number and the command, the guest's init answers with `data/output` and, last, `data/result`.
 # Watches on both sides: a guest that is being measured is not disturbed by anybody's polling.
 guest() {
-  local id path number
-  id=$(xl domid "$1") || return
-  shift
-  path=/local/domain/$id/data
-  number=$(($(cat $STATE/number 2>/dev/null) + 1))
-  echo $number >$STATE/number
-  xenstore-write "$path/command" "$number $(echo "$*" | sed 's/\\/\\\\/g')"
+  local path number
+  tell "$@" || return
+  path=/local/domain/$(xl domid "$1")/data
+  number=$(cat $STATE/number)
   each_change "${GUEST_TIMEOUT:-100}" "$path/result" guest_has_answered "$path/result" $number ||
     { echo "the guest does not answer"; return 124; }
   xenstore-read -R "$path/output" && echo
   return "$(xenstore-read "$path/result" | cut -d' ' -f2)"
+}
+
+tell() {
+  local id
+  id=$(xl domid "$1") || return
+  shift
+  echo $(($(cat $STATE/number 2>/dev/null) + 1)) >$STATE/number
+  xenstore-write "/local/domain/$id/data/command" "$(cat $STATE/number) $(echo "$*" | sed 's/\\/\\\\/g')"
 }
 
 guest_has_answered() { case "$(xenstore-read "$1" 2>/dev/null)" in "$2 "*) ;; *) return 1 ;; esac; }
@@ -159,6 +166,9 @@ shut_down() { xl shutdown "$1" >/dev/null && wait_for 60 guest_is_gone "$1"; }
 destroy() { xl destroy "$1" && guest_is_gone "$1"; }
 guest_is_gone() { ! xl domid "$1" >/dev/null 2>&1; }
 guests() { xl list | awk 'NR > 1 && $1 != "Domain-0" {print $1}'; }
+
+# Of PCI backends in xenstore, empty directories included; and no device is a guest's in libxl's notes
+nothing_left() { ! xenstore-ls -f / | grep -E '/(backend|device)/pci|/libxl/pci/[^/]*/domid'; }
 
 # --- devices in dom0
 
@@ -198,6 +208,7 @@ post_mortem() {
   echo "--- xl list"; xl list
   echo "--- xenstore"; xenstore-ls -f /local/domain/0/backend | tail -n 60; xenstore-ls -f /local/domain/0/error 2>/dev/null
   for file in /var/log/xen/console/guest-*.log; do echo "--- $file"; tail -n 25 "$file"; done
+  [ ! -e /var/log/xen/qemu-dm-hvm.log ] || { echo "--- the device model"; tail -n 15 /var/log/xen/qemu-dm-hvm.log; }
   echo "--- dom0's kernel"; dmesg | tail -n 15
   echo "--- Xen"; xl dmesg | tail -n 15
   [ ! -e $LOG ] || { echo "--- pcibackd"; tail -n 30 $LOG; }

@@ -36,3 +36,26 @@ end_reads() {
 
 # irqs: how many MSI-X interrupts this guest has had
 irqs() { awk '/pcifront-msi-x/ {n += $2} END {print n + 0}' /proc/interrupts; }
+
+# The device IDs of the guest's PCI devices, in the order of their addresses
+device_ids() { cat /sys/bus/pci/devices/*/device 2>/dev/null | cut -c 3- | tr '\n' ' ' | sed 's/ $//'; }
+has_devices() { [ "$(device_ids)" = "$1" ]; }
+
+# start_ping, end_ping: five a second in between
+start_ping() {
+  ping -i 0.2 10.0.2.2 >/tmp/ping 2>&1 &
+  echo $! >/tmp/ping.pid
+  wait_until grep -q ' bytes from' /tmp/ping
+}
+
+end_ping() {
+  kill -INT "$(cat /tmp/ping.pid)"
+  wait_until grep 'packet loss' /tmp/ping
+}
+
+# Its module is in use as long as it has a device. Then waits until the backend has settled.
+unload_pcifront() {
+  echo pci-0 >/sys/bus/xen/drivers/pcifront/unbind && rmmod xen-pcifront && wait_until backend_is 4
+}
+
+backend_is() { [ "$(xenstore-read "$(xenstore-read device/pci/0/backend)/state")" = "$1" ]; }

@@ -15,6 +15,18 @@ guest_programs="usr/bin/xenstore-ls usr/bin/xenstore-read usr/bin/xenstore-write
 # archive FOLDER: its content as a cpio archive
 archive() { (cd "$1" && find . -mindepth 1 | LC_ALL=C sort | cpio -o -H newc --quiet); }
 
+# add_programs FOLDER PROGRAMS: from the Debian tree, with their libraries
+add_programs() {
+  local d=$1 file from
+  for file in $2; do
+    mkdir -p "$d/$(dirname "$file")"
+    cp -L "$root/$file" "$d/$file"
+    for from in $(chroot "$root" ldd "/$file" 2>/dev/null | grep -oE '/[^ ]+'); do
+      [[ -e $d/$from ]] || { mkdir -p "$d/$(dirname "$from")"; cp -L "$root/$from" "$d/$from"; }
+    done
+  done
+}
+
 # base_folder FOLDER MODULES PROGRAMS: fills it with busybox, the kernel modules and the programs of the Debian tree, with what they need
 base_folder() {
   local d=$1 modules=$2 programs=$3 version file from
@@ -27,13 +39,7 @@ base_folder() {
   ln -s ../bin/busybox "$d/sbin/modprobe" # where the kernel looks for it; and for this, when xl asks a guest to shut down:
   printf '#!/bin/sh\nexec /bin/poweroff -f\n' >"$d/sbin/poweroff"
   chmod 755 "$d/sbin/poweroff"
-  for file in $programs; do
-    mkdir -p "$d/$(dirname "$file")"
-    cp -L "$root/$file" "$d/$file"
-    for from in $(chroot "$root" ldd "/$file" 2>/dev/null | grep -oE '/[^ ]+'); do
-      [[ -e $d/$from ]] || { mkdir -p "$d/$(dirname "$from")"; cp -L "$root/$from" "$d/$from"; }
-    done
-  done
+  add_programs "$d" "$programs"
   for file in $modules; do modprobe -d "$kernel" -S "$version" --show-depends "$file" | awk '$1 == "insmod" {print $2}'; done | sort -u |
     while read -r from; do
       file=${from#"$kernel"/}
