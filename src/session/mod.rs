@@ -84,6 +84,8 @@ struct Session {
     /// What the frontend offered for it.
     linked_to: Option<(GrantRef, Port)>,
     hvm: bool,
+    /// It runs the device model of an HVM guest.
+    stub_domain: bool,
     /// The states that both ends showed last, and since when.
     shown: [(XenbusState, Instant); 2],
     failures: Failures,
@@ -108,6 +110,7 @@ impl Session {
             Interest::READABLE,
         )?;
         let name = optional(store.read_string(&paths.own("domain")))?.unwrap_or_default();
+        let stub_domain = store.exists(&format!("/local/domain/{}/target", setup.domain))?;
         let kind = topology_of(&setup, &name);
         let hvm = setup
             .xen
@@ -136,6 +139,7 @@ impl Session {
             link: None,
             linked_to: None,
             hvm,
+            stub_domain,
             shown: [(XenbusState::Unknown, Instant::now()); 2],
             failures: Failures::default(),
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
@@ -330,7 +334,7 @@ impl Session {
         let peer = match info {
             None => Peer::Gone,
             Some(info) if info.gone || info.hvm => Peer::Nobody,
-            Some(info) if info.paused => Peer::Paused,
+            Some(info) if info.paused || self.stub_domain => Peer::Expected,
             Some(_) => Peer::Frontend,
         };
         let frontend = self.store.read_state(&self.paths.theirs("state"))?;

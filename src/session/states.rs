@@ -18,7 +18,7 @@ const ABSENT_AFTER: Duration = Duration::from_millis(300);
 /// The same for one that is closing: it waits for the backend's 5.
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 
-/// How often a paused guest is looked at.
+/// How often a guest is looked at that was paused.
 const PAUSED_LOOK: Duration = Duration::from_secs(1);
 
 /// Longer than the toolstack waits for the guest to let a device go (libxl: 10 s).
@@ -46,8 +46,9 @@ pub struct View {
 pub enum Peer {
     /// A PV guest, which runs a frontend.
     Frontend,
-    /// A PV guest that is being built, or was paused.
-    Paused,
+    /// A PV guest that will run one, and is waited for: it is being built, was paused, or is a stub domain, whose frontend the toolstack needs
+    /// before it goes on.
+    Expected,
     /// Nobody who speaks to us: an HVM guest, whose devices QEMU hands it, or a guest that has stopped running.
     Nobody,
     /// Not even a domain.
@@ -140,7 +141,7 @@ pub fn patience(view: View) -> Option<Duration> {
     match view.peer {
         Peer::Frontend => left(after, view.since.1),
         // Nothing tells when it is let run.
-        Peer::Paused => Some(PAUSED_LOOK),
+        Peer::Expected => Some(PAUSED_LOOK),
         Peer::Nobody | Peer::Gone => None,
     }
 }
@@ -393,7 +394,7 @@ mod tests {
     fn whatever_both_ends_show_it_comes_to_rest() {
         for backend in ALL {
             for frontend in ALL {
-                for peer in [Peer::Frontend, Peer::Paused, Peer::Nobody, Peer::Gone] {
+                for peer in [Peer::Frontend, Peer::Expected, Peer::Nobody, Peer::Gone] {
                     for (online, linked) in
                         [(false, false), (false, true), (true, false), (true, true)]
                     {
@@ -444,7 +445,7 @@ mod tests {
     fn a_guest_that_is_being_built_has_all_the_time() {
         let building = View {
             since: (Duration::MAX, Duration::MAX),
-            peer: Peer::Paused,
+            peer: Peer::Expected,
             ..view(Initialised, Initialising)
         };
         assert_eq!(next(building), Step::Wait);

@@ -79,6 +79,21 @@ fn a_guest_that_is_being_built_is_not_shown_connected() {
 }
 
 #[test]
+fn a_stub_domain_is_shown_connected_when_it_is() {
+    let house = House::new(&[NVME]);
+    let kind = xenbus::sim::DomainKind::Pv;
+    let domain = house.machine.create_domain("stub", kind).unwrap();
+    let target = format!("/local/domain/{domain}/target");
+    house.store().write(&target, "7").unwrap();
+    house.attach(domain, NVME).unwrap();
+    house.machine.unpause_domain(domain).unwrap();
+    house.until_node(domain, "state", "3");
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(house.node(domain, "state").as_deref(), Some("3"));
+    assert_eq!(house.connected(domain).functions().count(), 1);
+}
+
+#[test]
 fn an_hvm_guest_that_is_built_has_all_of_its_devices_and_they_go_as_fast() {
     let house = House::new(&[NVME, INTX_ONLY]);
     let kind = xenbus::sim::DomainKind::Hvm;
