@@ -128,7 +128,7 @@ create_guest() {
     for line in "$@"; do echo "$line"; done
   } | tr ';' '\n' >"/tmp/$name.cfg"
   xl create "/tmp/$name.cfg" || return
-  wait_for 100 guest_is_ready "$name"
+  wait_for "${GUEST_TIMEOUT:-100}" guest_is_ready "$name"
 }
 
 guest_is_ready() { xenstore-exists "/local/domain/$(xl domid "$1")/data/ready"; }

@@ -1,8 +1,8 @@
 # an HVM guest has e1000e's by qemu-xen's own passthrough: the backend hides, assigns and releases them, and nobody waits for it
 ALONE=yes
 MACHINE=hvm
-TIMEOUT=500
-GUEST_TIMEOUT=200
+TIMEOUT=700
+GUEST_TIMEOUT=300
 story() {
   must "the backend starts" start_backend
   check "xl takes a card" xl pci-assignable-add 00:05.0

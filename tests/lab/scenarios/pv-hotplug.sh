@@ -1,5 +1,5 @@
 # devices come to a running guest and go, twenty times, while another device of it carries traffic; nothing is left of them
-TIMEOUT=400
+TIMEOUT=600
 story() {
   local turn device
   must "the backend starts" start_backend

@@ -1,6 +1,6 @@
 # each way in which a guest may end, timed in one boot: without devices, with the stock backend, and with pcibackd, which leaves nothing behind
 ALONE=yes
-TIMEOUT=700
+TIMEOUT=900
 story() {
   local way
   played=bare
@@ -34,7 +34,7 @@ life() {
     must "$played: a guest starts" create_guest pv 'on_crash="destroy"' "$(devices $2)"
     [ $played = bare ] || check "it pings" guest pv 'nic_up e1000e && ping -c 3 -A -W 5 10.0.2.2'
     begin=$(hundredths)
-    check "$way" $way pv
+    check "$played: $way" $way pv
     echo $(($(hundredths) - begin)) >$STATE/$played.$way
     echo "VALUE $way.$played $(seconds "$(cat $STATE/$played.$way)") s"
     if [ $way = reboot ]; then
