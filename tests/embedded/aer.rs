@@ -239,6 +239,22 @@ fn a_fatal_error_of_one_function_is_recovered_from_by_all_on_its_link() {
 }
 
 #[test]
+fn a_device_that_no_guest_has_is_made_ready_again_after_a_fatal_error() {
+    let setup = Setup::new(&[NVME], "");
+    let config = setup.house.config(NVME);
+    let read = || [4, 0x10, 0x14].map(|offset| config.read(offset, Width::Four).unwrap());
+    let before = read();
+    setup.report(Fatal);
+    until("it is as before", || {
+        setup.house.phase(NVME) == Some(Phase::Hidden) && read() == before
+    });
+    let (_, mut frontend) = setup.house.boot(&[NVME]);
+    frontend.enable_device(FIRST).unwrap();
+    frontend.enable_msix(FIRST, &[0, 1]).unwrap();
+    takes_interrupts(&setup, &frontend);
+}
+
+#[test]
 fn a_guest_that_does_not_answer_in_time_loses_its_device() {
     let (setup, domain, mut frontend) = working("timeout = 1");
     let begin = Instant::now();

@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use conf_space::Width;
 use conf_space::registers::header;
 use log::{info, warn};
 use xenbus::DomId;
 
 use super::{Device, Devices};
-use crate::host::errors::ErrorReport;
+use crate::host::config_state;
+use crate::host::errors::{ErrorReport, Severity};
 use crate::host::record::Phase;
 use crate::text::chain;
 
@@ -21,8 +21,9 @@ const UNTIL_BACK: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
 
 impl Devices {
-    /// Passes a report on: to the sessions of the guests whose devices it concerns.
-    pub fn report_error(&self, report: ErrorReport) {
+    /// Passes a report on: to the sessions of the guests whose devices it concerns. Devices that no guest has are made ready again after a
+    /// reset of their link.
+    pub fn report_error(self: &Arc<Self>, report: ErrorReport) {
         let ports = |bdf| self.bus().ports_above(bdf).unwrap_or_default();
         let ports_of_source = ports(report.source);
         let mut wake = false;
@@ -35,6 +36,8 @@ impl Devices {
             if device.record.phase() == Some(Phase::Assigned) {
                 device.record.errors().report(report.severity);
                 wake = true;
+            } else if report.severity == Severity::Fatal {
+                self.make_ready_again(&device);
             }
         }
         if wake {
@@ -53,13 +56,26 @@ impl Devices {
     ) {
         let (bdf, device) = (device.bdf, Arc::clone(device));
         self.in_background(bdf, "settle", move |devices| {
-            let reads = || device.config.read(header::COMMAND.offset, Width::Four).ok();
-            // Of the register behind it no bit is of interest, but that not all of both are set.
-            let was_reset = || reads().is_none_or(|value| value & 0xffff != u32::from(command));
             let is_held = || device.is_held_by(domain);
-            wait_for(UNTIL_RESET_BEGINS, || was_reset() || !is_held());
+            wait_for(UNTIL_RESET_BEGINS, || {
+                was_reset(&device, command) || !is_held()
+            });
             done(wait_for(UNTIL_BACK, || device.responds() || !is_held()));
             devices.wake();
+        });
+    }
+
+    /// After a reset of the link of a device that no guest has: resets it as after a guest, and restores it. Nobody gets it meanwhile.
+    fn make_ready_again(self: &Arc<Self>, device: &Arc<Device>) {
+        if !device.record.advance(Phase::Hidden, Phase::Releasing) {
+            return;
+        }
+        let (bdf, device) = (device.bdf, Arc::clone(device));
+        self.in_background(bdf, "settle", move |devices| {
+            let command = config_state::saved_command(&device.record.config());
+            wait_for(UNTIL_RESET_BEGINS, || was_reset(&device, command));
+            wait_for(UNTIL_BACK, || device.responds());
+            devices.reset_in_background(device);
         });
     }
 
@@ -93,6 +109,14 @@ impl Devices {
             devices.wake();
         });
     }
+}
+
+/// Whether the command register is not what it was.
+fn was_reset(device: &Device, command: u16) -> bool {
+    let now = device
+        .config
+        .read(header::COMMAND.offset, header::COMMAND.width);
+    now.ok() != Some(u32::from(command))
 }
 
 fn wait_for(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
