@@ -12,7 +12,7 @@ use crate::control::protocol::{
 use crate::host::devices::Device;
 use crate::host::errors::Severity;
 use crate::host::record::Phase;
-use crate::metrics::text::Snapshot;
+use crate::metrics::text::{HiddenDevice, Snapshot};
 use crate::session::Status;
 use crate::session::aer::recovery::Recovery;
 use crate::session::meter::Counts;
@@ -43,7 +43,13 @@ impl DaemonService {
             started: self.started,
             guests: self.guests.status(),
             devices: devices
-                .map(|device| (device.bdf, device.record.phase(), device.record.resets()))
+                .map(|device| HiddenDevice {
+                    bdf: device.bdf,
+                    phase: device.record.phase(),
+                    resets: device.record.resets(),
+                    errors: [Severity::NonFatal, Severity::Fatal]
+                        .map(|severity| (severity, device.record.errors().counted(severity))),
+                })
                 .collect(),
         }
     }

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use conf_space::address::Bdf;
 use xenbus::{DomId, XenbusState};
 
+use crate::host::errors::Severity;
 use crate::host::record::Phase;
 use crate::session::Status;
 
@@ -20,8 +21,21 @@ pub struct Snapshot {
     pub started: SystemTime,
     /// The guests.
     pub guests: Vec<(DomId, Status)>,
-    /// The hidden devices, where they are, and how often they were reset.
-    pub devices: Vec<(Bdf, Option<Phase>, u32)>,
+    /// The hidden devices.
+    pub devices: Vec<HiddenDevice>,
+}
+
+/// What is told of a hidden device.
+#[derive(Debug, Clone)]
+pub struct HiddenDevice {
+    /// Its address.
+    pub bdf: Bdf,
+    /// Where it is.
+    pub phase: Option<Phase>,
+    /// How often it was reset since it was hidden.
+    pub resets: u32,
+    /// How many uncorrectable errors it has reported since, by severity.
+    pub errors: [(Severity, u32); Severity::COUNT],
 }
 
 /// What a metric is.
@@ -107,7 +121,7 @@ fn devices(page: &mut Page, snapshot: &Snapshot) {
     );
     for phase in Phase::ALL {
         let devices = snapshot.devices.iter();
-        let there = devices.filter(|(_, at, _)| *at == Some(phase)).count();
+        let there = devices.filter(|device| device.phase == Some(phase)).count();
         page.sample(name, &[("state", &phase.name())], there);
     }
     let name = "pciback_device_resets_total";
@@ -116,8 +130,21 @@ fn devices(page: &mut Page, snapshot: &Snapshot) {
         Kind::Counter,
         "Resets of a device since it was hidden.",
     );
-    for (device, _, resets) in &snapshot.devices {
-        page.sample(name, &[("device", device)], resets);
+    for device in &snapshot.devices {
+        page.sample(name, &[("device", &device.bdf)], device.resets);
+    }
+    let name = "pciback_device_errors_total";
+    page.begin(
+        name,
+        Kind::Counter,
+        "Uncorrectable errors (AER) of a device since it was hidden.",
+    );
+    for device in &snapshot.devices {
+        for (severity, count) in &device.errors {
+            let labels: [(&str, &dyn Display); 2] =
+                [("device", &device.bdf), ("severity", &severity.name())];
+            page.sample(name, &labels, count);
+        }
     }
 }
 
@@ -269,6 +296,15 @@ mod tests {
     use crate::session::meter::Meter;
     use crate::session::operation::Outcome;
 
+    fn device(bus: u8, phase: Phase, resets: u32) -> HiddenDevice {
+        HiddenDevice {
+            bdf: Bdf::from_devfn(0, bus, 0),
+            phase: Some(phase),
+            resets,
+            errors: [(Severity::NonFatal, 7), (Severity::Fatal, 1)],
+        }
+    }
+
     fn snapshot() -> Snapshot {
         let meter = Meter::default();
         let (read, write) = (Some(Command::ConfRead), Some(Command::ConfWrite));
@@ -291,10 +327,7 @@ mod tests {
             platform: "xen",
             started: SystemTime::UNIX_EPOCH + Duration::from_millis(1_700_000_000_500),
             guests: vec![(DomId(3), web), (DomId(4), odd)],
-            devices: vec![
-                (Bdf::from_devfn(0, 3, 0), Some(Phase::Assigned), 2),
-                (Bdf::from_devfn(0, 4, 0), Some(Phase::Dead), 1),
-            ],
+            devices: vec![device(3, Phase::Assigned, 2), device(4, Phase::Dead, 1)],
         }
     }
 
@@ -314,6 +347,8 @@ mod tests {
         has("pciback_devices{state=\"hidden\"} 0");
         has("pciback_devices{state=\"dead\"} 1");
         has("pciback_device_resets_total{device=\"0000:03:00.0\"} 2");
+        has("pciback_device_errors_total{device=\"0000:03:00.0\",severity=\"non-fatal\"} 7");
+        has("pciback_device_errors_total{device=\"0000:04:00.0\",severity=\"fatal\"} 1");
         has("pciback_guest_connected{domain=\"3\",name=\"web\"} 1");
         has("pciback_guest_devices{domain=\"3\",name=\"web\"} 1");
         has("pciback_dropped_writes_total{domain=\"3\",name=\"web\"} 1");
