@@ -17,6 +17,10 @@ pub enum Setting {
     Quirks,
     /// `allow_interrupt_control`.
     InterruptControl,
+    /// `allow_shared_interrupt`.
+    SharedInterrupt,
+    /// `allow_shared_pages`.
+    SharedPages,
     /// `reset`.
     Reset,
     /// `aer`.
@@ -99,6 +103,8 @@ impl Partial {
             Setting::Permissive => self.permissive.is_some(),
             Setting::Quirks => self.quirks.is_some(),
             Setting::InterruptControl => self.allow_interrupt_control.is_some(),
+            Setting::SharedInterrupt => self.allow_shared_interrupt.is_some(),
+            Setting::SharedPages => self.allow_shared_pages.is_some(),
             Setting::Reset => self.reset.is_some(),
             Setting::Aer => self.aer.is_some(),
         }

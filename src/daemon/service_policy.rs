@@ -5,6 +5,8 @@ use conf_space::overlay::{Field, Overlay, Permissive, Range, Ranges};
 use conf_space::registers::{express, header, msi, msix};
 use conf_space::selector::DeviceNames;
 
+use xenbus::DomId;
+
 use super::assignment::Assignment;
 use super::service::DaemonService;
 use crate::config::{Config, DeviceSettings, Setting};
@@ -158,6 +160,18 @@ fn lines(config: &Config, names: &DeviceNames, run_time: &RunTime) -> Vec<Settin
             run_time.allow_interrupt_control.is_some(),
         ),
         line(
+            "allow_shared_interrupt",
+            Setting::SharedInterrupt,
+            settings.allow_shared_interrupt.to_string(),
+            false,
+        ),
+        line(
+            "allow_shared_pages",
+            Setting::SharedPages,
+            settings.allow_shared_pages.to_string(),
+            false,
+        ),
+        line(
             "reset",
             Setting::Reset,
             settings.reset.name().to_owned(),
@@ -207,7 +221,9 @@ fn until(device: &Device, run_time: &RunTime) -> String {
 
 fn whose(device: &Device) -> String {
     let record = &device.record;
-    match (record.phase(), record.owner()) {
+    // One that no guest has had yet is as dom0's.
+    let owner = record.owner().filter(|owner| owner.domain != DomId::DOM0);
+    match (record.phase(), owner) {
         (Some(Phase::Assigned), Some(owner)) => format!("domain {}", owner.domain),
         (_, Some(owner)) => format!("domain {}, which has had the device last", owner.domain),
         (_, None) => "no guest yet".to_owned(),
