@@ -1,8 +1,10 @@
 //! Running the commands of the configuration: programs of the toolstack, which talk to us meanwhile. So they run beside everything else.
 
+use std::env;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -36,7 +38,7 @@ pub(crate) fn in_background(words: Vec<String>, domain: DomId, device: Bdf) {
 /// Runs a program with its arguments, and waits for its end. What goes wrong is logged.
 pub(crate) fn run(words: &[String], domain: DomId, device: Bdf) {
     let shown = words.join(" ");
-    match end_of(words) {
+    match end_of(&on_the_host(words)) {
         Ok(End::Status(status, _)) if status.success() => {
             info!("domain {domain}: {device}: '{shown}' is done");
         }
@@ -53,6 +55,25 @@ pub(crate) fn run(words: &[String], domain: DomId, device: Bdf) {
             "domain {domain}: {device}: cannot run '{shown}': {error}; see [commands] in the configuration"
         ),
     }
+}
+
+/// A service of systemd's is in a sandbox. The toolstack's commands, and the scripts that they run, are no part of it: systemd runs them for us. Their
+/// output goes into the journal.
+fn on_the_host(words: &[String]) -> Vec<String> {
+    // A oneshot's start ends with it, and tells of its failure, without the D-Bus daemon that --wait takes.
+    const SYSTEMD_RUN: [&str; 5] = [
+        "systemd-run",
+        "--quiet",
+        "--collect",
+        "--service-type=oneshot",
+        "--",
+    ];
+    // Set by systemd for its services (systemd.exec(5)).
+    if env::var_os("INVOCATION_ID").is_none() || !Path::new("/run/systemd/system").exists() {
+        return words.to_vec();
+    }
+    let run = SYSTEMD_RUN.into_iter().map(str::to_owned);
+    run.chain(words.iter().cloned()).collect()
 }
 
 enum End {

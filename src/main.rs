@@ -26,6 +26,9 @@ struct Arguments {
     /// Where the sockets and the records of hidden devices are; not to be cleared while guests run
     #[arg(long, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     run_dir: PathBuf,
+    /// For a mount namespace of its own, as pcibackd.service makes one: `pciback facade` lays the facade for everybody, from outside
+    #[arg(long)]
+    sandboxed: bool,
     /// Where messages go
     #[arg(long, value_enum, default_value = "stderr")]
     log: logging::Target,
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
         config,
         platform: arguments.platform,
         run_dir: arguments.run_dir,
+        sandboxed: arguments.sandboxed,
     };
     match daemon::run(options) {
         Ok(()) => ExitCode::SUCCESS,

@@ -32,14 +32,17 @@ pub enum ClientError {
 /// # Errors
 /// [`ClientError`].
 pub fn ask(run_dir: &Path, request: &Request) -> Result<Response, ClientError> {
-    exchange(run_dir, request, None)
+    exchange(run_dir, request, None).map(|(response, _)| response)
 }
 
-/// Asks the daemon to serve the facade that `fuse` is.
+/// Asks the daemon to serve the facade that `fuse` is. The connection, if it is kept, ends with the daemon.
 ///
 /// # Errors
 /// [`ClientError`].
-pub fn ask_to_serve(run_dir: &Path, fuse: BorrowedFd<'_>) -> Result<Response, ClientError> {
+pub fn ask_to_serve(
+    run_dir: &Path,
+    fuse: BorrowedFd<'_>,
+) -> Result<(Response, UnixStream), ClientError> {
     exchange(run_dir, &Request::Serve, Some(fuse))
 }
 
@@ -89,13 +92,15 @@ fn exchange(
     run_dir: &Path,
     request: &Request,
     fd: Option<BorrowedFd<'_>>,
-) -> Result<Response, ClientError> {
+) -> Result<(Response, UnixStream), ClientError> {
     let stream = connect_and_send(run_dir, request, fd)?;
     let mut line = String::new();
-    BufReader::new(stream)
+    BufReader::new(&stream)
         .read_line(&mut line)
         .map_err(ClientError::NoAnswer)?;
-    serde_json::from_str(&line).map_err(|error| ClientError::NoAnswer(error.into()))
+    let response =
+        serde_json::from_str(&line).map_err(|error| ClientError::NoAnswer(error.into()))?;
+    Ok((response, stream))
 }
 
 fn connect_and_send(

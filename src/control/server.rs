@@ -150,6 +150,10 @@ fn converse(
                 ),
             },
         };
+        if matches!(response, Response::Served) {
+            // Who keeps a facade for us keeps the connection, too, to hear of our end.
+            stream.set_read_timeout(None)?;
+        }
         let mut line = serde_json::to_vec(&response)?;
         line.push(b'\n');
         stream.write_all(&line)?;

@@ -56,6 +56,7 @@ impl Background {
                 config,
                 platform: Kind::Sim,
                 run_dir,
+                sandboxed: false,
             };
             let signals = Signals {
                 stop: stopped.as_fd(),

@@ -120,6 +120,8 @@ pub struct Options {
     pub platform: PlatformKind,
     /// Sockets, lock and records.
     pub run_dir: PathBuf,
+    /// It runs in a mount namespace of its own: a facade for everybody is laid from outside (`pciback facade`).
+    pub sandboxed: bool,
 }
 
 const STORE: Token = Token(0);
@@ -199,6 +201,7 @@ fn serve(
         config,
         platform: kind,
         run_dir,
+        sandboxed,
     } = options;
     let live = Arc::new(Live::new(config));
     let config = live.get();
@@ -231,9 +234,14 @@ fn serve(
         Arc::clone(&devices),
         Arc::clone(&platform.xen),
     ));
-    let mut facade = lay_facade(&config, platform, &driver);
+    let mut facade = if sandboxed {
+        None
+    } else {
+        lay_facade(&config, platform, &driver)
+    };
     let state = match (&facade, config.facade) {
         (Some(_), _) => "global",
+        (None, config::Facade::Global) if sandboxed => "global",
         (None, config::Facade::Private) => "private",
         (None, _) => "off",
     };

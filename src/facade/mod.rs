@@ -13,7 +13,8 @@
 //! may take long over (all writes, and reads of other drivers' files) runs on up to 16 further threads, which come and go with the work. So a `bind` that
 //! takes seconds holds up nothing but itself and, on kernels before 6.2, other writes to the very same file.
 //!
-//! [`Facade`] lays it over the directory for all to see; [`exec`] for one command only, in a mount namespace of its own.
+//! [`Facade`] lays it over the directory for all to see; [`exec`] for one command only, in a mount namespace of its own. Where the daemon itself is in a
+//! mount namespace of its own, another process lays it for all to see ([`Outside`]), and is its keeper.
 
 #![deny(unsafe_code)]
 
@@ -25,6 +26,7 @@ mod handles;
 mod keeper;
 mod laid;
 mod mount;
+mod outside;
 mod pool;
 mod real;
 mod server;
@@ -46,6 +48,7 @@ pub use driver::Driver;
 pub use exec::{ExecError, exec, mount_here};
 pub use keeper::run_if_keeper;
 pub use laid::{Laid, laid_over};
+pub use outside::Outside;
 pub use real::{DRIVERS, RealDrivers};
 pub use server::{Server, serve};
 

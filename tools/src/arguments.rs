@@ -6,7 +6,7 @@ use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
 use crate::commands::{
-    doctor, exec, hide, list, metrics, persist, reset, set, shell, show, status, trace, vf,
+    doctor, exec, facade, hide, list, metrics, persist, reset, set, shell, show, status, trace, vf,
 };
 use crate::demo::Demo;
 
@@ -62,6 +62,9 @@ pub enum Command {
     Doctor(doctor::Doctor),
     /// Run a command that finds the hidden devices in /sys/bus/pci/drivers/pciback
     Exec(exec::Exec),
+    /// Lay the facade for a daemon that runs in a sandbox; pcibackd-facade.service does that
+    #[command(hide = true)]
+    Facade(facade::Facade),
     /// See it all work without Xen, root or devices: on a machine embedded in this command
     Demo(Demo),
     /// Print a completion script for a shell

@@ -56,6 +56,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Persist(arguments) => commands::persist::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(run_dir, &arguments),
         Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
+        Command::Facade(_) => commands::facade::run(run_dir),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Completions(arguments) => commands::shell::completions(&arguments),
         Command::Man(arguments) => commands::shell::man(&arguments),

@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use pcibackd::control::client::ClientError;
-use pcibackd::facade::ExecError;
+use pcibackd::facade::{ExecError, FacadeError};
 
 use crate::demo::DemoError;
 use crate::persist::PersistError;
@@ -63,6 +63,12 @@ pub enum CommandError {
     /// Devices will not be hidden at boot as asked.
     #[error(transparent)]
     Persist(#[from] PersistError),
+    /// The facade could not be laid or taken away.
+    #[error(transparent)]
+    Facade(#[from] FacadeError),
+    /// There is no waiting for signals.
+    #[error("cannot wait for signals")]
+    Wait(#[source] io::Error),
     /// The demonstration came to nothing.
     #[error("the demonstration cannot go on")]
     Demo(#[source] Box<DemoError>),

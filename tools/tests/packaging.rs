@@ -11,6 +11,7 @@ use conf_space::topology::TopologyKind;
 use pcibackd::config::Config;
 
 const RESERVE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/reserve");
+const UNITS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/systemd");
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/pcibackd.toml");
 
 #[test]
@@ -117,18 +118,69 @@ impl Machine {
     }
 }
 
-/// What is reserved at boot by this configuration, from `pciback persist --list` on.
-fn reserved_by(configuration: &str) -> Vec<String> {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    fs::write(&file, configuration).unwrap();
+/// Runs `pciback` with `--root`, and expects it to succeed.
+fn pciback(root: &Path, arguments: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_pciback"))
-        .args(["persist", "--list", "--config"])
-        .arg(file.path())
+        .args(arguments)
+        .arg("--root")
+        .arg(root)
         .output()
         .unwrap();
     assert!(output.status.success(), "{output:?}");
-    let list = String::from_utf8(output.stdout).unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What is reserved at boot by this configuration, from `pciback persist --list` on.
+fn reserved_by(configuration: &str) -> Vec<String> {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("etc/pciback")).unwrap();
+    fs::write(root.path().join("etc/pciback/pcibackd.toml"), configuration).unwrap();
+    let list = pciback(root.path(), &["persist", "--list"]);
     Machine::new().reserve(&list, "root=/dev/sda ro").0
+}
+
+#[test]
+fn a_device_is_hidden_at_boot_and_no_longer() {
+    let root = tempfile::tempdir().unwrap();
+    let read = |path: &str| fs::read_to_string(root.path().join(path));
+    let (configuration, rules) = (
+        "etc/pciback/pcibackd.toml",
+        "etc/udev/rules.d/10-pciback.rules",
+    );
+    fs::create_dir_all(root.path().join("etc/pciback")).unwrap();
+    fs::copy(EXAMPLE, root.path().join(configuration)).unwrap();
+    let before = read(configuration).unwrap();
+
+    let now_and_then = [
+        "hide",
+        "--persist",
+        "--next-boot",
+        "00:05.0",
+        "00:0b.0/00.0",
+    ];
+    pciback(root.path(), &now_and_then);
+    assert_eq!(
+        read(configuration).unwrap(),
+        format!("{before}hide = [\"0000:00:05.0\", \"0000:00:0b.0/00.0\"]\n")
+    );
+    assert!(read(rules).unwrap().contains("*/0000:00:05.0"));
+    let list = pciback(root.path(), &["persist", "--list"]);
+    assert_eq!(
+        Machine::new().reserve(&list, "").0,
+        ["0000:00:05.0", "0000:0c:00.0"]
+    );
+
+    pciback(
+        root.path(),
+        &["unhide", "--persist", "--next-boot", "00:05.0"],
+    );
+    assert!(!read(rules).unwrap().contains("*/0000:00:05.0"));
+    pciback(
+        root.path(),
+        &["unhide", "--persist", "--next-boot", "00:0b.0/00.0"],
+    );
+    assert!(read(rules).is_err(), "a rules file without rules");
+    assert_eq!(pciback(root.path(), &["persist", "--list"]), "");
 }
 
 #[test]
@@ -257,4 +309,44 @@ fn nothing_is_reserved_when_the_command_line_says_so() {
         "xen-pciback.hide=(00:06.0) pciback.reserve=0",
     );
     assert!(found.is_empty());
+}
+
+/// What systemd says of the units, with our programs where they will be; `None` without systemd.
+fn verified() -> Option<String> {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(UNITS).unwrap() {
+        let path = entry.unwrap().path();
+        let unit = fs::read_to_string(&path)
+            .unwrap()
+            .replace("/usr/sbin/pciback", env!("CARGO_BIN_EXE_pciback"))
+            // The daemon stands beside the command line, and here one program is as good as the other.
+            .replace(
+                concat!(env!("CARGO_BIN_EXE_pciback"), "d "),
+                concat!(env!("CARGO_BIN_EXE_pciback"), " "),
+            );
+        fs::write(directory.path().join(path.file_name().unwrap()), unit).unwrap();
+    }
+    let units: Vec<PathBuf> = fs::read_dir(directory.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    let output = Command::new("systemd-analyze")
+        .args(["verify", "--man=no", "--recursive-errors=no"])
+        .args(&units)
+        .output()
+        .ok()?;
+    Some(String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn systemd_understands_the_units() {
+    let Some(said) = verified() else {
+        println!("there is no systemd-analyze here");
+        return;
+    };
+    let about_ours: Vec<&str> = said
+        .lines()
+        .filter(|line| line.contains("pcibackd"))
+        .collect();
+    assert!(about_ours.is_empty(), "{about_ours:?}");
 }

@@ -212,5 +212,5 @@ post_mortem() {
   echo "--- dom0's kernel"; dmesg | tail -n 15
   echo "--- Xen"; xl dmesg | tail -n 15
   [ ! -e $LOG ] || { echo "--- pcibackd"; tail -n 30 $LOG; }
-  [ ! -e /run/systemd/system ] || { echo "--- the journal"; journalctl -b -u pcibackd; systemctl --failed; systemd-analyze; dmesg | grep pciback; }
+  [ ! -e /run/systemd/system ] || { echo "--- the journal"; journalctl -b -u "pcibackd*"; systemctl --failed; systemd-analyze; dmesg | grep pciback; }
 }

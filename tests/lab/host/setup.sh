@@ -28,6 +28,7 @@ install_packages() {
   command -v cpio >/dev/null || need+=(cpio)
   command -v modprobe >/dev/null || need+=(kmod)
   command -v xz >/dev/null || need+=(xz-utils)
+  command -v mke2fs >/dev/null || need+=(e2fsprogs)
   [[ -x /bin/busybox ]] && ! ldd /bin/busybox >/dev/null 2>&1 || need+=(busybox-static)
   # bookworm's own QEMU has no igb and is too old for Xen's PV guests with VT-d interrupt remapping: take the one from backports
   qemu-system-x86_64 -device help 2>/dev/null | grep '"igb"' >/dev/null || need+=(qemu-system-x86 seabios)

@@ -6,23 +6,39 @@ PREPARE="dpkg -i /pcibackd.deb && pciback hide --persist --next-boot 00:05.0"
 KERNEL="xen-pciback.hide=(0000:00:06.*)(00:07)(00:08.0)"
 story() {
   check "the initramfs has reserved the card of the configuration" reserved 0000:00:05.0
+  check "before udev, whose rule would have done it, too" has 'pciback: 0000:00:05.0 is reserved' dmesg
   check "and those of the kernel's command line" reserved 0000:00:06.0
   check "behind its typo, too" reserved 0000:00:08.0
   check "which is told of on the console" has '(00:07) names no device' dmesg
   check "the driver is there for another card" driven_by e1000e 0000:01:00.0
   check "and never had this one" lacks '0000:00:05.0: ' dmesg_of e1000e
 
-  check "pcibackd is up by systemd" has active systemctl is-active pcibackd
-  check "xl lists the first" has 0000:00:05.0 xl pci-assignable-list
+  must "pcibackd is up by systemd" has active systemctl is-active pcibackd
+  must "xl lists the first" wait_for 20 has 0000:00:05.0 xl pci-assignable-list
   check "and the others" has 0000:00:06.0 xl pci-assignable-list
   check "the disk, too" has 0000:00:08.0 xl pci-assignable-list
   check "the kernel's pciback is not loaded" [ ! -e /sys/module/xen_pciback ]
   check "and does not come by its alias" lacks xen_pciback modprobe_alias
+  check "the package has brought manual pages" grep -q persist /usr/share/man/man1/pciback-hide.1
+  check "and completions" grep -q persist /usr/share/bash-completion/completions/pciback
   check "no unit has failed" no_unit_failed
 
-  check "killed, it is brought back by systemd" killed_it_comes_back
-  check "and xl finds the devices" has 0000:00:05.0 xl pci-assignable-list
-  check "in its own directory" timeout 5 ls /sys/bus/pci/drivers/pciback/0000:00:05.0
+  check "it cannot write to what is not its own" not in_its_sandbox touch /etc/pciback/x /usr/x /root/x
+  check "though it can to its own" in_its_sandbox touch /run/pcibackd/x
+  check "from a sandbox like its own, a command runs on the host" from_a_sandbox
+
+  must "killed, it is brought back by systemd" killed_it_comes_back
+  check "and xl finds the devices" wait_for 20 has 0000:00:05.0 xl pci-assignable-list
+  check "in its driver's directory" timeout 5 ls /sys/bus/pci/drivers/pciback/0000:00:05.0
+  check "whoever keeps that is brought back, too" the_keeper_comes_back
+  check "and xl finds the devices again" wait_for 20 has 0000:00:05.0 xl pci-assignable-list
+  check "stopped, nothing of it lies over the drivers" stopped_it_is_gone
+  check "started, it is there" systemctl start pcibackd
+  check "and the devices with it" wait_for 20 has 0000:00:08.0 xl pci-assignable-list
+
+  check "pciback takes the card out of the next boot, and gives it back now" pciback unhide --persist --no-initramfs 00:05.0
+  check "to dom0's driver" driven_by e1000e 0000:00:05.0
+  check "no udev rule is left" [ ! -e /etc/udev/rules.d/10-pciback.rules ]
 }
 
 reserved() { [ ! -e "/sys/bus/pci/devices/$1/driver" ] && [ "$(cat "/sys/bus/pci/devices/$1/driver_override")" = pciback ]; }
@@ -35,11 +51,32 @@ killed_it_comes_back() {
   local before
   before=$(systemctl show -P MainPID pcibackd)
   systemctl kill -s KILL pcibackd
-  wait_for 30 another_runs "$before" && wait_for 20 pciback status
+  wait_for 30 another_runs "$before" pcibackd && wait_for 20 pciback status
 }
 
 another_runs() {
   local now
-  now=$(systemctl show -P MainPID pcibackd)
+  now=$(systemctl show -P MainPID "$2")
   [ "$now" != 0 ] && [ "$now" != "$1" ]
+}
+
+in_its_sandbox() { nsenter -m -t "$(systemctl show -P MainPID pcibackd)" "$@"; }
+
+# As the daemon runs the commands of its configuration
+from_a_sandbox() {
+  systemd-run --quiet --collect --service-type=oneshot -p NoNewPrivileges=yes -p "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_RESOURCE" \
+    -p ProtectSystem=strict -p RestrictAddressFamilies=AF_UNIX -p SystemCallFilter=@system-service -p DevicePolicy=closed \
+    systemd-run --quiet --collect --service-type=oneshot -- sh -c 'xl list >/root/domains' && grep Domain-0 /root/domains
+}
+
+the_keeper_comes_back() {
+  local before
+  before=$(systemctl show -P MainPID pcibackd-facade)
+  systemctl kill -s KILL pcibackd-facade
+  wait_for 30 another_runs "$before" pcibackd-facade
+}
+
+stopped_it_is_gone() {
+  systemctl stop pcibackd
+  not grep pciback /proc/mounts && has pcieport ls /sys/bus/pci/drivers
 }

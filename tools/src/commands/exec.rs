@@ -57,6 +57,6 @@ fn hand_over(run_dir: &Path, fuse: std::os::fd::BorrowedFd<'_>) -> io::Result<()
     };
     client::ask_to_serve(run_dir, fuse)
         .map_err(CommandError::from)
-        .and_then(|response| understand(response, served))
+        .and_then(|(response, _)| understand(response, served))
         .map_err(|error| io::Error::other(chain(&error)))
 }

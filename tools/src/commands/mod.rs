@@ -3,6 +3,7 @@
 pub mod doctor;
 mod dropped;
 pub mod exec;
+pub mod facade;
 pub mod hide;
 pub mod list;
 pub mod metrics;

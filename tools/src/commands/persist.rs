@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use conf_space::selector::Selector;
+use pcibackd::config::DEFAULT_PATH;
 use pcibackd::text::chain;
 
 use crate::outcome::{CommandError, Outcome};
@@ -35,12 +36,20 @@ pub struct Persist {
 /// What concerns the next boot, for all commands that change it.
 #[derive(Debug, Args)]
 pub struct BootOptions {
-    /// The configuration; without it /etc/pciback/pcibackd.toml
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+    /// The system below this directory instead of the one that runs, such as an image that is being made; its initramfs is left as it is
+    #[arg(long, value_name = "DIR")]
+    pub root: Option<PathBuf>,
     /// Leave the initramfs as it is: it is made anew later, by `pciback persist` or with the next kernel
     #[arg(long)]
     pub no_initramfs: bool,
+}
+
+impl BootOptions {
+    /// A file of the system that is meant.
+    fn path(&self, path: &str) -> PathBuf {
+        let root = self.root.as_deref().unwrap_or(Path::new("/"));
+        root.join(path.trim_start_matches('/'))
+    }
 }
 
 /// Brings what hides devices at boot up to the configuration, or lists it.
@@ -48,7 +57,7 @@ pub fn run(arguments: &Persist) -> Result<Outcome, CommandError> {
     if !arguments.list {
         return Ok(renew(&arguments.boot)?);
     }
-    let hidden = Hidden::read(arguments.boot.config.as_deref())?;
+    let hidden = Hidden::read(&arguments.boot.path(DEFAULT_PATH))?;
     output::print(&hidden.list())?;
     Ok(complain_of_refused(&hidden))
 }
@@ -59,7 +68,7 @@ pub fn change(
     entries: &[Selector],
     hide: bool,
 ) -> Result<Outcome, PersistError> {
-    let mut file = ConfigFile::open(boot.config.as_deref())?;
+    let mut file = ConfigFile::open(&boot.path(DEFAULT_PATH))?;
     let path = file.path().display().to_string();
     let (mut changed, mut outcome) = (false, Outcome::Done);
     for entry in entries {
@@ -97,10 +106,10 @@ pub fn change(
 }
 
 fn renew(boot: &BootOptions) -> Result<Outcome, PersistError> {
-    let hidden = Hidden::read(boot.config.as_deref())?;
+    let hidden = Hidden::read(&boot.path(DEFAULT_PATH))?;
     let outcome = complain_of_refused(&hidden);
-    hidden.write_rules(Path::new(persist::RULES))?;
-    if boot.no_initramfs {
+    hidden.write_rules(&boot.path(persist::RULES))?;
+    if boot.no_initramfs || boot.root.is_some() {
         output::tell("the initramfs is left as it is");
         return Ok(outcome);
     }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use conf_space::selector::{self, Selector};
 use nix::fcntl::{Flock, FlockArg};
-use pcibackd::config::{Config, DEFAULT_PATH};
+use pcibackd::config::Config;
 use toml_edit::{Array, DocumentMut, Item, Value};
 
 use super::{PersistError, replace};
@@ -31,12 +31,11 @@ pub struct ConfigFile {
 }
 
 impl ConfigFile {
-    /// Opens the configuration at this path, or the default one. One that is missing is made.
+    /// Opens the configuration at this path. One that is missing is made.
     ///
     /// # Errors
     /// [`PersistError`]: also when it is not valid as it is.
-    pub fn open(config: Option<&Path>) -> Result<Self, PersistError> {
-        let path = config.unwrap_or(Path::new(DEFAULT_PATH));
+    pub fn open(path: &Path) -> Result<Self, PersistError> {
         // A link stays a link.
         let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let failed = |source: io::Error| PersistError::Write {
@@ -242,7 +241,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pcibackd.toml");
         fs::write(&path, text).unwrap();
-        let mut file = ConfigFile::open(Some(&path)).unwrap();
+        let mut file = ConfigFile::open(&path).unwrap();
         let changes = entries
             .iter()
             .map(|entry| change(&mut file, &entry.parse().unwrap()).unwrap())
@@ -337,7 +336,7 @@ mod tests {
         let path = directory.path().join("pcibackd.toml");
         fs::write(&path, "hdie = []\n").unwrap();
         assert!(matches!(
-            ConfigFile::open(Some(&path)),
+            ConfigFile::open(&path),
             Err(PersistError::Config(_))
         ));
         assert_eq!(fs::read_to_string(&path).unwrap(), "hdie = []\n");

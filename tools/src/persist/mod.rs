@@ -67,13 +67,16 @@ pub struct Hidden {
 }
 
 impl Hidden {
-    /// From the configuration at this path, or the default one.
+    /// From the configuration at this path. One that is missing hides nothing.
     ///
     /// # Errors
     /// [`PersistError::Config`].
-    pub fn read(config: Option<&Path>) -> Result<Self, PersistError> {
+    pub fn read(config: &Path) -> Result<Self, PersistError> {
         let mut hidden = Self::default();
-        for entry in Config::load(config)?
+        if !config.exists() {
+            return Ok(hidden);
+        }
+        for entry in Config::load(Some(config))?
             .hide
             .iter()
             .flat_map(|list| selector::parse(list))
@@ -157,7 +160,7 @@ mod tests {
     fn hidden(text: &str) -> Hidden {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(&file, text).unwrap();
-        Hidden::read(Some(file.path())).unwrap()
+        Hidden::read(file.path()).unwrap()
     }
 
     #[test]
