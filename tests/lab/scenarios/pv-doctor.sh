@@ -11,9 +11,9 @@ story() {
   methods=$(methods_of 02:00.0)
   check "xl takes a card that can be reset in several ways" xl pci-assignable-add 02:00.0
   check "nothing is wrong with it" pciback doctor 02:00.0
-  check "each of them works: $methods" all_resets_work 02:00.0
-  check "it can be reset by hand" has 'can be given to a guest' pciback reset 02:00.0
-  check "by its bus, too" has 'can be given to a guest' pciback reset --method bus 02:00.0
+  check "it tries each of them: $methods" resets_are_tried 02:00.0
+  check "the card can be reset by hand" has 'can be given to a guest' pciback reset 02:00.0
+  check "in the way that is wanted" has 'can be given to a guest' pciback reset --method pm 02:00.0
   check "the kernel has all of the ways as before" [ "$(methods_of 02:00.0)" = "$methods" ]
 
   # Two cards on one line. In dom0 the driver is told to use it, and not MSI.
@@ -52,10 +52,11 @@ healthy() {
 
 methods_of() { cat "/sys/bus/pci/devices/0000:$1/reset_method"; }
 
-all_resets_work() {
-  pciback doctor --try-resets "$1" >/tmp/doctor || { cat /tmp/doctor; return 1; }
-  for method in $methods; do
-    grep "^  reset by $method  *ok " /tmp/doctor || { cat /tmp/doctor; return 1; }
+# The kernel gives up a reset of the emulated port's bus, as the port does not say that its link is up again: the doctor has to find that out
+resets_are_tried() {
+  pciback doctor --try-resets "$1" >/tmp/doctor && { echo "no problem found"; return 1; }
+  for expected in 'flr  *ok ' 'pm  *ok ' 'bus  *problem '; do
+    grep "^  reset by $expected" /tmp/doctor || { cat /tmp/doctor; return 1; }
   done
 }
 

@@ -22,7 +22,7 @@ story() {
 
   check "the status shows what the guest did" has "writes dropped" pciback status
   check "and how long it took" has "99 % within" pciback status
-  check "the list counts the card's reset" has "(resets 1)" resets
+  check "the list counts the card's resets: when it was hidden, and xl's own" has "(resets 2)" resets
   check "the port tells the same to a scraper" has 'name="pv",command="conf_write"} ' wget -q -O - http://127.0.0.1:9465/metrics
   check "and so does the socket" has 'pciback_dropped_writes_total{domain="'"$(xl domid pv)"'",name="pv"} ' pciback metrics
   check "the guest shuts down" shut_down pv

@@ -1,0 +1,67 @@
+# a write that was dropped is told of, let through as suggested and no further, until the guest gives its device back
+CONFIG=/run/policy.toml
+CARD=0000:00:05.0
+story() {
+  PCIBACKD_FLAGS="$PCIBACKD_FLAGS --config $CONFIG"
+  printf '[[device]]\nid = "8086:10d3"\nbdf = "%s"\nreset = "flr"\n[[device]]\nid = "ffff:0001"\n' $CARD >$CONFIG
+  check "the configuration can be used" has "can be used" pcibackd --check-config $CONFIG
+  check "what no device matches is told with its line" has "line 5" sh -c "pcibackd --check-config $CONFIG 2>&1"
+  must "the backend starts" start_backend
+  check "xl takes the card" xl pci-assignable-add 00:05.0
+  check "pciback tells its path" has "path $CARD" pciback show 00:05.0
+  check "and what is set for it, and why" has "[[device]], line 1" pciback set 00:05.0
+  must "a guest starts with it" create_guest pv 'pci=["00:05.0"]'
+  before=$(setpci -s $CARD CAP_EXP+8.w)
+  wanted=$(flip "$before" 1)
+  mask=$(setpci -s $CARD ECAP_AER+8.l)
+
+  check "the guest writes device control" writes pv CAP_EXP+8.w "$wanted"
+  check "which does not reach the card" reads CAP_EXP+8.w "$before"
+  check "pciback says which register was missed" has "PCI Express, Device Control" pciback show 00:05.0 --dropped
+  range=$(pciback show 00:05.0 --dropped --json | sed -n 's/.*permissive+=\([^"]*\)".*/\1/p')
+  check "pciback set takes what it suggests" has "set at run time" pciback set 00:05.0 "permissive+=$range"
+  check "the guest writes again" writes pv CAP_EXP+8.w "$wanted"
+  check "and the card has it" reads CAP_EXP+8.w "$wanted"
+  check "it writes a mask of AER as well" writes pv ECAP_AER+8.l "$(flip "$mask" 10)"
+  check "which was not asked for, and stays closed" reads ECAP_AER+8.l "$mask"
+  check "though it can be written" dom0_can_write_it
+
+  echo 'permisive = true' >>$CONFIG
+  kill -HUP "$(cat $STATE/pid)"
+  check "a typo in the file is told of with its line" wait_for 10 grep -q 'line 7' $LOG
+  check "the guest is served on" writes pv CAP_EXP+8.w "$before"
+  check "as it was" reads CAP_EXP+8.w "$before"
+  sed -i 's/^permisive = true/reset = "auto"/; s/ffff:0001/8086:10d3/' $CONFIG
+  kill -HUP "$(cat $STATE/pid)"
+  check "a file without one holds at once" wait_for 10 has "[[device]], line 5" pciback set 00:05.0
+
+  check "the guest is destroyed" destroy pv
+  check "what was set goes with it" wait_for 20 lacks "run time" pciback set 00:05.0
+  must "another one starts" create_guest pv 'pci=["00:05.0"]'
+  before=$(setpci -s $CARD CAP_EXP+8.w)
+  check "it writes device control" writes pv CAP_EXP+8.w "$(flip "$before" 3)"
+  check "which does not reach the card" reads CAP_EXP+8.w "$before"
+
+  offset=$(pciback show 00:05.0 --dropped | sed -n 's/^0x0*\([0-9a-f]*\) .*Device Control  .*/\1/p')
+  check "a quirk opens a bit of it, in the kernel's syntax" quirk "$CARD-$offset:2:0001"
+  check "and is listed in the kernel's" has "000000$offset:2:00000001" cat /sys/bus/pci/drivers/pciback/quirks
+  check "the guest writes two bits" writes pv CAP_EXP+8.w "$(flip "$before" 3)"
+  check "and the card has the one" reads CAP_EXP+8.w "$(flip "$before" 1)"
+  check "the guest shuts down" shut_down pv
+  check "the quirk goes with it" wait_for 20 lacks ":00000001" cat /sys/bus/pci/drivers/pciback/quirks
+}
+
+# A value with the bits of a mask turned over, both hexadecimal
+flip() { printf "%0${#1}x" $((0x$1 ^ 0x$2)); }
+
+writes() { guest "$1" setpci -s 00:00.0 "$2=$3"; }
+reads() { [ "$(setpci -s $CARD "$1")" = "$2" ] || { setpci -s $CARD "$1"; return 1; }; }
+quirk() { echo "$1" >/sys/bus/pci/drivers/pciback/quirks; }
+
+dom0_can_write_it() {
+  setpci -s $CARD "ECAP_AER+8.l=$(flip "$mask" 10)"
+  reads ECAP_AER+8.l "$(flip "$mask" 10)"
+  local result=$?
+  setpci -s $CARD "ECAP_AER+8.l=$mask"
+  return $result
+}
