@@ -337,6 +337,9 @@ impl Session {
             Some(info) if info.paused || self.stub_domain => Peer::Expected,
             Some(_) => Peer::Frontend,
         };
+        // Before the frontend's: a step is taken only if this has not changed by then, so what is seen of the frontend belongs to it. The other
+        // way round, a frontend that is gone could be seen with the backend of the next.
+        let backend = self.store.read_state(&self.paths.own("state"))?;
         let frontend = self.store.read_state(&self.paths.theirs("state"))?;
         // A frontend that was loaded anew before its closing was seen offers another page.
         let offers_another = frontend == XenbusState::Initialised
@@ -344,7 +347,6 @@ impl Session {
             && self
                 .offer()
                 .is_ok_and(|offer| Some(offer) != self.linked_to);
-        let backend = self.store.read_state(&self.paths.own("state"))?;
         Ok(View {
             backend,
             frontend,

@@ -1,11 +1,16 @@
 //! Devices come to a running guest, and go.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
 use conf_space::Bdf;
+use pcibackd::host::devices::for_xen;
 use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NIC_VF0, NVME};
 use xenbus::XenbusState;
-use xenbus::sim::{DomainKind, ToolstackError, Variant};
+use xenbus::sim::{DomainKind, PciOptions, ToolstackError, Variant};
 
 use crate::house::{House, LONG, until};
+use crate::mortal::Deed;
 
 #[test]
 fn a_device_comes_and_goes_twenty_times_and_nothing_is_left_of_it() {
@@ -149,4 +154,53 @@ fn a_guest_that_does_not_answer_keeps_its_device_until_it_does() {
     house.until_free(NVME);
     awake.write_state("4").unwrap();
     house.until_node(domain, "state", "4");
+}
+
+#[test]
+fn a_device_that_comes_while_the_guests_last_one_is_being_forgotten_is_taken() {
+    for step in 0..24 {
+        let house = House::new(&[NVME, INTX_ONLY]);
+        let (domain, mut frontend) = house.boot(&[NVME]);
+        let state = format!("/local/domain/0/backend/pci/{domain}/0/state");
+        let there = {
+            let machine = house.machine.clone();
+            move || machine.xenstore_nodes().contains_key(&state)
+        };
+        let went = Arc::new(AtomicBool::new(false));
+        let came = Arc::new(Mutex::new(false));
+        house.life().witness({
+            let (machine, went, came) =
+                (house.machine.clone(), Arc::clone(&went), Arc::clone(&came));
+            let requests = AtomicUsize::new(0);
+            move |deed| {
+                let mut came = came.lock().unwrap();
+                if *deed != Deed::Request || *came || there() {
+                    return;
+                }
+                // The toolstack does one thing after the other.
+                until("it has gone", || went.load(Ordering::SeqCst));
+                if requests.fetch_add(1, Ordering::SeqCst) == step {
+                    *came = true;
+                    machine
+                        .pci_attach(domain, for_xen(INTX_ONLY), &PciOptions::default())
+                        .unwrap();
+                }
+            }
+        });
+        house.while_following(&mut frontend, || {
+            house.detach(domain, NVME).unwrap();
+            went.store(true, Ordering::SeqCst);
+            Ok(())
+        });
+        drop(frontend);
+        house.until_free(NVME);
+        let came = std::mem::replace(&mut *came.lock().unwrap(), true);
+        if !came {
+            house.attach(domain, INTX_ONLY).unwrap();
+        }
+        let mut frontend = house.connected(domain);
+        let address = house.seen_as(INTX_ONLY);
+        let read = frontend.conf_read(address, 0, 4);
+        assert_eq!(read.unwrap(), 0x8139_10ec, "after {step} requests");
+    }
 }

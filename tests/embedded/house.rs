@@ -26,7 +26,7 @@ use xenbus::{DomId, PciDevice, Xen, XenbusState};
 use crate::mortal::{self, Life};
 
 /// Nothing takes that long, unless it never happens.
-pub const LONG: Duration = Duration::from_secs(10);
+pub const LONG: Duration = Duration::from_secs(30);
 
 /// A machine with the example devices, and a daemon.
 pub struct House {
