@@ -226,9 +226,10 @@ fn serve(
         Arc::clone(&devices),
         Arc::clone(&waker),
     );
-    // Guests wait for us: they come first.
+    // Guests wait for us, and give an operation up after two seconds: their sessions begin before all else that takes time.
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;
+    guests.follow(&mut watcher)?;
 
     let driver = Arc::new(SlotDriver::new(
         Arc::clone(&devices),
