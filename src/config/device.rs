@@ -14,34 +14,7 @@ use super::settings::{
 
 /// What holds for all devices that nothing else is said of.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(from = "DefaultsTable")]
 pub struct Defaults(pub(super) Partial);
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct DefaultsTable {
-    permissive: Option<PermissiveSetting>,
-    quirks: Option<QuirkList>,
-    reset: Option<ResetChoice>,
-    allow_interrupt_control: Option<InterruptControl>,
-    allow_shared_interrupt: Option<bool>,
-    allow_shared_pages: Option<bool>,
-    aer: Option<AerSetting>,
-}
-
-impl From<DefaultsTable> for Defaults {
-    fn from(table: DefaultsTable) -> Self {
-        Self(Partial {
-            permissive: table.permissive,
-            quirks: table.quirks,
-            reset: table.reset,
-            allow_interrupt_control: table.allow_interrupt_control,
-            allow_shared_interrupt: table.allow_shared_interrupt,
-            allow_shared_pages: table.allow_shared_pages,
-            aer: table.aer,
-        })
-    }
-}
 
 /// Which devices an entry is for: those that all keys agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,6 +95,7 @@ pub(super) struct DeviceTable {
 
 impl<'de> Deserialize<'de> for DeviceTable {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // All of `Partial` again: serde's `flatten` would let unknown keys pass.
         #[derive(Deserialize)]
         #[serde(deny_unknown_fields)]
         struct Table {

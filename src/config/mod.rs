@@ -43,7 +43,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use conf_space::overlay::quirk::{self, DeviceQuirk};
+use conf_space::overlay::Quirk;
+use conf_space::overlay::quirk::{self, DeviceQuirk, Quirks};
 use conf_space::selector::DeviceNames;
 use conf_space::topology::TopologyKind;
 use serde::Deserialize;
@@ -53,7 +54,9 @@ pub use self::commands::Commands;
 pub use self::device::{Defaults, DeviceEntry, Keys};
 pub use self::live::Live;
 pub use self::origin::{Origin, Setting};
-pub use self::settings::{AerPolicy, DeviceSettings, InterruptControl, OnFailure, ResetChoice};
+pub use self::settings::{
+    AerPolicy, AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice,
+};
 
 use self::device::DeviceTable;
 use crate::metrics::Loopback;
@@ -255,16 +258,31 @@ impl Config {
                 entry.settings.apply_to(&mut settings);
             }
         }
-        for entry in self
-            .quirks
-            .iter()
-            .filter(|entry| entry.device == device.bdf)
-        {
-            if let Err(error) = settings.quirks.insert(entry.quirk) {
-                log::error!("{}: {} is left out: {error}", device.bdf, entry.quirk);
+        self.lay_quirks(device, &mut settings.quirks, |_| ());
+        settings
+    }
+
+    /// The lines of the file of quirks that have no effect, since the device has too many quirks.
+    pub fn left_out_for(&self, device: &DeviceNames) -> Vec<Quirk> {
+        let mut quirks = self.settings_for(device).quirks;
+        let mut left_out = Vec::new();
+        self.lay_quirks(device, &mut quirks, |quirk| left_out.push(quirk));
+        left_out
+    }
+
+    /// Silent, as it is done again and again, also when any user of dom0 reads a file of the facade.
+    fn lay_quirks(
+        &self,
+        device: &DeviceNames,
+        quirks: &mut Quirks,
+        mut left_out: impl FnMut(Quirk),
+    ) {
+        let entries = self.quirks.iter();
+        for entry in entries.filter(|entry| entry.device == device.bdf) {
+            if quirks.insert(entry.quirk).is_err() {
+                left_out(entry.quirk);
             }
         }
-        settings
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is set for a device, and how the file says it.
 
 use std::fmt;
-use std::num::NonZeroU64;
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use conf_space::overlay::quirk::Quirks;
@@ -112,6 +112,9 @@ pub enum ResetChoice {
 }
 
 impl ResetChoice {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Auto, Self::Flr, Self::Pm, Self::Bus, Self::None];
+
     /// As it is written.
     pub const fn name(self) -> &'static str {
         match self {
@@ -160,6 +163,9 @@ pub enum OnFailure {
 }
 
 impl OnFailure {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Detach, Self::Kill, Self::Ignore];
+
     /// As it is written.
     pub const fn name(self) -> &'static str {
         match self {
@@ -171,7 +177,8 @@ impl OnFailure {
 }
 
 /// The settings that one table of the file makes. What it does not say it leaves to others.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Partial {
     pub permissive: Option<PermissiveSetting>,
     pub quirks: Option<QuirkList>,
@@ -202,23 +209,33 @@ impl Partial {
         if let Some(allow) = self.allow_shared_pages {
             settings.allow_shared_pages = allow;
         }
-        if let Some(aer) = &self.aer {
-            settings.aer.on_failure = aer.on_failure.unwrap_or(settings.aer.on_failure);
-            settings.aer.timeout = aer.timeout.map_or(settings.aer.timeout, |seconds| {
-                Duration::from_secs(seconds.get())
-            });
-            settings.aer.mmio_enabled = aer.mmio_enabled.unwrap_or(settings.aer.mmio_enabled);
+        if let Some(aer) = self.aer {
+            aer.apply_to(&mut settings.aer);
         }
     }
 }
 
-/// `aer = { on_failure = "detach", timeout = 10 }`, in seconds.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
+/// `aer = { on_failure = "detach", timeout = 10 }`: what it does not say it leaves to others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct AerSetting {
-    on_failure: Option<OnFailure>,
-    timeout: Option<NonZeroU64>,
-    mmio_enabled: Option<bool>,
+pub struct AerSetting {
+    /// In place of [`AerPolicy::on_failure`].
+    pub on_failure: Option<OnFailure>,
+    /// In place of [`AerPolicy::timeout`], in seconds.
+    pub timeout: Option<NonZeroU32>,
+    /// In place of [`AerPolicy::mmio_enabled`].
+    pub mmio_enabled: Option<bool>,
+}
+
+impl AerSetting {
+    /// Lays it over what others say.
+    pub fn apply_to(&self, policy: &mut AerPolicy) {
+        policy.on_failure = self.on_failure.unwrap_or(policy.on_failure);
+        policy.timeout = self.timeout.map_or(policy.timeout, |seconds| {
+            Duration::from_secs(seconds.get().into())
+        });
+        policy.mmio_enabled = self.mmio_enabled.unwrap_or(policy.mmio_enabled);
+    }
 }
 
 /// `permissive = true`, or a list of ranges: `["0x40..0x48", { range = "0x50..0x52", reason = "why" }]`.

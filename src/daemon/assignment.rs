@@ -1,10 +1,11 @@
 //! What `pciback set` takes: `permissive=true`, `permissive+=0xc8..0xca`, `quirk=c8:2:00ff`, `reset=flr`, ...
 
+use std::num::NonZeroU32;
 use std::str::FromStr;
 
 use conf_space::overlay::{Permissive, Quirk, Quirks, Range, Ranges};
 
-use crate::config::{DeviceSettings, ResetChoice};
+use crate::config::{DeviceSettings, OnFailure, ResetChoice};
 use crate::host::record::RunTime;
 
 /// One setting that is changed until the guest gives the device back.
@@ -20,13 +21,25 @@ pub enum Assignment {
     NoQuirks,
     /// `allow_interrupt_control=VALUE`; `None`: as the file says.
     InterruptControl(Option<bool>),
+    /// `allow_shared_interrupt=VALUE`; `None`: as the file says.
+    SharedInterrupt(Option<bool>),
+    /// `allow_shared_pages=VALUE`; `None`: as the file says.
+    SharedPages(Option<bool>),
     /// `reset=VALUE`; `None`: as the file says.
     Reset(Option<ResetChoice>),
+    /// `aer.on_failure=VALUE`; `None`: as the file says.
+    OnFailure(Option<OnFailure>),
+    /// `aer.timeout=SECONDS`; `None`: as the file says.
+    AerTimeout(Option<NonZeroU32>),
+    /// `aer.mmio_enabled=VALUE`; `None`: as the file says.
+    MmioEnabled(Option<bool>),
 }
 
 /// The settings, for messages.
 const KEYS: &str = "permissive=true, false, default or RANGE,...; permissive+=RANGE,...; quirk=OFFSET:WIDTH:MASK or default; \
-                    allow_interrupt_control=true, false or default; reset=auto, flr, pm, bus, none or default";
+                    allow_interrupt_control, allow_shared_interrupt, allow_shared_pages=true, false or default; \
+                    reset=auto, flr, pm, bus, none or default; aer.on_failure=detach, kill, ignore or default; \
+                    aer.timeout=SECONDS or default; aer.mmio_enabled=true, false or default";
 
 impl FromStr for Assignment {
     type Err = String;
@@ -36,6 +49,12 @@ impl FromStr for Assignment {
             .split_once('=')
             .ok_or_else(|| format!("{text}: expected KEY=VALUE. What can be set: {KEYS}"))?;
         let wrong = |what: &str| format!("{text}: {what}");
+        let switch = |value: &str| match value {
+            "default" => Ok(None),
+            "true" => Ok(Some(true)),
+            "false" => Ok(Some(false)),
+            _ => Err(wrong("expected true, false or default")),
+        };
         Ok(match (key, value) {
             ("permissive", "default") => Self::Permissive(None),
             ("permissive", "true") => Self::Permissive(Some(Permissive::Yes)),
@@ -48,16 +67,32 @@ impl FromStr for Assignment {
             ("quirk", quirk) => {
                 Self::Quirk(quirk.parse().map_err(|error| wrong(&format!("{error}")))?)
             }
-            ("allow_interrupt_control", "default") => Self::InterruptControl(None),
-            ("allow_interrupt_control", "true") => Self::InterruptControl(Some(true)),
-            ("allow_interrupt_control", "false") => Self::InterruptControl(Some(false)),
+            ("allow_interrupt_control", text) => Self::InterruptControl(switch(text)?),
+            ("allow_shared_interrupt", text) => Self::SharedInterrupt(switch(text)?),
+            ("allow_shared_pages", text) => Self::SharedPages(switch(text)?),
             ("reset", "default") => Self::Reset(None),
-            ("reset", choice) => Self::Reset(Some(
-                RESETS
+            ("reset", choice) => {
+                let found = ResetChoice::ALL
                     .into_iter()
-                    .find(|known| known.name() == choice)
-                    .ok_or_else(|| wrong("expected auto, flr, pm, bus, none or default"))?,
+                    .find(|known| known.name() == choice);
+                let what = "expected auto, flr, pm, bus, none or default";
+                Self::Reset(Some(found.ok_or_else(|| wrong(what))?))
+            }
+            ("aer.on_failure", "default") => Self::OnFailure(None),
+            ("aer.on_failure", choice) => {
+                let found = OnFailure::ALL
+                    .into_iter()
+                    .find(|known| known.name() == choice);
+                let what = "expected detach, kill, ignore or default";
+                Self::OnFailure(Some(found.ok_or_else(|| wrong(what))?))
+            }
+            ("aer.timeout", "default") => Self::AerTimeout(None),
+            ("aer.timeout", seconds) => Self::AerTimeout(Some(
+                seconds
+                    .parse()
+                    .map_err(|_| wrong("expected seconds, 1 or more, or default"))?,
             )),
+            ("aer.mmio_enabled", text) => Self::MmioEnabled(switch(text)?),
             _ => {
                 return Err(format!(
                     "{text}: there is no such setting. What can be set: {KEYS}"
@@ -66,14 +101,6 @@ impl FromStr for Assignment {
         })
     }
 }
-
-const RESETS: [ResetChoice; 5] = [
-    ResetChoice::Auto,
-    ResetChoice::Flr,
-    ResetChoice::Pm,
-    ResetChoice::Bus,
-    ResetChoice::None,
-];
 
 fn ranges(list: &str) -> Result<Ranges, String> {
     let mut ranges = Ranges::EMPTY;
@@ -115,7 +142,12 @@ impl Assignment {
             }
             Self::NoQuirks => settings.quirks = Quirks::EMPTY,
             Self::InterruptControl(value) => settings.allow_interrupt_control = *value,
+            Self::SharedInterrupt(value) => settings.allow_shared_interrupt = *value,
+            Self::SharedPages(value) => settings.allow_shared_pages = *value,
             Self::Reset(value) => settings.reset = *value,
+            Self::OnFailure(value) => settings.aer.on_failure = *value,
+            Self::AerTimeout(value) => settings.aer.timeout = *value,
+            Self::MmioEnabled(value) => settings.aer.mmio_enabled = *value,
         }
         Ok(())
     }
@@ -123,7 +155,10 @@ impl Assignment {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::config::AerPolicy;
 
     fn set(assignments: &[&str], file: &DeviceSettings) -> Result<RunTime, String> {
         let mut settings = RunTime::default();
@@ -164,17 +199,32 @@ mod tests {
         let all = [
             "quirk=c8:2:ff",
             "allow_interrupt_control=true",
+            "allow_shared_interrupt=true",
+            "allow_shared_pages=false",
             "reset=none",
+            "aer.on_failure=kill",
+            "aer.timeout=3",
+            "aer.mmio_enabled=true",
         ];
         let settings = set(&all, &file).unwrap();
         assert_eq!(settings.quirks.iter().count(), 1);
         assert_eq!(settings.allow_interrupt_control, Some(true));
+        assert_eq!(settings.allow_shared_interrupt, Some(true));
+        assert_eq!(settings.allow_shared_pages, Some(false));
         assert_eq!(settings.reset, Some(ResetChoice::None));
-        let back = [
-            "quirk=default",
-            "allow_interrupt_control=default",
-            "reset=default",
-        ];
+        let mut held = DeviceSettings::default();
+        settings.apply_to(&mut held);
+        let policy = AerPolicy {
+            on_failure: OnFailure::Kill,
+            timeout: Duration::from_secs(3),
+            mmio_enabled: true,
+        };
+        assert_eq!(held.aer, policy);
+        let back = all.map(|text| {
+            let (key, _) = text.split_once('=').unwrap();
+            format!("{key}=default")
+        });
+        let back = back.iter().map(String::as_str);
         let all: Vec<&str> = all.into_iter().chain(back).collect();
         assert_eq!(set(&all, &file), Ok(RunTime::default()));
     }
@@ -187,8 +237,13 @@ mod tests {
             ("permissive=yes", "0x40..0x48"),
             ("permissive+=true", "0x40..0x48"),
             ("quirk=c8:3:ff", "1, 2 or 4"),
-            ("allow_interrupt_control=1", "allow_interrupt_control=true"),
+            ("allow_interrupt_control=1", "true, false or default"),
+            ("allow_shared_pages=auto", "true, false or default"),
             ("reset=hard", "flr"),
+            ("aer.on_failure=shoot", "detach"),
+            ("aer.timeout=0", "1 or more"),
+            ("aer.timeout=soon", "seconds"),
+            ("aer.time=1", "aer.timeout=SECONDS"),
         ] {
             let error = set(&[text], &DeviceSettings::default()).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -9,7 +9,7 @@ use xenbus::DomId;
 
 use super::assignment::Assignment;
 use super::service::DaemonService;
-use crate::config::{Config, DeviceSettings, Setting};
+use crate::config::{AerSetting, Config, DeviceSettings, Setting};
 use crate::control::policy::{DroppedLine, DroppedShown, SettingLine, SettingsShown, Suggestion};
 use crate::control::protocol::Response;
 use crate::host::devices::Device;
@@ -163,13 +163,13 @@ fn lines(config: &Config, names: &DeviceNames, run_time: &RunTime) -> Vec<Settin
             "allow_shared_interrupt",
             Setting::SharedInterrupt,
             settings.allow_shared_interrupt.to_string(),
-            false,
+            run_time.allow_shared_interrupt.is_some(),
         ),
         line(
             "allow_shared_pages",
             Setting::SharedPages,
             settings.allow_shared_pages.to_string(),
-            false,
+            run_time.allow_shared_pages.is_some(),
         ),
         line(
             "reset",
@@ -181,11 +181,12 @@ fn lines(config: &Config, names: &DeviceNames, run_time: &RunTime) -> Vec<Settin
             "aer",
             Setting::Aer,
             format!(
-                "{{ on_failure = \"{}\", timeout = {} }}",
+                "{{ on_failure = \"{}\", timeout = {}, mmio_enabled = {} }}",
                 aer.on_failure.name(),
-                aer.timeout.as_secs()
+                aer.timeout.as_secs(),
+                aer.mmio_enabled
             ),
-            false,
+            run_time.aer != AerSetting::default(),
         ),
     ]
 }

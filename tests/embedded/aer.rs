@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use conf_space::registers::error_reporting;
 use conf_space::{Bdf, Width};
 use pcibackd::config::Config;
-use pcibackd::control::protocol::DeviceErrors;
+use pcibackd::control::protocol::{DeviceErrors, Request, Response};
 use pcibackd::host::errors::Severity::{self, Fatal, NonFatal};
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{INTX_ONLY, NIC, NIC_VF0, NVME};
@@ -383,6 +383,26 @@ fn the_policy_may_be_to_do_nothing() {
     setup.report(NonFatal);
     expect(&mut frontend, Detected, ChannelState::Normal);
     reset_and_resume(&setup, &mut frontend);
+    assert!(setup.is_untouched());
+}
+
+#[test]
+fn a_policy_that_is_set_at_run_time_is_the_one_that_is_carried_out() {
+    let (setup, _, mut frontend) = working("on_failure = \"kill\"");
+    let request = Request::Set {
+        device: NVME.to_string(),
+        assignments: vec!["aer.on_failure=ignore".into()],
+    };
+    let Response::Settings(shown) = setup.house.ask(&request) else {
+        panic!("not set");
+    };
+    let aer = shown.settings.last().unwrap();
+    assert_eq!(aer.from, "set at run time");
+    setup.report(NonFatal);
+    expect(&mut frontend, Detected, ChannelState::Normal);
+    frontend.answer_aer(AerResult::Disconnect).unwrap();
+    let ignored = Outcome::Ignored(Failure::GivenUp);
+    until("it is ignored", || setup.recovery(NVME).outcome == ignored);
     assert!(setup.is_untouched());
 }
 

@@ -1,12 +1,13 @@
 //! What was set for a device at run time: by `pciback set`, or through the facade's files. It goes with the guest that it was set for.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use conf_space::overlay::quirk::Quirks;
 use conf_space::overlay::{Permissive, Quirk, Range, Ranges};
 use xenbus::DomId;
 
-use crate::config::{DeviceSettings, InterruptControl, ResetChoice};
+use crate::config::{AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice};
 
 /// What was set for a device at run time. What was not, the configuration file says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,7 +19,13 @@ pub struct RunTime {
     /// In place of the file's.
     pub allow_interrupt_control: Option<bool>,
     /// In place of the file's.
+    pub allow_shared_interrupt: Option<bool>,
+    /// In place of the file's.
+    pub allow_shared_pages: Option<bool>,
+    /// In place of the file's.
     pub reset: Option<ResetChoice>,
+    /// In place of the file's.
+    pub aer: AerSetting,
     /// The state of the kernel's INTx handler, as the facade's `irq_handler_state` turned it. There is no such handler here: it is shown again in
     /// `irq_handlers`, and that is all.
     pub irq_handler: bool,
@@ -34,6 +41,13 @@ impl RunTime {
         if let Some(allow) = self.allow_interrupt_control {
             settings.allow_interrupt_control = InterruptControl::from(allow);
         }
+        settings.allow_shared_interrupt = self
+            .allow_shared_interrupt
+            .unwrap_or(settings.allow_shared_interrupt);
+        settings.allow_shared_pages = self
+            .allow_shared_pages
+            .unwrap_or(settings.allow_shared_pages);
+        self.aer.apply_to(&mut settings.aer);
         for quirk in self.quirks.iter() {
             // Whether there is room is looked at when it is set.
             let _ = settings.quirks.insert(quirk);
@@ -45,9 +59,7 @@ const PERMISSIVE: u32 = 0b11;
 const PERMISSIVE_NO: u32 = 1;
 const PERMISSIVE_YES: u32 = 2;
 const PERMISSIVE_RANGES: u32 = 3;
-const INTERRUPT_CONTROL: u32 = 0b11 << 2;
-const INTERRUPT_CONTROL_NO: u32 = 1 << 2;
-const INTERRUPT_CONTROL_YES: u32 = 2 << 2;
+const INTERRUPT_CONTROL_SHIFT: u32 = 2;
 const MEANT_FOR: u32 = 1 << 4;
 const IRQ_HANDLER: u32 = 1 << 5;
 const RESET_SHIFT: u32 = 8;
@@ -58,6 +70,45 @@ const RESETS: [(u32, ResetChoice); 5] = [
     (4, ResetChoice::Bus),
     (5, ResetChoice::None),
 ];
+const ON_FAILURE_SHIFT: u32 = 16;
+const ON_FAILURES: [(u32, OnFailure); 3] = [
+    (1, OnFailure::Detach),
+    (2, OnFailure::Kill),
+    (3, OnFailure::Ignore),
+];
+const MMIO_ENABLED_SHIFT: u32 = 18;
+const SHARED_INTERRUPT_SHIFT: u32 = 20;
+const SHARED_PAGES_SHIFT: u32 = 22;
+
+/// A setting that may be on, off or not set, as two bits.
+fn from_bits(flags: u32, shift: u32) -> Option<bool> {
+    match flags >> shift & 0b11 {
+        1 => Some(false),
+        2 => Some(true),
+        _ => None,
+    }
+}
+
+/// The same the other way.
+fn to_bits(value: Option<bool>, shift: u32) -> u32 {
+    match value {
+        None => 0,
+        Some(false) => 1 << shift,
+        Some(true) => 2 << shift,
+    }
+}
+
+/// One of several, by its number; 0 is none.
+fn from_number<T: Copy>(numbers: &[(u32, T)], number: u32) -> Option<T> {
+    let found = numbers.iter().find(|(known, _)| *known == number);
+    found.map(|(_, value)| *value)
+}
+
+/// The same the other way.
+fn to_number<T: Copy + PartialEq>(numbers: &[(u32, T)], value: Option<T>) -> u32 {
+    let found = numbers.iter().find(|(_, known)| Some(*known) == value);
+    found.map_or(0, |(number, _)| *number)
+}
 
 /// The same in a record. Words of zero are nothing set.
 #[repr(C)]
@@ -66,6 +117,8 @@ pub(super) struct Words {
     version: AtomicU32,
     flags: AtomicU32,
     meant_for: AtomicU32,
+    /// In seconds.
+    aer_timeout: AtomicU32,
     ranges: [AtomicU32; Ranges::CAPACITY],
     quirks: [AtomicU64; Quirks::CAPACITY],
 }
@@ -129,19 +182,18 @@ impl Words {
                 let _ = quirks.insert(quirk);
             }
         }
-        let reset = flags >> RESET_SHIFT & 0xff;
         RunTime {
             permissive,
             quirks,
-            allow_interrupt_control: match flags & INTERRUPT_CONTROL {
-                INTERRUPT_CONTROL_NO => Some(false),
-                INTERRUPT_CONTROL_YES => Some(true),
-                _ => None,
+            allow_interrupt_control: from_bits(flags, INTERRUPT_CONTROL_SHIFT),
+            allow_shared_interrupt: from_bits(flags, SHARED_INTERRUPT_SHIFT),
+            allow_shared_pages: from_bits(flags, SHARED_PAGES_SHIFT),
+            reset: from_number(&RESETS, flags >> RESET_SHIFT & 0xff),
+            aer: AerSetting {
+                on_failure: from_number(&ON_FAILURES, flags >> ON_FAILURE_SHIFT & 0b11),
+                timeout: NonZeroU32::new(self.aer_timeout.load(Ordering::Relaxed)),
+                mmio_enabled: from_bits(flags, MMIO_ENABLED_SHIFT),
             },
-            reset: RESETS
-                .iter()
-                .find(|(number, _)| *number == reset)
-                .map(|(_, choice)| *choice),
             irq_handler: flags & IRQ_HANDLER != 0,
             meant_for: (flags & MEANT_FOR != 0)
                 .then(|| u16::try_from(self.meant_for.load(Ordering::Relaxed)).ok())
@@ -157,15 +209,14 @@ impl Words {
             Some(Permissive::Yes) => PERMISSIVE_YES,
             Some(Permissive::Ranges(_)) => PERMISSIVE_RANGES,
         };
-        flags |= match settings.allow_interrupt_control {
-            None => 0,
-            Some(false) => INTERRUPT_CONTROL_NO,
-            Some(true) => INTERRUPT_CONTROL_YES,
-        };
-        flags |= RESETS
-            .iter()
-            .find(|(_, choice)| Some(*choice) == settings.reset)
-            .map_or(0, |(number, _)| number << RESET_SHIFT);
+        flags |= to_bits(settings.allow_interrupt_control, INTERRUPT_CONTROL_SHIFT)
+            | to_bits(settings.allow_shared_interrupt, SHARED_INTERRUPT_SHIFT)
+            | to_bits(settings.allow_shared_pages, SHARED_PAGES_SHIFT)
+            | to_bits(settings.aer.mmio_enabled, MMIO_ENABLED_SHIFT)
+            | to_number(&RESETS, settings.reset) << RESET_SHIFT
+            | to_number(&ON_FAILURES, settings.aer.on_failure) << ON_FAILURE_SHIFT;
+        let timeout = settings.aer.timeout.map_or(0, NonZeroU32::get);
+        self.aer_timeout.store(timeout, Ordering::Relaxed);
         if settings.irq_handler {
             flags |= IRQ_HANDLER;
         }

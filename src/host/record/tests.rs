@@ -1,9 +1,11 @@
 //! Records, written and read again.
 
+use std::num::NonZeroU32;
+
 use conf_space::overlay::{Permissive, Quirks, Ranges};
 
 use super::*;
-use crate::config::ResetChoice;
+use crate::config::{AerSetting, OnFailure, ResetChoice};
 
 fn bdf() -> Bdf {
     "0000:03:00.1".parse().unwrap()
@@ -76,7 +78,14 @@ fn settings() -> RunTime {
         permissive: Some(Permissive::Ranges(ranges)),
         quirks,
         allow_interrupt_control: Some(false),
+        allow_shared_interrupt: Some(true),
+        allow_shared_pages: Some(false),
         reset: Some(ResetChoice::Pm),
+        aer: AerSetting {
+            on_failure: Some(OnFailure::Kill),
+            timeout: NonZeroU32::new(u32::MAX),
+            mmio_enabled: Some(true),
+        },
         irq_handler: true,
         meant_for: Some(DomId(0)),
     }

@@ -21,7 +21,11 @@ What can be set, and 'default' takes it back:
   permissive+=0xc8..0xca,...     those as well
   quirk=c8:2:00ff                of the register of 2 bytes at c8 the bits 00ff, besides other quirks
   allow_interrupt_control=true   the guest may set the MSI, MSI-X and INTx enable bits itself
+  allow_shared_interrupt=true    the guest may have an INTx line that somebody else uses; before it has the device
+  allow_shared_pages=true        it may have the device beside somebody else's in a memory page; before it has it
   reset=auto|flr|pm|bus|none     how the device is reset when the guest gives it back
+  aer.on_failure=detach|kill|ignore, aer.timeout=SECONDS, aer.mmio_enabled=true
+                                 what follows an error of the device
 
 Examples:
   pciback set 03:00.0
