@@ -24,7 +24,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
-use pcibackd::facade::{Driver, Facade, FacadeError, Laid, RealDrivers, laid_over, run_if_keeper};
+use pcibackd::facade::{
+    DRIVERS, Driver, Facade, FacadeError, Laid, RealDrivers, laid_over, run_if_keeper,
+};
 use pcibackd::memory::keep_small;
 use tempfile::TempDir;
 
@@ -40,7 +42,7 @@ fn main() -> ExitCode {
     if env::args().next().as_deref() == Some(DAEMON) {
         daemon(Path::new(&env::args().nth(1).unwrap()));
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 10] = [
         (
             "a_killed_daemon_leaves_no_dead_facade",
             a_killed_daemon_leaves_no_dead_facade,
@@ -76,6 +78,10 @@ fn main() -> ExitCode {
         (
             "facades_that_come_and_go_leave_the_process_small",
             facades_that_come_and_go_leave_the_process_small,
+        ),
+        (
+            "a_configuration_is_checked_while_a_facade_is_in_place",
+            a_configuration_is_checked_while_a_facade_is_in_place,
         ),
     ];
     if let Err(why) = own_namespace() {
@@ -420,6 +426,25 @@ fn facades_that_come_and_go_leave_the_process_small() {
     }
     let kib = in_status("RssAnon:");
     assert!(kib < 4096, "{kib} KiB");
+}
+
+/// The host's own directory, in this process's mount namespace alone.
+fn a_configuration_is_checked_while_a_facade_is_in_place() {
+    if !Path::new(DRIVERS).exists() {
+        println!("SKIPPED: this machine has no PCI drivers");
+        return;
+    }
+    let facade = Facade::lay(RealDrivers::open().unwrap(), Arc::new(Slots::default())).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(&file, "[[device]]\nid = \"ffff:0001\"\n").unwrap();
+    let mut pcibackd = Command::new(env!("CARGO_BIN_EXE_pcibackd"));
+    let checked = pcibackd.arg("--check-config").arg(file.path()).output();
+    let said = String::from_utf8(checked.unwrap().stderr).unwrap();
+    assert!(
+        said.contains("line 1: no device of this host matches"),
+        "{said}"
+    );
+    assert!(!facade.is_gone());
 }
 
 /// A number in this process's status.

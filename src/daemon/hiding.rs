@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use conf_space::selector;
-use log::{error, info};
+use log::{error, info, warn};
 use mio::Waker;
 
+use super::reload::left_out;
 use crate::config::Config;
 use crate::host::devices::{Devices, Quarantine};
 use crate::text::chain;
@@ -44,6 +45,9 @@ fn hide(config: &Config, devices: &Arc<Devices>) {
         error!("{}", chain(&error));
         Vec::new()
     });
+    for warning in left_out(config, &existing) {
+        warn!("configuration: {warning}");
+    }
     for entry in config.hide.iter().flat_map(|list| selector::parse(list)) {
         let selector = match entry {
             Ok(selector) => selector,

@@ -255,8 +255,9 @@ fn serve(
         platform.drivers.clone(),
     );
     let service = Arc::new(service);
-    let metrics = serve_metrics(&run_dir, &config, &service);
-    let control = server::start(&run_dir, service).map_err(|source| DaemonError::RunDir {
+    let mut metrics = serve_metrics(&run_dir, &config, &service);
+    let answering = Arc::clone(&service);
+    let control = server::start(&run_dir, answering).map_err(|source| DaemonError::RunDir {
         path: run_dir.clone(),
         source,
     })?;
@@ -316,7 +317,16 @@ fn serve(
                 }
                 RELOAD => {
                     drain(signals.reload);
-                    reload::reload(&live);
+                    let before = live.get().metrics;
+                    let hidden = devices.list();
+                    let names = hidden.iter().map(|device| device.description.names());
+                    reload::reload(&live, &names.collect::<Vec<_>>());
+                    let now = live.get();
+                    if now.metrics != before {
+                        // The old one first: both have the same socket.
+                        drop(metrics.take());
+                        metrics = serve_metrics(&run_dir, &now, &service);
+                    }
                 }
                 HOST => {
                     drain(changes.as_fd());

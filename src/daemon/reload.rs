@@ -2,17 +2,17 @@
 
 use std::path::Path;
 
+use conf_space::overlay::quirk::Quirks;
 use conf_space::selector::{self, DeviceNames};
 use log::{error, info, warn};
 
 use crate::config::{Config, ConfigError, Live};
-use crate::facade::RealDrivers;
 use crate::host::sysfs::Sysfs;
 use crate::host::{Bus, HostError};
 use crate::text::chain;
 
-/// Puts what the file says now in the place of what it said. A file that cannot be used changes nothing.
-pub(super) fn reload(live: &Live) {
+/// Puts what the file says now in the place of what it said. A file that cannot be used changes nothing. `hidden` are the hidden devices.
+pub(super) fn reload(live: &Live, hidden: &[DeviceNames]) {
     let old = live.get();
     let new = match old.load_again() {
         Ok(new) => new,
@@ -24,7 +24,8 @@ pub(super) fn reload(live: &Live) {
             return;
         }
     };
-    for warning in new.warnings.iter().chain(&bad_entries(&new)) {
+    let found = [bad_entries(&new), left_out(&new, hidden)].concat();
+    for warning in new.warnings.iter().chain(&found) {
         warn!("configuration: {warning}");
     }
     if new.facade != old.facade {
@@ -62,7 +63,10 @@ pub fn check_config(file: Option<&Path>) -> Result<Findings, ConfigError> {
     };
     findings.errors.extend(config.warnings.iter().cloned());
     match host_devices() {
-        Ok(devices) => findings.warnings = unmatched(&config, &devices),
+        Ok(devices) => {
+            findings.warnings = unmatched(&config, &devices);
+            findings.warnings.extend(left_out(&config, &devices));
+        }
         Err(why) => findings.warnings.push(format!(
             "whether this host has the devices that the file names was not looked at: {why}"
         )),
@@ -71,8 +75,8 @@ pub fn check_config(file: Option<&Path>) -> Result<Findings, ConfigError> {
 }
 
 fn host_devices() -> Result<Vec<DeviceNames>, String> {
-    let drivers = RealDrivers::open().map_err(|error| chain(&error))?;
-    let bus = Sysfs::new("/sys", drivers);
+    // A daemon may be serving them, and a facade be in place.
+    let bus = Sysfs::to_look_at("/sys");
     let told = |error: HostError| chain(&error);
     let found = bus.list().map_err(told)?.into_iter();
     Ok(found
@@ -88,6 +92,18 @@ fn bad_entries(config: &Config) -> Vec<String> {
         .filter_map(Result::err)
         .map(|error| format!("hide: {error}"))
         .collect()
+}
+
+/// Lines of the file of quirks that have no effect.
+pub(super) fn left_out(config: &Config, devices: &[DeviceNames]) -> Vec<String> {
+    let told = |device: &DeviceNames| {
+        let (bdf, most) = (device.bdf, Quirks::CAPACITY);
+        let left_out = config.left_out_for(device).into_iter();
+        left_out.map(move |quirk| {
+            format!("quirks: {quirk} of {bdf} is left out: a device can have {most} at most, those of its [[device]] counted")
+        })
+    };
+    devices.iter().flat_map(told).collect()
 }
 
 /// Entries that no device of the host matches.
@@ -167,6 +183,25 @@ mod tests {
     }
 
     #[test]
+    fn quirks_for_which_a_device_has_no_room_are_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("quirks");
+        let lines: String = (0..17)
+            .map(|n| format!("03:00.0-{:x}:1:1\n", 0xc0 + n))
+            .collect();
+        std::fs::write(&path, lines).unwrap();
+        let text = format!("quirks = {path:?}\n");
+        let told = left_out(&config(&text), &[nic()]);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(
+            told[0].contains("000000d0:1:00000001 of 0000:03:00.0"),
+            "{told:?}"
+        );
+        let text = format!("{text}[[device]]\nid = \"8086:10d3\"\nquirks = [\"60:1:1\"]\n");
+        assert_eq!(left_out(&config(&text), &[nic()]).len(), 2);
+    }
+
+    #[test]
     fn a_file_that_is_broken_meanwhile_changes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("pcibackd.toml");
@@ -175,15 +210,15 @@ mod tests {
         let live = Live::new(Config::load(Some(&path)).unwrap());
         for broken in ["[defaults]\nrset = \"none\"\n", "[defaults\n"] {
             write(broken);
-            reload(&live);
+            reload(&live, &[nic()]);
             assert_eq!(live.version(), 0);
             assert_eq!(live.get().settings_for(&nic()).reset.name(), "pm");
         }
         write("[defaults]\nreset = \"none\"\n");
-        reload(&live);
+        reload(&live, &[nic()]);
         assert_eq!(live.get().settings_for(&nic()).reset.name(), "none");
         std::fs::remove_file(&path).unwrap();
-        reload(&live);
+        reload(&live, &[nic()]);
         assert_eq!(live.get().settings_for(&nic()).reset.name(), "none");
     }
 }

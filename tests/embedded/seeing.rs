@@ -384,6 +384,35 @@ fn metrics_tell_what_the_status_tells() {
 }
 
 #[test]
+fn the_port_of_the_metrics_is_the_one_that_the_configuration_names_now() {
+    // Both are held at once, so that they are two, and are free again then.
+    let free = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [first, second] = free.map(|listener| listener.local_addr().unwrap().to_string());
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |text: &str| std::fs::write(file.path(), text).unwrap();
+    write(&format!("metrics = \"{first}\"\n"));
+    let config = Config::load(Some(file.path())).unwrap();
+    let house = House::with(config, MachineOptions::default(), &[NVME]);
+    let serves = |port: &str| {
+        let page = TcpStream::connect(port).map(scrape);
+        page.is_ok_and(|page| page.contains("pciback_build_info"))
+    };
+    assert!(serves(&first));
+
+    write(&format!("metrics = \"{second}\"\n"));
+    house.reload();
+    until("the other port serves", || serves(&second));
+    assert!(!serves(&first));
+    write("");
+    house.reload();
+    until("no port serves", || !serves(&second));
+    let socket = house.run_dir().join("metrics.sock");
+    until("the socket does", || {
+        UnixStream::connect(&socket).is_ok_and(|stream| scrape(stream).contains("pciback"))
+    });
+}
+
+#[test]
 fn resets_are_counted_from_hiding_on_and_survive_the_daemon() {
     let house = House::new(&[NVME]);
     let resets = || {
