@@ -118,6 +118,10 @@ mod tests {
             &["pciback", "show", "03:00"],
             &["pciback", "show", "03:00.0", "04:00.0"],
             &["pciback", "exec"],
+            // Without --persist, nothing is changed for the next boot; and what runs is not the system below --root.
+            &["pciback", "hide", "--no-initramfs", "03:00.0"],
+            &["pciback", "unhide", "--root", "/mnt", "03:00.0"],
+            &["pciback", "hide", "--persist", "--root", "/mnt", "03:00.0"],
             &["pciback", "vf"],
             &["pciback", "vf", "create", "0", "03:00.0"],
             &["pciback", "vf", "create", "03:00.0"],

@@ -41,6 +41,32 @@ impl DeviceLists {
     }
 }
 
+/// A network card, for tests.
+#[cfg(test)]
+pub fn network_card(
+    bdf: &str,
+    state: &str,
+    driver: Option<&str>,
+) -> pcibackd::control::protocol::DeviceLine {
+    pcibackd::control::protocol::DeviceLine {
+        device: bdf.parse().unwrap(),
+        vendor: 0x8086,
+        id: 0x10d3,
+        subsystem: (0x8086, 0xa01f),
+        path: Some("0000:00:1c.0/00.0".into()),
+        class: 0x02_00_00,
+        state: state.to_owned(),
+        activity: None,
+        resets: 0,
+        driver: driver.map(str::to_owned),
+        domain: None,
+        guest: None,
+        seen_as: None,
+        permissive: false,
+        errors: None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -98,7 +98,7 @@ mod tests {
     fn device(bdf: &str, activity: Option<&str>) -> DeviceLine {
         DeviceLine {
             activity: activity.map(str::to_owned),
-            ..crate::commands::list::tests::device(bdf, "hiding", None)
+            ..crate::devices::network_card(bdf, "hiding", None)
         }
     }
 

@@ -136,6 +136,11 @@ fn reserved_by(configuration: &str) -> Vec<String> {
     fs::create_dir_all(root.path().join("etc/pciback")).unwrap();
     fs::write(root.path().join("etc/pciback/pcibackd.toml"), configuration).unwrap();
     let list = pciback(root.path(), &["persist", "--list"]);
+    let json = pciback(root.path(), &["persist", "--list", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let lines: Vec<&str> = list.lines().collect();
+    let expected = serde_json::json!({"list": lines, "refused": [], "initramfs": "left"});
+    assert_eq!(told, expected);
     Machine::new().reserve(&list, "root=/dev/sda ro").0
 }
 

@@ -18,6 +18,7 @@ use crate::outcome::{CommandError, Outcome};
 use crate::output;
 use crate::output::style::{Paint, Style};
 use crate::output::table::{Cell, Table};
+use crate::progress::Progress;
 
 const HELP: &str = "\
 Looks at the host and at its hidden devices, or at the one that is named, and says what is wrong and what to do
@@ -112,6 +113,7 @@ fn examine_devices(
         device: device.map(|device| device.to_string()),
         try_resets,
     };
+    let _progress = try_resets.then(|| Progress::start(run_dir));
     daemon::ask(run_dir, &request, |response| match response {
         Response::Findings { findings } => Some(findings),
         _ => None,

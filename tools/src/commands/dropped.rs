@@ -21,12 +21,7 @@ pub fn run(run_dir: &Path, device: Bdf, json: bool) -> Result<Outcome, CommandEr
         Response::Dropped(shown) => Some(shown),
         _ => None,
     })?;
-    if json {
-        output::print_json(&shown)?;
-    } else {
-        output::print(&text(&shown, Paint::for_stdout()))?;
-    }
-    Ok(Outcome::Done)
+    output::show(json, &shown, text)
 }
 
 fn text(shown: &DroppedShown, paint: Paint) -> String {

@@ -29,6 +29,7 @@ Examples:
 /// What `pciback hide` takes.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = format!("{DEVICE_LISTS}\n\n{EXAMPLES}"))]
+#[command(group = BootOptions::with_persist(), group = BootOptions::another_system())]
 pub struct Hide {
     /// Also what dom0 lives on (its root disk's controller, its only network card), and devices whose virtual functions guests have
     #[arg(long)]
@@ -53,6 +54,7 @@ pub struct Hide {
 /// What `pciback unhide` takes.
 #[derive(Debug, Args)]
 #[command(after_help = UNHIDE, after_long_help = format!("{DEVICE_LISTS}\n\n{UNHIDE}"))]
+#[command(group = BootOptions::with_persist(), group = BootOptions::another_system())]
 pub struct Unhide {
     /// Also devices whose virtual functions guests have: the guests lose them
     #[arg(long)]

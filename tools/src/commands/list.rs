@@ -43,12 +43,9 @@ pub fn run(run_dir: &Path, arguments: &List) -> Result<Outcome, CommandError> {
             line,
         })
         .collect();
-    if arguments.json {
-        output::print_json(&devices)?;
-    } else {
-        output::print(&table(&devices, Paint::for_stdout()))?;
-    }
-    Ok(Outcome::Done)
+    output::show(arguments.json, &devices, |devices, paint| {
+        table(devices, paint)
+    })
 }
 
 /// A device with its name, as far as this system knows it.
@@ -148,29 +145,9 @@ pub fn guest(device: &DeviceLine) -> Cell {
 }
 
 #[cfg(test)]
-pub mod tests {
+mod tests {
     use super::*;
-
-    /// A network card.
-    pub fn device(bdf: &str, state: &str, driver: Option<&str>) -> DeviceLine {
-        DeviceLine {
-            device: bdf.parse().unwrap(),
-            vendor: 0x8086,
-            id: 0x10d3,
-            subsystem: (0x8086, 0xa01f),
-            path: Some("0000:00:1c.0/00.0".into()),
-            class: 0x02_00_00,
-            state: state.to_owned(),
-            activity: None,
-            resets: 0,
-            driver: driver.map(str::to_owned),
-            domain: None,
-            guest: None,
-            seen_as: None,
-            permissive: false,
-            errors: None,
-        }
-    }
+    use crate::devices::network_card as device;
 
     #[test]
     fn each_device_is_a_line_under_the_headings() {

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{ArgGroup, Args};
 use conf_space::selector::Selector;
 use pcibackd::config::DEFAULT_PATH;
 use pcibackd::text::chain;
+use serde::Serialize;
 
 use crate::outcome::{CommandError, Outcome};
 use crate::output;
@@ -19,7 +20,8 @@ which the devices are reserved before any driver is loaded.
 
 Examples:
   pciback persist
-  pciback persist --list";
+  pciback persist --list
+  pciback persist --json | jq .refused";
 
 /// What `pciback persist` takes.
 #[derive(Debug, Args)]
@@ -31,6 +33,37 @@ pub struct Persist {
     /// Change nothing; print the list for the initramfs: where each device is in /sys/devices
     #[arg(long)]
     pub list: bool,
+    /// For programs: JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `pciback persist --json` prints.
+#[derive(Debug, Serialize)]
+struct Persisted {
+    /// Where each device is in /sys/devices, as a pattern, and its identification registers if these are asked for.
+    list: Vec<String>,
+    /// Entries of `hide` that mean nothing.
+    refused: Vec<Refused>,
+    initramfs: Initramfs,
+}
+
+#[derive(Debug, Serialize)]
+struct Refused {
+    /// As written.
+    entry: String,
+    /// What is wrong with it.
+    problem: String,
+}
+
+/// What became of the initramfs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Initramfs {
+    Made,
+    /// As it was, as wished.
+    Left,
+    Failed,
 }
 
 /// What concerns the next boot, for all commands that change it.
@@ -45,6 +78,18 @@ pub struct BootOptions {
 }
 
 impl BootOptions {
+    /// For commands that change the next boot only with `--persist`: without it these options mean nothing.
+    pub fn with_persist() -> ArgGroup {
+        ArgGroup::new("later")
+            .arg("no_initramfs")
+            .requires("persist")
+    }
+
+    /// For commands that act on the system that runs, too, which is not the one below `--root`.
+    pub fn another_system() -> ArgGroup {
+        ArgGroup::new("elsewhere").arg("root").requires("next_boot")
+    }
+
     /// A file of the system that is meant.
     fn path(&self, path: &str) -> PathBuf {
         let root = self.root.as_deref().unwrap_or(Path::new("/"));
@@ -54,12 +99,27 @@ impl BootOptions {
 
 /// Brings what hides devices at boot up to the configuration, or lists it.
 pub fn run(arguments: &Persist) -> Result<Outcome, CommandError> {
-    if !arguments.list {
-        return Ok(renew(&arguments.boot)?);
-    }
     let hidden = Hidden::read(&arguments.boot.path(DEFAULT_PATH))?;
-    output::print(&hidden.list())?;
-    Ok(complain_of_refused(&hidden))
+    complain_of_refused(&hidden);
+    let initramfs = if arguments.list {
+        Initramfs::Left
+    } else {
+        renew(&arguments.boot, &hidden)?
+    };
+    if arguments.json {
+        let refused = hidden.refused.iter().map(|error| Refused {
+            entry: error.entry.clone(),
+            problem: error.problem.to_string(),
+        });
+        output::print_json(&Persisted {
+            list: hidden.list().lines().map(str::to_owned).collect(),
+            refused: refused.collect(),
+            initramfs,
+        })?;
+    } else if arguments.list {
+        output::print(&hidden.list())?;
+    }
+    Ok(outcome(&hidden, initramfs))
 }
 
 /// Adds entries to the configuration, or takes them out, and brings the rest up to it.
@@ -99,35 +159,36 @@ pub fn change(
         return Ok(outcome);
     }
     file.save()?;
-    Ok(match renew(boot)? {
-        Outcome::Done => outcome,
-        failed => failed,
-    })
+    let hidden = Hidden::read(&boot.path(DEFAULT_PATH))?;
+    complain_of_refused(&hidden);
+    let initramfs = renew(boot, &hidden)?;
+    Ok(outcome.and(self::outcome(&hidden, initramfs)))
 }
 
-fn renew(boot: &BootOptions) -> Result<Outcome, PersistError> {
-    let hidden = Hidden::read(&boot.path(DEFAULT_PATH))?;
-    let outcome = complain_of_refused(&hidden);
+fn renew(boot: &BootOptions, hidden: &Hidden) -> Result<Initramfs, PersistError> {
     hidden.write_rules(&boot.path(persist::RULES))?;
     if boot.no_initramfs || boot.root.is_some() {
         output::tell("the initramfs is left as it is");
-        return Ok(outcome);
+        return Ok(Initramfs::Left);
     }
-    match initramfs::make() {
-        Ok(()) => Ok(outcome),
+    Ok(match initramfs::make() {
+        Ok(()) => Initramfs::Made,
         // The rest is done.
         Err(error) => {
             output::complain(&chain(&error));
-            Ok(Outcome::Failed)
+            Initramfs::Failed
         }
-    }
+    })
 }
 
-fn complain_of_refused(hidden: &Hidden) -> Outcome {
+fn complain_of_refused(hidden: &Hidden) {
     for error in &hidden.refused {
         output::complain(&format!("configuration, hide: {error}"));
     }
-    if hidden.refused.is_empty() {
+}
+
+fn outcome(hidden: &Hidden, initramfs: Initramfs) -> Outcome {
+    if hidden.refused.is_empty() && initramfs != Initramfs::Failed {
         Outcome::Done
     } else {
         Outcome::Failed

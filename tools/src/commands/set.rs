@@ -57,12 +57,7 @@ pub fn run(run_dir: &Path, arguments: &Set) -> Result<Outcome, CommandError> {
         Response::Settings(shown) => Some(shown),
         _ => None,
     })?;
-    if arguments.json {
-        output::print_json(&shown)?;
-    } else {
-        output::print(&text(&shown, Paint::for_stdout()))?;
-    }
-    Ok(Outcome::Done)
+    output::show(arguments.json, &shown, text)
 }
 
 fn text(shown: &SettingsShown, paint: Paint) -> String {

@@ -53,12 +53,7 @@ pub fn run(run_dir: &Path, arguments: &Show) -> Result<Outcome, CommandError> {
         Response::Device(shown) => Some(shown),
         _ => None,
     })?;
-    if arguments.json {
-        output::print_json(&shown)?;
-    } else {
-        output::print(&text(&shown, Paint::for_stdout()))?;
-    }
-    Ok(Outcome::Done)
+    output::show(arguments.json, &*shown, text)
 }
 
 fn text(shown: &Shown, paint: Paint) -> String {
@@ -206,6 +201,7 @@ mod tests {
     use pcibackd::control::protocol::DeviceLine;
 
     use super::*;
+    use crate::devices::network_card;
 
     fn field(
         block: &str,
@@ -230,21 +226,10 @@ mod tests {
     fn shown() -> Shown {
         Shown {
             device: DeviceLine {
-                device: "03:00.0".parse().unwrap(),
-                vendor: 0x8086,
-                id: 0x10d3,
-                subsystem: (0x8086, 0xa01f),
-                path: Some("0000:00:1c.0/00.0".into()),
-                class: 0x02_00_00,
-                state: "assigned".into(),
-                activity: None,
-                resets: 0,
-                driver: None,
                 domain: Some(3),
                 guest: Some("web".into()),
                 seen_as: Some("00:00.0".parse().unwrap()),
-                permissive: false,
-                errors: None,
+                ..network_card("03:00.0", "assigned", None)
             },
             fields: vec![
                 field(

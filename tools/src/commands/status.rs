@@ -39,12 +39,7 @@ pub fn run(run_dir: &Path, arguments: &Status) -> Result<Outcome, CommandError> 
         Response::Status(status) => Some(status),
         _ => None,
     })?;
-    if arguments.json {
-        output::print_json(&status)?;
-    } else {
-        output::print(&text(&status, Paint::for_stdout()))?;
-    }
-    Ok(Outcome::Done)
+    output::show(arguments.json, &status, text)
 }
 
 fn text(status: &DaemonStatus, paint: Paint) -> String {

@@ -13,6 +13,7 @@ use crate::outcome::{CommandError, Outcome};
 use crate::output;
 use crate::output::style::{Paint, Style};
 use crate::output::table::{Cell, Table};
+use crate::progress::Progress;
 
 const HELP: &str = "\
 Virtual functions are made by dom0's driver for the device, so that must not be hidden. What they are to be
@@ -113,10 +114,12 @@ fn carry_out(
     request: &Request,
     json: bool,
 ) -> Result<Outcome, CommandError> {
+    let progress = Progress::start(run_dir);
     let entries = daemon::ask(run_dir, request, |response| match response {
         Response::Entries { entries } => Some(entries),
         _ => None,
     })?;
+    drop(progress);
     Tell { command, json }.report_all(&entries)
 }
 
@@ -128,19 +131,15 @@ fn list(run_dir: &Path, arguments: &List) -> Result<Outcome, CommandError> {
         Response::VirtualFunctions { physical } => Some(physical),
         _ => None,
     })?;
-    if arguments.json {
-        output::print_json(&physical)?;
-    } else if physical.is_empty() {
-        output::print(
-            "no device of this host has SR-IOV (some have it only once it is switched on in the firmware's settings)\n",
-        )?;
-    } else {
-        output::print(&text(&physical, Paint::for_stdout()))?;
-    }
-    Ok(Outcome::Done)
+    output::show(arguments.json, &physical, |physical, paint| {
+        text(physical, paint)
+    })
 }
 
 fn text(physical: &[PhysicalFunction], paint: Paint) -> String {
+    if physical.is_empty() {
+        return "no device of this host has SR-IOV (some have it only once it is switched on in the firmware's settings)\n".to_owned();
+    }
     let mut table = Table::new(&["DEVICE", "VF", "STATE", "DRIVER", "GUEST", "SEEN AS"]);
     let mut row = |name: String, vf: Cell, device: &DeviceLine| {
         let seen_as = device.seen_as;
@@ -179,26 +178,7 @@ mod tests {
     use pcibackd::control::protocol::VirtualFunction;
 
     use super::*;
-
-    fn device(bdf: &str, state: &str, driver: Option<&str>) -> DeviceLine {
-        DeviceLine {
-            device: bdf.parse().unwrap(),
-            vendor: 0x8086,
-            id: 0x10ca,
-            subsystem: (0, 0),
-            path: None,
-            class: 0x02_00_00,
-            state: state.to_owned(),
-            activity: None,
-            resets: 0,
-            driver: driver.map(str::to_owned),
-            domain: None,
-            guest: None,
-            seen_as: None,
-            permissive: false,
-            errors: None,
-        }
-    }
+    use crate::devices::network_card as device;
 
     #[test]
     fn virtual_functions_stand_below_their_physical_function() {

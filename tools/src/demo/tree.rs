@@ -145,24 +145,13 @@ pub fn bytes(size: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::network_card;
 
     fn device(bdf: &str, class: u32, driver: Option<&str>) -> DeviceLine {
         DeviceLine {
-            device: bdf.parse().unwrap(),
-            vendor: 0x8086,
             id: 0x10c9,
-            subsystem: (0x8086, 0x10c9),
-            path: None,
             class,
-            state: "dom0".into(),
-            activity: None,
-            resets: 0,
-            driver: driver.map(str::to_owned),
-            domain: None,
-            guest: None,
-            seen_as: None,
-            permissive: false,
-            errors: None,
+            ..network_card(bdf, "dom0", driver)
         }
     }
 

@@ -13,7 +13,8 @@ use std::io::{self, Write};
 use pcibackd::text::printable;
 use serde::Serialize;
 
-use crate::outcome::CommandError;
+use self::style::Paint;
+use crate::outcome::{CommandError, Outcome};
 
 /// Prints to standard output. A reader that has seen enough (`| head`) is no failure.
 pub fn print(text: &str) -> Result<(), CommandError> {
@@ -35,6 +36,20 @@ pub fn print_json(value: &impl Serialize) -> Result<(), CommandError> {
         source: error.into(),
     })?;
     print(&format!("{text}\n"))
+}
+
+/// Prints what was asked for: for programs, or in words for persons.
+pub fn show<T: Serialize>(
+    json: bool,
+    value: &T,
+    words: impl FnOnce(&T, Paint) -> String,
+) -> Result<Outcome, CommandError> {
+    if json {
+        print_json(value)?;
+    } else {
+        print(&words(value, Paint::for_stdout()))?;
+    }
+    Ok(Outcome::Done)
 }
 
 /// Prints one of several things that programs read, one on each line.

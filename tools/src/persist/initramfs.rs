@@ -41,7 +41,8 @@ pub enum InitramfsError {
     },
 }
 
-/// Makes all of them anew with what the system has for it. Takes from seconds to minutes; its messages are shown.
+/// Makes all of them anew with what the system has for it. Takes from seconds to minutes; its messages are shown, all on standard error: programs
+/// may be reading the other.
 ///
 /// # Errors
 /// [`InitramfsError`].
@@ -58,7 +59,10 @@ pub fn make() -> Result<(), InitramfsError> {
         "making the initramfs anew ({command}); this takes a while"
     ));
     let began = Instant::now();
-    let status = Command::new(program).args(arguments).status();
+    let status = Command::new(program)
+        .args(arguments)
+        .stdout(io::stderr())
+        .status();
     match status {
         Ok(status) if status.success() => {
             output::tell(&format!(
