@@ -46,7 +46,7 @@ impl Devices {
     }
 
     /// Waits on a thread of its own until the kernel has reset the link above a device of `domain` and the device is back, and calls `done`
-    /// with whether it is. `command` is the command register as it was before the reset.
+    /// with whether it is. `command` is what is on in the command register before the reset.
     pub fn await_link_reset(
         self: &Arc<Self>,
         device: &Arc<Device>,
@@ -111,12 +111,15 @@ impl Devices {
     }
 }
 
-/// Whether the command register is not what it was.
+/// Whether the device is being reset or has been: nothing is on of what was on in its command register. Other bits say nothing: the line is
+/// off while a guest has MSI, for one.
 fn was_reset(device: &Device, command: u16) -> bool {
-    let now = device
-        .config
-        .read(header::COMMAND.offset, header::COMMAND.width);
-    now.ok() != Some(u32::from(command))
+    let register = &header::COMMAND;
+    match device.config.read(register.offset, register.width) {
+        Ok(value) if value == register.width.mask() => true,
+        Ok(value) => command != 0 && value & u32::from(command) == 0,
+        Err(_) => true,
+    }
 }
 
 fn wait_for(time: Duration, mut condition: impl FnMut() -> bool) -> bool {

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
 use conf_space::Bdf;
 use conf_space::registers::{error_reporting, express};
@@ -19,6 +20,8 @@ const COMPLETER_ABORT: u32 = 1 << 15;
 /// Device status: non-fatal, fatal error detected (PCIe 7.5.3.5).
 const NON_FATAL_DETECTED: u32 = 1 << 1;
 const FATAL_DETECTED: u32 = 1 << 2;
+/// Between the kernel's word of a fatal error and its reset of the link. Whoever hears of it finds the device as it was for so long.
+const UNTIL_RESET: Duration = Duration::from_millis(20);
 
 /// What the kernel has told of errors. As its trace, it keeps what nobody has read yet.
 #[derive(Debug, Default)]
@@ -125,7 +128,7 @@ impl SimBus {
         }))
     }
 
-    /// The device reports an uncorrectable error. As Linux, the kernel tells of it first, and then, for a fatal one, resets the link: for
+    /// The device reports an uncorrectable error. As Linux, the kernel tells of it first, and a moment later, for a fatal one, resets the link: for
     /// as long as [`SimBus::set_reset_time`] says for this device nobody gets at the devices on its bus, which are as after power-on
     /// afterwards.
     pub fn report_error(&self, bdf: Bdf, severity: Severity) {
@@ -135,6 +138,7 @@ impl SimBus {
             severity,
         });
         if severity == Severity::Fatal {
+            thread::sleep(UNTIL_RESET);
             self.reset_link(bdf);
         }
     }
