@@ -93,8 +93,8 @@ struct Session {
     looks: RateLimit,
     /// A device is not free yet: look again when it is.
     waiting_for_device: bool,
-    /// When a failed device is taken from the guest without the frontend's help.
-    removal_due: Option<Instant>,
+    /// The guest has shut down or crashed, or is being destroyed.
+    stopped: bool,
 }
 
 impl Session {
@@ -145,7 +145,7 @@ impl Session {
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
             looks: RateLimit::new(50, Duration::from_millis(50)),
             waiting_for_device: false,
-            removal_due: None,
+            stopped: false,
             setup,
         })
     }
@@ -178,23 +178,17 @@ impl Session {
                 }
             }
             let recovery = self.recover();
-            look |= self.removal_due.is_some_and(|due| due <= Instant::now());
             // Events may have come in with the replies to our own requests: those make no descriptor readable.
             look |= self.take_store_events()?;
             let now = Instant::now();
             let until = if serve {
                 Some(now)
             } else {
-                [
-                    look.then(|| self.looks.next(now)),
-                    unmask,
-                    patience,
-                    recovery,
-                    self.removal_due,
-                ]
-                .into_iter()
-                .flatten()
-                .min()
+                let look = look.then(|| self.looks.next(now));
+                [look, unmask, patience, recovery]
+                    .into_iter()
+                    .flatten()
+                    .min()
             };
             match self.poll.poll(
                 &mut events,
@@ -259,11 +253,6 @@ impl Session {
         for _ in 0..STEPS_IN_A_ROW {
             if states::adds_silently(view) {
                 self.reconfigure()?;
-            }
-            if self.take_failed_devices(&view)? {
-                self.show(view.backend, XenbusState::Connected)?;
-                view = self.view()?;
-                continue;
             }
             let step = states::next(view);
             debug!("domain {}: {view:?} -> {step:?}", self.setup.domain);
@@ -331,6 +320,7 @@ impl Session {
                     gone: false,
                 })
             });
+        self.stopped = info.is_none_or(|info| info.gone);
         let peer = match info {
             None => Peer::Gone,
             Some(info) if info.gone || info.hvm => Peer::Nobody,

@@ -4,12 +4,10 @@
 //! |---|---|
 //! | this one | what a session does: asks its guest, has devices reset, restores them |
 //! | [`recovery`] | the course of a recovery, as a state machine |
-//! | `removal` | taking a failed device from a guest that does not answer |
 //!
 //! The session's thread never waits here: a guest that recovers accesses the configuration space meanwhile, which the same thread serves.
 
 pub mod recovery;
-mod removal;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
@@ -92,12 +90,18 @@ impl Export {
         self.device.record.errors().set_recovery(recovery.to_bits());
     }
 
-    /// Whether there is nothing to do: nothing to recover from, or nothing more than the policy does.
+    /// Whether there is nothing to do: nothing to recover from, nothing more than the policy does, or nobody to do it for.
     fn is_quiet(&self) -> bool {
         let recovery = self.recovery();
         let policy_begun =
             matches!(recovery.state, State::Failed(_)) && self.recovery_work.policy_begun;
-        self.device.record.errors().reported().is_none() && (recovery.is_quiet() || policy_begun)
+        let nothing_new = self.device.record.errors().reported().is_none();
+        self.revoked || nothing_new && (recovery.is_quiet() || policy_begun)
+    }
+
+    /// Whether its guest has been asked about it, and is to answer.
+    fn is_asked(&self) -> bool {
+        !self.revoked && matches!(self.recovery().state, State::Asked(_))
     }
 
     fn clear_errors(&self) {
@@ -115,6 +119,7 @@ impl Export {
 impl Session {
     /// Takes the recovery of every device as far as it goes without waiting. Returns when to come back, if nothing happens before.
     pub(super) fn recover(&mut self) -> Option<Instant> {
+        self.withdraw_orphan();
         if self.exports.iter().all(Export::is_quiet) {
             return None;
         }
@@ -126,13 +131,20 @@ impl Session {
             .min()
     }
 
+    /// A device that has left its guest takes with it what the guest was asked about it: the answer would pass for another device's.
+    fn withdraw_orphan(&mut self) {
+        if let Some(link) = &mut self.link
+            && link.aer_asked()
+            && !self.exports.iter().any(Export::is_asked)
+        {
+            link.withdraw_aer();
+        }
+    }
+
     /// One step of the device of that index. False when it cannot get further now.
     fn advance(&mut self, index: usize) -> bool {
         let domain = self.setup.domain;
-        let slot_is_free = !self
-            .exports
-            .iter()
-            .any(|export| matches!(export.recovery().state, State::Asked(_)));
+        let slot_is_free = !self.exports.iter().any(Export::is_asked);
         let Some(export) = self
             .exports
             .get_mut(index)
@@ -229,6 +241,8 @@ impl Session {
                     info!("domain {domain}: {bdf} has recovered from its error");
                 }
             }
+            // The toolstack deals with it as its configuration says: to reboot it, for one, which 'kill' would prevent.
+            Action::Fail(_) if self.stopped => {}
             Action::Fail(failure) => {
                 let reason = failure.reason();
                 let what = match on_failure {
@@ -241,7 +255,8 @@ impl Session {
                     OnFailure::Detach => "it is taken from the guest",
                     OnFailure::Kill => "the guest is destroyed",
                 };
-                if self.log_limit.allow() {
+                // A guest can bring about any number of those that are ignored. Of the others there is one, which is not to be missed.
+                if on_failure != OnFailure::Ignore || self.log_limit.allow() {
                     error!("domain {domain}: {bdf} does not recover: {reason}; {what}");
                 }
                 export.recovery_work.policy_begun = on_failure != OnFailure::Ignore;
