@@ -18,6 +18,8 @@ use crate::text::printable;
 
 /// `xl` waits up to 10 s here and there, and for its lock. What takes longer will not end.
 const LIMIT: Duration = Duration::from_secs(120);
+/// The same for what systemd runs: it ends the program and all that this has started.
+const SYSTEMDS_LIMIT: &str = "--property=TimeoutStartSec=115";
 const LOOK: Duration = Duration::from_millis(20);
 /// So much of the end of its output goes into the log.
 const OUTPUT: i64 = 1000;
@@ -61,11 +63,12 @@ pub(crate) fn run(words: &[String], domain: DomId, device: Bdf) {
 /// output goes into the journal.
 fn on_the_host(words: &[String]) -> Vec<String> {
     // A oneshot's start ends with it, and tells of its failure, without the D-Bus daemon that --wait takes.
-    const SYSTEMD_RUN: [&str; 5] = [
+    const SYSTEMD_RUN: [&str; 6] = [
         "systemd-run",
         "--quiet",
         "--collect",
         "--service-type=oneshot",
+        SYSTEMDS_LIMIT,
         "--",
     ];
     // Set by systemd for its services (systemd.exec(5)).

@@ -66,7 +66,7 @@ in_its_sandbox() { nsenter -m -t "$(systemctl show -P MainPID pcibackd)" "$@"; }
 from_a_sandbox() {
   systemd-run --quiet --collect --service-type=oneshot -p NoNewPrivileges=yes -p "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_RESOURCE" \
     -p ProtectSystem=strict -p RestrictAddressFamilies=AF_UNIX -p SystemCallFilter=@system-service -p DevicePolicy=closed \
-    systemd-run --quiet --collect --service-type=oneshot -- sh -c 'xl list >/root/domains' && grep Domain-0 /root/domains
+    systemd-run --quiet --collect --service-type=oneshot --property=TimeoutStartSec=115 -- sh -c 'xl list >/root/domains' && grep Domain-0 /root/domains
 }
 
 the_keeper_comes_back() {
