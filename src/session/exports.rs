@@ -143,6 +143,11 @@ impl Exports {
         self.domain
     }
 
+    /// The guest to name to the toolstack: for a stub domain the one whose it is.
+    pub fn guest(&self) -> DomId {
+        self.target.unwrap_or(self.domain)
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Export> {
         self.list.iter()

@@ -156,7 +156,7 @@ impl Session {
     /// gave, configuration space and message-signalled interrupts, ends here. Nobody else gets such a device yet: mappings of its memory
     /// that the guest has made outlive the permission, until the guest lets go of them, or ends.
     pub(super) fn revoke_unanswered(&mut self) -> Result<(), SessionError> {
-        let domain = self.setup.domain;
+        let (domain, guest) = (self.setup.domain, self.exports.guest());
         for node in nodes::devices(&mut self.store, &self.paths)? {
             if node.state == XenbusState::Closing
                 && let Ok(bdf) = node.address
@@ -164,7 +164,7 @@ impl Session {
             {
                 warn!(
                     "domain {domain} does not let {bdf} go, and cannot use it any more. It is free for others when the guest answers \
-                     (xl unpause {domain}, if it is paused), or ends (xl destroy {domain})"
+                     (xl unpause {guest}, if it is paused), or ends (xl destroy {guest})"
                 );
             }
         }

@@ -284,7 +284,7 @@ impl Session {
             OnFailure::Kill => &commands.kill,
             OnFailure::Ignore => return,
         };
-        let domain = self.setup.domain;
+        let domain = self.exports.guest();
         crate::command::in_background(Commands::fill(command, domain, device), domain, device);
     }
 }

@@ -9,9 +9,11 @@ use pcibackd::host::errors::Severity::{Fatal, NonFatal};
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{INTX_ONLY, NVME};
 use pcibackd::session::aer::recovery::{Failure, Outcome, Recovery, State};
+use xenbus::DomId;
 use xenbus::pciif::AerCommand::{Detected, SlotReset};
 use xenbus::pciif::{AerResult, ChannelState, Flags};
 use xenbus::sim::{DomainKind, Variant};
+use xenbus::xenstore::Store;
 
 use super::{FIRST, Setup, expect, reset_and_resume, working};
 use crate::house::{LONG, until};
@@ -144,6 +146,24 @@ fn an_hvm_guest_loses_its_device_at_once() {
     });
     setup.report(NonFatal);
     setup.until_detached(domain, NVME);
+}
+
+#[test]
+fn what_is_done_to_a_stub_domain_is_done_to_its_guest() {
+    let setup = Setup::new(&[NVME], "");
+    let house = &setup.house;
+    let stub = house.machine.create_domain("stub", DomainKind::Pv).unwrap();
+    let guest = DomId(4711);
+    let mut store = house.store();
+    let target = format!("/local/domain/{stub}/target");
+    store.write(&target, guest.to_string()).unwrap();
+    let device_model = format!("/local/domain/{guest}/image/device-model-domid");
+    store.write(&device_model, stub.to_string()).unwrap();
+    house.attach(stub, NVME).unwrap();
+    house.until_node(stub, "state-0", "3");
+    setup.report(NonFatal);
+    setup.until_detached(guest, NVME);
+    assert!(!setup.detached(stub, NVME).exists());
 }
 
 #[test]
