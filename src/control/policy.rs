@@ -70,4 +70,6 @@ pub struct Suggestion {
     pub command: String,
     /// For good: an entry of the configuration file.
     pub entry: String,
+    /// Registers that it leaves closed, as there is no room for more ranges.
+    pub left_out: u32,
 }

@@ -299,10 +299,15 @@ fn suggestion(
         Permissive::No => Ranges::EMPTY,
         Permissive::Yes => return None,
     };
+    let mut left_out = 0u32;
     for write in writes.iter().filter(|write| write.never.is_none()) {
         let range = Range::new(write.offset, write.offset.saturating_add(write.width)).ok()?;
-        more.insert(range).ok()?;
-        all.insert(range).ok()?;
+        let (mut all_more, mut more_still) = (all, more);
+        if all_more.insert(range).is_ok() && more_still.insert(range).is_ok() {
+            (all, more) = (all_more, more_still);
+        } else {
+            left_out = left_out.saturating_add(1);
+        }
     }
     let identity = &description.identity;
     let ranges: Vec<String> = more.iter().map(|range| range.to_string()).collect();
@@ -314,5 +319,6 @@ fn suggestion(
             identity.device,
             list(&all)
         ),
+        left_out,
     })
 }

@@ -285,6 +285,20 @@ fn what_a_dropped_write_suggests_lets_it_through_and_no_other() {
 }
 
 #[test]
+fn of_more_registers_than_there_is_room_for_as_many_are_suggested_as_there_is() {
+    let house = House::impatient(&[NVME]);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    for place in 0..20 {
+        frontend.conf_write(FIRST, 0x800 + 8 * place, 4, 1).unwrap();
+    }
+    let suggestion = dropped(&house).suggestion.unwrap();
+    assert_eq!(suggestion.left_out, 4);
+    let words: Vec<&str> = suggestion.command.split(' ').collect();
+    assert!(settings(&house, &words[2..]).is_ok());
+    suggestion.entry.parse::<Config>().unwrap();
+}
+
+#[test]
 fn of_several_assignments_all_or_none_are_made() {
     let house = House::new(&[NVME]);
     for (wrong, part) in [

@@ -53,6 +53,12 @@ fn text(shown: &DroppedShown, paint: Paint) -> String {
         for line in suggestion.entry.lines() {
             text += &format!("  {line}\n");
         }
+        if suggestion.left_out > 0 {
+            text += &format!(
+                "There is no room for ranges for {} more of the registers; permissive=true opens all that have no rule of their own.\n",
+                suggestion.left_out
+            );
+        }
     }
     text
 }
@@ -109,6 +115,7 @@ mod tests {
             suggestion: Some(Suggestion {
                 command: "set 0000:03:00.0 permissive+=0xe8..0xea".into(),
                 entry: "[[device]]\nid = \"8086:10d3\"\n".into(),
+                left_out: 2,
             }),
         };
         let expected = "\
@@ -124,6 +131,7 @@ If the guest's driver needs them, this lets them through, and no others:
 until the guest gives the device back. For good, in the configuration file:
   [[device]]
   id = \"8086:10d3\"
+There is no room for ranges for 2 more of the registers; permissive=true opens all that have no rule of their own.
 ";
         let text = text(&shown, Paint::NONE);
         let trimmed = |text: &str| -> Vec<String> {
