@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::{ArgGroup, Args};
 use conf_space::selector::Selector;
 use pcibackd::config::DEFAULT_PATH;
+use pcibackd::host::Bus;
+use pcibackd::host::sysfs::Sysfs;
 use pcibackd::text::chain;
 use serde::Serialize;
 
@@ -132,12 +134,18 @@ pub fn change(
     let path = file.path().display().to_string();
     let (mut changed, mut outcome) = (false, Outcome::Done);
     for entry in entries {
-        let change = if hide {
+        let mut change = if hide {
             file.add(entry)?
         } else {
             file.remove(entry)?
         };
         changed |= change == Change::Made;
+        if !hide
+            && boot.root.is_none()
+            && let Some(other) = also_meant(&Sysfs::to_look_at("/sys"), &file.entries()?, entry)
+        {
+            change = Change::Within(other);
+        }
         match change {
             Change::Made if hide => {
                 output::tell(&format!("{entry}: hidden at every boot ({path})"))
@@ -163,6 +171,13 @@ pub fn change(
     complain_of_refused(&hidden);
     let initramfs = renew(boot, &hidden)?;
     Ok(outcome.and(self::outcome(&hidden, initramfs)))
+}
+
+/// What else means the device at this address: its slot or its kind. That takes a look at the device.
+fn also_meant(bus: &dyn Bus, list: &[Selector], entry: &Selector) -> Option<String> {
+    let device = bus.describe(entry.exact()?).ok()?.names();
+    let other = list.iter().find(|other| other.matches(&device))?;
+    Some(other.to_string())
 }
 
 fn renew(boot: &BootOptions, hidden: &Hidden) -> Result<Initramfs, PersistError> {
@@ -192,5 +207,28 @@ fn outcome(hidden: &Hidden, initramfs: Initramfs) -> Outcome {
         Outcome::Done
     } else {
         Outcome::Failed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pcibackd::host::sim::SimBus;
+    use xenbus::sim::Machine;
+
+    use super::*;
+
+    #[test]
+    fn a_device_that_is_hidden_by_its_kind_stays_so_when_its_address_is_taken_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let machine = Machine::new(directory.path()).unwrap();
+        let bus = SimBus::with_example_devices(&machine);
+        let also = |list: &[&str], entry: &str| {
+            let list: Vec<Selector> = list.iter().map(|text| text.parse().unwrap()).collect();
+            also_meant(&*bus, &list, &entry.parse().unwrap())
+        };
+        let list = ["8086:ffff", "1b36:0010", "03:00.0"];
+        assert_eq!(also(&list, "02:00.0").as_deref(), Some("1b36:0010"));
+        assert_eq!(also(&list[..1], "02:00.0"), None);
+        assert_eq!(also(&list, "1b36:0010"), None);
     }
 }

@@ -78,6 +78,19 @@ impl ConfigFile {
         &self.path
     }
 
+    /// What is in `hide` now, but for what names nothing.
+    ///
+    /// # Errors
+    /// [`PersistError::Edit`] if `hide` is no list.
+    pub fn entries(&mut self) -> Result<Vec<Selector>, PersistError> {
+        let list = self.list()?;
+        let texts = list
+            .iter()
+            .flat_map(|list| list.iter())
+            .filter_map(Value::as_str);
+        Ok(texts.flat_map(selector::parse).flatten().collect())
+    }
+
     /// Adds an entry to `hide`.
     ///
     /// # Errors
