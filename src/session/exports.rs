@@ -14,7 +14,7 @@ use super::policy::CurrentPolicy;
 use crate::host::config_state;
 use crate::host::devices::{Claim, Device, DeviceError, Devices, Line, silence};
 use crate::host::interrupts::Interrupts;
-use crate::host::record::{Owner, Phase, RunTime};
+use crate::host::record::{Flags, Owner, Phase, RunTime};
 use crate::text::chain;
 
 /// A device that a guest cannot have.
@@ -70,8 +70,6 @@ pub struct Export {
     pub interrupts: Interrupts,
     /// What the operator allows the guest with it.
     policy: CurrentPolicy,
-    /// The toolstack took it back, and the guest did not answer: it is not served any more.
-    pub revoked: bool,
     /// A write was dropped, and that was logged.
     pub told_of_dropped_write: bool,
     /// Its recovery from an error.
@@ -82,6 +80,11 @@ impl Export {
     /// What the operator allows the guest with this device now.
     pub fn policy(&mut self) -> Policy {
         self.policy.get(&self.device.record, &mut self.overlay)
+    }
+
+    /// Whether the toolstack took it back and the guest did not answer: it is not served any more.
+    pub fn is_revoked(&self) -> bool {
+        self.device.record.flags().contains(Flags::REVOKED)
     }
 
     /// What the device's command register is to hold while the guest has it.
@@ -188,12 +191,9 @@ impl Exports {
     pub fn find(&mut self, domain: u32, bus: u32, devfn: u32) -> Option<&mut Export> {
         self.list.iter_mut().find(|export| {
             let at = export.seen_as;
-            !export.revoked
-                && (
-                    u32::from(at.segment()),
-                    u32::from(at.bus()),
-                    u32::from(at.devfn()),
-                ) == (domain, bus, devfn)
+            let (segment, at_bus, at_devfn) = (at.segment(), at.bus(), at.devfn());
+            (segment.into(), at_bus.into(), at_devfn.into()) == (domain, bus, devfn)
+                && !export.is_revoked()
         })
     }
 
@@ -284,7 +284,6 @@ impl Exports {
             seen_as: address,
             overlay,
             interrupts,
-            revoked: false,
             told_of_dropped_write: false,
             recovery_work: Work::default(),
         });
@@ -349,7 +348,12 @@ impl Exports {
     /// Takes a device from the guest. `false`: the guest does not have it.
     pub fn remove(&mut self, bdf: Bdf) -> bool {
         let Some(index) = self.list.iter().position(|export| export.device.bdf == bdf) else {
-            return false;
+            // One that could not be taken up after a restart is the guest's all the same.
+            let device = self.devices.get(bdf);
+            let held = device.filter(|device| device.is_held_by(self.domain));
+            return held
+                .inspect(|device| self.devices.release(device))
+                .is_some();
         };
         let export = self.list.swap_remove(index);
         self.let_go(&export);
@@ -359,14 +363,15 @@ impl Exports {
     /// Ends the guest's use of a device that it does not let go: its operations find nothing, its message-signalled interrupts are off. The
     /// device stays its own. `false`: the guest does not have it, or that was done before.
     pub fn revoke(&mut self, bdf: Bdf) -> bool {
-        let mut used = self.list.iter_mut().filter(|export| !export.revoked);
+        let mut used = self.list.iter().filter(|export| !export.is_revoked());
         let Some(export) = used.find(|export| export.device.bdf == bdf) else {
             return false;
         };
-        export.revoked = true;
         if let Err(error) = export.interrupts.disable() {
             log::error!("{bdf}: {}", chain(&error));
         }
+        // Last: a daemon that is killed before does it again.
+        export.device.record.insert(Flags::REVOKED);
         true
     }
 

@@ -138,6 +138,9 @@ fn a_guest_that_never_lets_a_device_go_cannot_use_it_and_nobody_else_gets_it() {
     assert!(frontend.conf_read(nvme, 0, 4).is_err());
     assert!(frontend.conf_read(nic, 0, 4).is_ok());
     assert_eq!(house.phase(NVME), Some(Phase::Assigned));
+    house.restart();
+    assert!(frontend.conf_read(nvme, 0, 4).is_err());
+    assert!(frontend.conf_read(nic, 0, 4).is_ok());
     // When it answers after all, everything goes its way.
     drop(frontend);
     let mut awake = house.frontend(domain, Variant::Linux);

@@ -272,3 +272,19 @@ fn guests_that_start_while_devices_are_hidden_at_start_do_not_wait_for_that() {
     });
     assert_eq!(house.phase(NVME), Some(Phase::Hidden));
 }
+
+#[test]
+fn a_device_that_cannot_be_taken_up_again_is_free_when_it_is_detached() {
+    let house = House::new(&[NVME, INTX_ONLY]);
+    let (domain, mut frontend) = house.boot(&[NVME, INTX_ONLY]);
+    house.kill();
+    house.bus.vanish(NVME, true);
+    house.start();
+    house.until_node(domain, "state-0", "6");
+    house.bus.vanish(NVME, false);
+    assert_eq!(house.phase(NVME), Some(Phase::Assigned));
+    house.while_following(&mut frontend, || house.detach(domain, NVME));
+    house.until_free(NVME);
+    let address = house.seen_as(INTX_ONLY);
+    assert!(frontend.conf_read(address, 0, 4).is_ok());
+}

@@ -110,6 +110,7 @@ impl Devices {
         record.set_owner(owner);
         record.set_overlay(overlay);
         record.clear_dropped();
+        record.clear(Flags::REVOKED);
         match line {
             Line::Usable => record.clear(Flags::WITHOUT_INTX),
             Line::Refused => record.insert(Flags::WITHOUT_INTX),

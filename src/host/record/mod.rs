@@ -119,6 +119,8 @@ bitflags::bitflags! {
         const RESET_NARROWED = 1 << 6;
         /// The guest has no part in its INTx line, which somebody else uses. Until release.
         const WITHOUT_INTX = 1 << 7;
+        /// The toolstack took it back, and the guest, which did not let it go, may use it no more. Until release.
+        const REVOKED = 1 << 8;
     }
 }
 

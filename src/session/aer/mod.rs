@@ -96,12 +96,12 @@ impl Export {
         let policy_begun =
             matches!(recovery.state, State::Failed(_)) && self.recovery_work.policy_begun;
         let nothing_new = self.device.record.errors().reported().is_none();
-        self.revoked || nothing_new && (recovery.is_quiet() || policy_begun)
+        self.is_revoked() || nothing_new && (recovery.is_quiet() || policy_begun)
     }
 
     /// Whether its guest has been asked about it, and is to answer.
     fn is_asked(&self) -> bool {
-        !self.revoked && matches!(self.recovery().state, State::Asked(_))
+        !self.is_revoked() && matches!(self.recovery().state, State::Asked(_))
     }
 
     fn clear_errors(&self) {
