@@ -1,4 +1,5 @@
-//! Running the commands of the configuration: programs of the toolstack, which talk to us meanwhile. So they run beside everything else.
+//! Running programs on the host: the commands of the configuration, which are the toolstack's and talk to us meanwhile, so that they run beside
+//! everything else; and what a sandbox keeps us from doing ourselves.
 
 use std::env;
 use std::fs::File;
@@ -71,12 +72,33 @@ fn on_the_host(words: &[String]) -> Vec<String> {
         SYSTEMDS_LIMIT,
         "--",
     ];
-    // Set by systemd for its services (systemd.exec(5)).
-    if env::var_os("INVOCATION_ID").is_none() || !Path::new("/run/systemd/system").exists() {
+    if !is_service() {
         return words.to_vec();
     }
     let run = SYSTEMD_RUN.into_iter().map(str::to_owned);
     run.chain(words.iter().cloned()).collect()
+}
+
+/// Whether this is a service of systemd's.
+pub(crate) fn is_service() -> bool {
+    // Set by systemd for its services (systemd.exec(5)).
+    env::var_os("INVOCATION_ID").is_some() && Path::new("/run/systemd/system").exists()
+}
+
+/// Runs a program on the host, outside of the sandbox of a service, and waits for its end.
+///
+/// # Errors
+/// When it cannot be run or fails; with what it said.
+pub(crate) fn on_the_host_to_its_end(words: &[String]) -> io::Result<()> {
+    match end_of(&on_the_host(words))? {
+        End::Status(status, _) if status.success() => Ok(()),
+        End::Status(status, output) => Err(io::Error::other(format!(
+            "'{}' has failed ({status}): {}",
+            words.join(" "),
+            printable(&output)
+        ))),
+        End::TooLong(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
 }
 
 enum End {

@@ -370,6 +370,11 @@ fn nobody_else_changes_their_number_while_a_guest_has_one() {
             .set_virtual_functions(NIC, 0, NewFunctions::Probed)
     };
     let (domain, mut frontend) = house.boot(&[NIC_VF0]);
+    let same = || {
+        let as_it_is = NewFunctions::Probed;
+        house.bus.set_virtual_functions(NIC, 2, as_it_is)
+    };
+    until("the number is kept", || same().is_err());
     assert!(change().is_err());
     house.restart();
     assert!(change().is_err());

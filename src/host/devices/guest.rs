@@ -80,14 +80,16 @@ impl Devices {
     /// # Errors
     /// As [`Devices::check`].
     pub fn claim(
-        &self,
+        self: &Arc<Self>,
         device: &Device,
         owner: Owner,
         overlay: u64,
         line: Line,
     ) -> Result<Claim, DeviceError> {
         let claim = self.take_for(device, owner, overlay, line)?;
-        self.keep_functions_beside(device);
+        if claim == Claim::Taken {
+            self.keep_functions_soon(device);
+        }
         Ok(claim)
     }
 

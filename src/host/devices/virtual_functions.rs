@@ -100,6 +100,20 @@ impl Devices {
         }
     }
 
+    /// As [`Devices::keep_functions_beside`], on a thread of its own: it may be systemd who has to do it, and the guest's other devices are to be
+    /// served meanwhile.
+    pub(super) fn keep_functions_soon(self: &Arc<Self>, device: &Device) {
+        let Function::Virtual { physical, .. } = device.description.function else {
+            return;
+        };
+        let spawned = self.spawn(format!("keep {physical}"), move |devices| {
+            devices.keep_functions(physical);
+        });
+        if spawned.is_err() {
+            self.keep_functions(physical);
+        }
+    }
+
     /// As [`Devices::keep_functions_beside`], after a start: guests may have lost some since.
     pub(super) fn keep_all_functions(&self) {
         for bdf in self.bus.list().unwrap_or_default() {

@@ -2,15 +2,32 @@
 //!
 //! The kernel's own backend marks a device that a guest has, and drivers of physical functions leave marked devices alone. User space cannot
 //! mark them. A mount outlives us, as the guests do.
+//!
+//! A service of systemd's has mounts of its own, which nobody else sees, and its sandbox keeps it from making any. There systemd runs mount(8)
+//! for us. What is mounted on the host, the service sees, too.
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use crate::command;
+
 /// Makes a file read-only for everybody, or takes that back. What is so already stays so.
 pub(super) fn keep(file: &Path, keep: bool) -> io::Result<()> {
+    keep_by(
+        if command::is_service() {
+            by_systemd
+        } else {
+            here
+        },
+        file,
+        keep,
+    )
+}
+
+fn keep_by(change: fn(&Path, bool) -> io::Result<()>, file: &Path, keep: bool) -> io::Result<()> {
     // Mounts are known by the path that no link is in.
     let file = match fs::canonicalize(file) {
         // The mount goes with the file.
@@ -20,19 +37,37 @@ pub(super) fn keep(file: &Path, keep: bool) -> io::Result<()> {
     if is_mounted(&file)? == keep {
         return Ok(());
     }
+    change(&file, keep)
+}
+
+fn by_systemd(file: &Path, keep: bool) -> io::Result<()> {
+    command::on_the_host_to_its_end(&program(file, keep))
+}
+
+fn program(file: &Path, keep: bool) -> Vec<String> {
+    let file = file.to_string_lossy();
+    let words: &[&str] = if keep {
+        &["mount", "--bind", "-o", "ro", &file, &file]
+    } else {
+        &["umount", "--lazy", &file]
+    };
+    words.iter().map(|&word| word.to_owned()).collect()
+}
+
+fn here(file: &Path, keep: bool) -> io::Result<()> {
     if !keep {
-        return Ok(umount2(&file, MntFlags::MNT_DETACH)?);
+        return Ok(umount2(file, MntFlags::MNT_DETACH)?);
     }
-    let bind = |source: Option<&PathBuf>, flags| {
+    let bind = |source: Option<&Path>, flags| {
         mount(
             source,
-            &file,
+            file,
             None::<&str>,
             MsFlags::MS_BIND | flags,
             None::<&str>,
         )
     };
-    bind(Some(&file), MsFlags::empty())?;
+    bind(Some(file), MsFlags::empty())?;
     // A bind mount takes no other flags at first.
     Ok(bind(None, MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY)?)
 }
@@ -46,8 +81,18 @@ fn is_mounted(file: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
     use nix::sched::{CloneFlags, unshare};
+
+    /// What systemd runs for a service.
+    fn by_program(file: &Path, keep: bool) -> io::Result<()> {
+        let words = program(file, keep);
+        let status = Command::new(&words[0]).args(&words[1..]).status()?;
+        assert!(status.success());
+        Ok(())
+    }
 
     #[test]
     fn a_kept_file_is_read_only_until_it_is_let_go() {
@@ -65,15 +110,17 @@ mod tests {
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(directory.path(), &link).unwrap();
         let through_link = link.join("sriov_numvfs");
-        for _ in 0..2 {
-            keep(&through_link, true).unwrap();
-            let error = fs::write(&file, "0").unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(libc::EROFS));
-            assert_eq!(fs::read_to_string(&file).unwrap(), "2");
-        }
-        for _ in 0..2 {
-            keep(&file, false).unwrap();
-            fs::write(&file, "2").unwrap();
+        for change in [here, by_program] {
+            for _ in 0..2 {
+                keep_by(change, &through_link, true).unwrap();
+                let error = fs::write(&file, "0").unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EROFS));
+                assert_eq!(fs::read_to_string(&file).unwrap(), "2");
+            }
+            for _ in 0..2 {
+                keep_by(change, &file, false).unwrap();
+                fs::write(&file, "2").unwrap();
+            }
         }
     }
 }

@@ -26,6 +26,7 @@ story() {
   check "it cannot write to what is not its own" not in_its_sandbox touch /etc/pciback/x /usr/x /root/x
   check "though it can to its own" in_its_sandbox touch /run/pcibackd/x
   check "from a sandbox like its own, a command runs on the host" from_a_sandbox
+  check "and a file is made read-only for the host, which the sandbox sees" kept_from_a_sandbox
 
   must "killed, it is brought back by systemd" killed_it_comes_back
   check "and xl finds the devices" wait_for 20 has 0000:00:05.0 xl pci-assignable-list
@@ -62,11 +63,22 @@ another_runs() {
 
 in_its_sandbox() { nsenter -m -t "$(systemctl show -P MainPID pcibackd)" "$@"; }
 
-# As the daemon runs the commands of its configuration
-from_a_sandbox() {
+# As the daemon runs programs on the host
+on_the_host() {
   systemd-run --quiet --collect --service-type=oneshot -p NoNewPrivileges=yes -p "CapabilityBoundingSet=CAP_SYS_ADMIN CAP_SYS_RESOURCE" \
     -p ProtectSystem=strict -p RestrictAddressFamilies=AF_UNIX -p SystemCallFilter=@system-service -p DevicePolicy=closed \
-    systemd-run --quiet --collect --service-type=oneshot --property=TimeoutStartSec=115 -- sh -c 'xl list >/root/domains' && grep Domain-0 /root/domains
+    systemd-run --quiet --collect --service-type=oneshot --property=TimeoutStartSec=115 -- "$@"
+}
+
+from_a_sandbox() { on_the_host sh -c 'xl list >/root/domains' && grep Domain-0 /root/domains; }
+
+# As it keeps virtual functions that guests have
+kept_from_a_sandbox() {
+  local file=/sys/devices/pci0000:00/0000:00:05.0/driver_override kept=1
+  on_the_host mount --bind -o ro "$file" "$file" || return 1
+  in_its_sandbox grep -q "$file" /proc/self/mountinfo && not sh -c "echo pciback >$file" || kept=0
+  on_the_host umount --lazy "$file"
+  [ $kept = 1 ] && not in_its_sandbox grep -q "$file" /proc/self/mountinfo && echo pciback >"$file"
 }
 
 the_keeper_comes_back() {
