@@ -4,8 +4,8 @@ use conf_space::address::Bdf;
 
 use super::service::DaemonService;
 use crate::control::protocol::{Entry, PhysicalFunction, Response, VirtualFunction};
-use crate::host::devices::{DeviceError, Quarantine};
-use crate::host::{Function, HostError, NewFunctions};
+use crate::host::devices::{DeviceError, NewFunctions, Quarantine};
+use crate::host::{Function, HostError};
 use crate::text::chain;
 
 impl DaemonService {

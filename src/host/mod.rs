@@ -126,15 +126,6 @@ pub struct Description {
     pub reset_methods: Vec<String>,
 }
 
-/// What becomes of virtual functions that are made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NewFunctions {
-    /// dom0's drivers take them, as the physical function's settings say.
-    Probed,
-    /// No driver of dom0's ever sees them.
-    LeftAlone,
-}
-
 impl Description {
     /// All that the device can be told by.
     pub fn names(&self) -> DeviceNames {
@@ -229,12 +220,19 @@ pub trait Bus: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// The kernel's, and those of the physical function's driver.
-    fn set_virtual_functions(
-        &self,
-        physical: Bdf,
-        count: u16,
-        new: NewFunctions,
-    ) -> Result<(), HostError>;
+    fn set_virtual_functions(&self, physical: Bdf, count: u16) -> Result<(), HostError>;
+
+    /// Whether dom0's drivers take virtual functions that are made.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn are_functions_probed(&self, physical: Bdf) -> Result<bool, HostError>;
+
+    /// Has dom0's drivers take virtual functions that are made from now on, or leave them alone.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn set_functions_probed(&self, physical: Bdf, probed: bool) -> Result<(), HostError>;
 
     /// Has [`Bus::reset`] try these methods only, in this order, until set anew; none: all that the kernel has, in its order.
     ///

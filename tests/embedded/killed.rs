@@ -293,3 +293,33 @@ fn while_virtual_functions_are_taken_away_by_force() {
         },
     );
 }
+
+#[test]
+fn while_virtual_functions_are_made_that_no_driver_is_to_see() {
+    let begin = || House::new(&[]);
+    at_each_step(begin, |house, step| {
+        sriov::destroy(house, false).unwrap();
+        let died = house.surviving(step, || {
+            let (physical, count, hide) = (NIC, 2, true);
+            let request = Request::CreateVirtualFunctions {
+                physical,
+                count,
+                hide,
+            };
+            let _ = client::ask(house.machine.run_dir(), &request);
+        });
+        assert!(
+            house.bus.are_functions_probed(NIC).unwrap(),
+            "those that are made next have drivers, step {step}"
+        );
+        until("they are made and hidden", || {
+            let made = sriov::create(house, 2, true);
+            made.is_ok_and(|made| made.iter().all(|entry| entry.ok))
+        });
+        assert_eq!(house.record(NIC_VF0).driver(), None, "step {step}");
+        assert_eq!(house.records(), [NIC_VF0, NIC_VF1]);
+        let files = std::fs::read_dir(house.records_directory()).unwrap();
+        assert_eq!(files.count(), 2, "step {step}");
+        died
+    });
+}

@@ -18,7 +18,7 @@ use std::thread;
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
 use pcibackd::host::errors::ErrorReports;
 use pcibackd::host::sharing::Occupancy;
-use pcibackd::host::{Bus, Config, Description, HostError, NewFunctions};
+use pcibackd::host::{Bus, Config, Description, HostError};
 use xenbus::xenstore::{self, Client};
 use xenbus::{
     DomId, DomainInfo, EventPort, GrantRef, MsiRequest, PageMapping, PciDevice, Pirq, Port, Xen,
@@ -353,14 +353,18 @@ impl Bus for Host {
         self.life.doing(Deed::Reset(bdf), || self.bus.reset(bdf))
     }
 
-    fn set_virtual_functions(
-        &self,
-        physical: Bdf,
-        count: u16,
-        new: NewFunctions,
-    ) -> Result<(), HostError> {
+    fn set_virtual_functions(&self, physical: Bdf, count: u16) -> Result<(), HostError> {
         self.life
-            .around(|| self.bus.set_virtual_functions(physical, count, new))
+            .around(|| self.bus.set_virtual_functions(physical, count))
+    }
+
+    fn are_functions_probed(&self, physical: Bdf) -> Result<bool, HostError> {
+        self.bus.are_functions_probed(physical)
+    }
+
+    fn set_functions_probed(&self, physical: Bdf, probed: bool) -> Result<(), HostError> {
+        self.life
+            .around(|| self.bus.set_functions_probed(physical, probed))
     }
 
     fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError> {

@@ -5,19 +5,16 @@ use std::time::Duration;
 use conf_space::Bdf;
 use pcibackd::config::Config;
 use pcibackd::control::protocol::{Entry, PhysicalFunction, Request, Response};
+use pcibackd::host::Bus;
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{BRIDGE, NIC, NIC_VF0, NIC_VF1, NVME};
-use pcibackd::host::{Bus, NewFunctions};
 use xenbus::sim::{MachineOptions, Variant};
 
 use crate::house::{House, LONG, at, until};
 
 /// What somebody else in dom0 does: `echo COUNT > sriov_numvfs`.
 fn set(house: &House, count: u16) {
-    house
-        .bus
-        .set_virtual_functions(NIC, count, NewFunctions::Probed)
-        .unwrap();
+    house.bus.set_virtual_functions(NIC, count).unwrap();
 }
 
 pub fn entries(response: Response) -> Result<Vec<Entry>, String> {
@@ -28,7 +25,7 @@ pub fn entries(response: Response) -> Result<Vec<Entry>, String> {
     }
 }
 
-fn create(house: &House, count: u16, hide: bool) -> Result<Vec<Entry>, String> {
+pub fn create(house: &House, count: u16, hide: bool) -> Result<Vec<Entry>, String> {
     let physical = NIC;
     entries(house.ask(&Request::CreateVirtualFunctions {
         physical,
@@ -186,10 +183,8 @@ fn what_was_made_anew_while_no_daemon_ran_is_dom0s() {
     house.kill();
     reload_driver(&house);
     house.bus.keep_virtual_functions(NIC, false).unwrap();
-    house
-        .bus
-        .set_virtual_functions(NIC, 2, NewFunctions::LeftAlone)
-        .unwrap();
+    house.bus.set_functions_probed(NIC, false).unwrap();
+    set(&house, 2);
     house.start();
     assert_eq!(house.records(), []);
     let mut frontend = house.frontend(domain, Variant::Linux);
@@ -364,16 +359,9 @@ fn taking_virtual_functions_away_behind_the_daemons_back_leaves_interrupts_that_
 #[test]
 fn nobody_else_changes_their_number_while_a_guest_has_one() {
     let house = House::new(&[NIC_VF0, NIC_VF1]);
-    let change = || {
-        house
-            .bus
-            .set_virtual_functions(NIC, 0, NewFunctions::Probed)
-    };
+    let change = || house.bus.set_virtual_functions(NIC, 0);
     let (domain, mut frontend) = house.boot(&[NIC_VF0]);
-    let same = || {
-        let as_it_is = NewFunctions::Probed;
-        house.bus.set_virtual_functions(NIC, 2, as_it_is)
-    };
+    let same = || house.bus.set_virtual_functions(NIC, 2);
     until("the number is kept", || same().is_err());
     assert!(change().is_err());
     house.restart();

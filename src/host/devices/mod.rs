@@ -12,6 +12,7 @@ mod recovery;
 mod removed;
 mod reset;
 mod sharing;
+mod unprobed;
 mod virtual_functions;
 
 use std::cell::OnceCell;
@@ -34,6 +35,7 @@ pub use self::guest::{Claim, Line, Waker};
 pub use self::hide::{Quarantine, RESERVED_FOR, Rebind};
 pub use self::reset::Attempt;
 pub use self::sharing::{Sharing, silence};
+pub use self::virtual_functions::NewFunctions;
 
 use self::device::Parts;
 use super::record::{Flags, Phase, Record, RecordError};
@@ -58,6 +60,8 @@ pub struct Devices {
     wakers: Mutex<BTreeMap<DomId, Waker>>,
     /// Held while it is decided whether a physical function may lose its virtual ones.
     keeping: Mutex<()>,
+    /// Held while a physical function's number of virtual ones is changed.
+    provisioning: Mutex<()>,
     /// How often it was asked whether devices were removed, since somebody began to look; 0: nobody looks.
     looks: AtomicUsize,
     activities: Mutex<BTreeMap<Bdf, &'static str>>,
@@ -101,6 +105,7 @@ impl Devices {
             table: Mutex::default(),
             wakers: Mutex::default(),
             keeping: Mutex::default(),
+            provisioning: Mutex::default(),
             looks: AtomicUsize::new(0),
             activities: Mutex::default(),
         });
@@ -114,6 +119,7 @@ impl Devices {
         }
         let all = devices.list();
         devices.keep_all_functions();
+        devices.have_functions_probed_again();
         let lines = OnceCell::new();
         // Only of a guest that has them: asking takes a while on a large host.
         let lines = || lines.get_or_init(|| devices.lines()).as_slice();

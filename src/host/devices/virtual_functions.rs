@@ -5,7 +5,7 @@
 //! The kernel's own backend keeps such a device by a flag that user space cannot set. So order is everything: first from the guest, its
 //! PIRQs unmapped, then from hidden to dom0, and only then the physical function's driver is told.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,8 +16,17 @@ use super::{Device, DeviceError, Devices, Rebind};
 use crate::command;
 use crate::config::Commands;
 use crate::host::record::{Owner, Phase};
-use crate::host::{Function, HostError, NewFunctions};
+use crate::host::{Function, HostError};
 use crate::text::chain;
+
+/// What becomes of virtual functions that are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NewFunctions {
+    /// dom0's drivers take them, as the physical function's settings say.
+    Probed,
+    /// No driver of dom0's ever sees them.
+    LeftAlone,
+}
 
 const BY_FORCE: &str = "the host's operator took it away by force";
 
@@ -168,6 +177,12 @@ impl Devices {
         self.check_functions(physical)
     }
 
+    /// One at a time: what is so for a moment only must not be what the next one finds.
+    fn provision(&self) -> MutexGuard<'_, ()> {
+        let provisioning = self.provisioning.lock();
+        provisioning.unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Has a physical function have `count` virtual functions, and returns them. With as many as there are, does nothing.
     ///
     /// # Errors
@@ -178,10 +193,16 @@ impl Devices {
         count: u16,
         new: NewFunctions,
     ) -> Result<Vec<Bdf>, DeviceError> {
+        let _alone = self.provision();
         let before = self.bus.describe(physical)?;
         if sriov::must_change(physical, &before.function, before.driver.as_deref(), count)? {
             self.keep_functions(physical);
-            self.bus.set_virtual_functions(physical, count, new)?;
+            match new {
+                NewFunctions::Probed => self.bus.set_virtual_functions(physical, count)?,
+                NewFunctions::LeftAlone => {
+                    self.unprobed(physical, || self.bus.set_virtual_functions(physical, count))?
+                }
+            }
         }
         match self.bus.describe(physical)?.function {
             Function::Physical {
@@ -196,12 +217,12 @@ impl Devices {
     /// # Errors
     /// [`DeviceError::FunctionsInGuests`], [`DeviceError::Busy`], [`DeviceError::Functions`], [`DeviceError::Host`].
     pub fn destroy_functions(&self, physical: Bdf) -> Result<u16, DeviceError> {
+        let _alone = self.provision();
         let before = self.bus.describe(physical)?;
         if sriov::must_change(physical, &before.function, before.driver.as_deref(), 0)? {
             self.take_back_functions(physical)?;
             self.keep_functions(physical);
-            self.bus
-                .set_virtual_functions(physical, 0, NewFunctions::Probed)?;
+            self.bus.set_virtual_functions(physical, 0)?;
         }
         Ok(match before.function {
             Function::Physical { enabled, .. } => enabled,

@@ -17,7 +17,7 @@ use super::{BRIDGE, SimBus, lock};
 use crate::host::devices::for_xen;
 use crate::host::errors::ErrorReports;
 use crate::host::sharing::Occupancy;
-use crate::host::{Bus, Config, Description, HostError, NewFunctions};
+use crate::host::{Bus, Config, Description, HostError};
 
 /// A device's configuration space as dom0 reaches it.
 #[derive(Debug)]
@@ -310,13 +310,17 @@ impl Bus for SimBus {
         }
     }
 
-    fn set_virtual_functions(
-        &self,
-        physical: Bdf,
-        count: u16,
-        new: NewFunctions,
-    ) -> Result<(), HostError> {
-        self.change_virtual_functions(physical, count, new)
+    fn set_virtual_functions(&self, physical: Bdf, count: u16) -> Result<(), HostError> {
+        self.change_virtual_functions(physical, count)
+    }
+
+    fn are_functions_probed(&self, physical: Bdf) -> Result<bool, HostError> {
+        Ok(!lock(&self.known(physical)?.kernel).leaves_functions_alone)
+    }
+
+    fn set_functions_probed(&self, physical: Bdf, probed: bool) -> Result<(), HostError> {
+        lock(&self.known(physical)?.kernel).leaves_functions_alone = !probed;
+        Ok(())
     }
 
     fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError> {

@@ -51,6 +51,8 @@ pub(super) struct Kernel {
     pub enabled: u32,
     /// Nobody changes how many virtual functions it has.
     pub kept: bool,
+    /// No driver takes virtual functions that are made.
+    pub leaves_functions_alone: bool,
     /// The reset methods that were chosen, if any were.
     pub reset_methods: Option<Vec<String>>,
 }

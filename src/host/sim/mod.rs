@@ -45,7 +45,6 @@ pub use examples::{
 };
 pub use memory::Model;
 
-use crate::host::NewFunctions;
 use crate::host::devices::for_xen;
 use assembly::Placement;
 use function::{Function, Presence};
@@ -90,7 +89,7 @@ impl SimBus {
         let (bdf, count) = (device.bdf, device.enabled_functions());
         let function = device.build(&mut lock(&self.placement));
         lock(&self.functions).insert(bdf, Arc::new(function));
-        self.make_virtual_functions(bdf, count, NewFunctions::Probed);
+        self.make_virtual_functions(bdf, count);
     }
 
     /// From now on small BARs are placed close to each other, several in a page, as some firmware does.

@@ -13,7 +13,7 @@ use super::dom0::refused;
 use super::function::Function;
 use super::sriov_capability as sriov;
 use super::{SimBus, lock};
-use crate::host::{HostError, NewFunctions};
+use crate::host::HostError;
 
 /// BAR that holds the MSI-X table of a virtual function.
 const TABLE_BAR: u8 = 3;
@@ -173,17 +173,18 @@ impl SimBus {
     }
 
     /// Makes the first so many virtual functions of a device that has none.
-    pub(super) fn make_virtual_functions(&self, physical: Bdf, count: u16, new: NewFunctions) {
+    pub(super) fn make_virtual_functions(&self, physical: Bdf, count: u16) {
         let Some(function) = self.get(physical) else {
             return;
         };
         let Some(sriov) = &function.fixed.sriov else {
             return;
         };
+        let alone = lock(&function.kernel).leaves_functions_alone;
         function.enable_functions(count);
         for index in 0..count {
             let mut made = sriov.build(physical, index);
-            if new == NewFunctions::Probed {
+            if !alone {
                 made.probe_first();
             }
             lock(&self.functions).insert(made.bdf(), Arc::new(made));
@@ -205,7 +206,6 @@ impl SimBus {
         &self,
         physical: Bdf,
         count: u16,
-        new: NewFunctions,
     ) -> Result<(), HostError> {
         let function = self.known(physical)?;
         let no = |remedy, errno| {
@@ -235,7 +235,7 @@ impl SimBus {
         if enabled != 0 {
             return no("it has some already", libc::EBUSY);
         }
-        self.make_virtual_functions(physical, count, new);
+        self.make_virtual_functions(physical, count);
         Ok(())
     }
 }

@@ -25,7 +25,7 @@ use super::errors::ErrorReports;
 use super::errors::counters::{self, Counters};
 use super::errors::tracepoint::Tracepoint;
 use super::sharing::Occupancy;
-use super::{Bus, Config, Description, Function, HostError, NewFunctions};
+use super::{Bus, Config, Description, Function, HostError};
 use crate::facade::RealDrivers;
 use crate::text::chain;
 
@@ -106,6 +106,9 @@ impl Sysfs {
         remedy: &'static str,
     ) -> Result<(), HostError> {
         write_attribute(&self.device(bdf).join(name), value.as_bytes()).map_err(|source| {
+            if source.kind() == io::ErrorKind::NotFound && !self.device(bdf).exists() {
+                return HostError::NoDevice { bdf };
+            }
             HostError::Refused {
                 bdf,
                 action: action.to_owned(),
@@ -171,6 +174,7 @@ fn link_name(path: &Path) -> Option<String> {
         .map(str::to_owned)
 }
 
+const AUTOPROBE: &str = "sriov_drivers_autoprobe";
 const NO_OTHER: &str = "see the kernel's log (dmesg)";
 
 impl Bus for Sysfs {
@@ -327,39 +331,28 @@ impl Bus for Sysfs {
         self.set(bdf, "reset", "1", "reset it", "the kernel offers no working way to reset this device: see its 'reset_method' in sysfs")
     }
 
-    fn set_virtual_functions(
-        &self,
-        physical: Bdf,
-        count: u16,
-        new: NewFunctions,
-    ) -> Result<(), HostError> {
-        const AUTOPROBE: &str = "sriov_drivers_autoprobe";
-        let set_autoprobe = |value: &str| {
-            self.set(
-                physical,
-                AUTOPROBE,
-                value,
-                "say whether drivers take its virtual functions",
-                NO_OTHER,
-            )
-        };
-        let probed = match new {
-            NewFunctions::Probed => None,
-            NewFunctions::LeftAlone => Some(self.attribute(physical, AUTOPROBE)?),
-        };
-        if probed.is_some() {
-            set_autoprobe("0")?;
-        }
-        let set = self.set(
+    fn set_virtual_functions(&self, physical: Bdf, count: u16) -> Result<(), HostError> {
+        self.set(
             physical,
             "sriov_numvfs",
             &count.to_string(),
             &format!("make its driver have {count} virtual functions"),
             "the driver may not know SR-IOV, or refuse that number; see the kernel's log (dmesg)",
-        );
-        // Also after a failure.
-        let restored = probed.map_or(Ok(()), |before| set_autoprobe(&before));
-        set.and(restored)
+        )
+    }
+
+    fn are_functions_probed(&self, physical: Bdf) -> Result<bool, HostError> {
+        Ok(self.attribute(physical, AUTOPROBE)? != "0")
+    }
+
+    fn set_functions_probed(&self, physical: Bdf, probed: bool) -> Result<(), HostError> {
+        self.set(
+            physical,
+            AUTOPROBE,
+            if probed { "1" } else { "0" },
+            "say whether drivers take its virtual functions",
+            NO_OTHER,
+        )
     }
 
     fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError> {

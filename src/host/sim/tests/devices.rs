@@ -393,20 +393,20 @@ fn errno(result: Result<(), HostError>) -> Option<i32> {
 #[test]
 fn virtual_functions_come_and_go_by_the_kernels_rules() {
     let host = host();
-    let set = |count, new| host.bus.set_virtual_functions(NIC, count, new);
-    let probed = NewFunctions::Probed;
-    assert_eq!(errno(set(3, probed)), Some(libc::EBUSY), "by 0 only");
-    assert_eq!(errno(set(9, probed)), Some(libc::ERANGE));
-    set(2, probed).unwrap();
+    let set = |count| host.bus.set_virtual_functions(NIC, count);
+    assert_eq!(errno(set(3)), Some(libc::EBUSY), "by 0 only");
+    assert_eq!(errno(set(9)), Some(libc::ERANGE));
+    set(2).unwrap();
     let open = host.config(NIC_VF1);
     let before = host.bar(NIC_VF1, 0);
     host.machine.assign_device(DomId::IO, xen(NIC_VF1)).unwrap();
-    set(0, probed).unwrap();
+    set(0).unwrap();
     assert_eq!(virtual_functions(&host), []);
     assert_eq!(open.read(0x04, Width::Two), Err(AccessError::Gone));
     assert_eq!(host.bus.memory_read(before + 8), u32::MAX);
 
-    set(8, NewFunctions::LeftAlone).unwrap();
+    host.bus.set_functions_probed(NIC, false).unwrap();
+    set(8).unwrap();
     let all = virtual_functions(&host);
     assert_eq!(all.len(), 8);
     assert_eq!(all[1], (1, NIC_VF1));
@@ -421,15 +421,16 @@ fn virtual_functions_come_and_go_by_the_kernels_rules() {
     );
     assert_eq!(host.bus.memory_read(host.bar(all[7].1, 0) + 8), 0x83);
 
+    host.bus.set_functions_probed(NIC, true).unwrap();
     host.bus.unbind(NIC).unwrap();
     assert_eq!(virtual_functions(&host), [], "they go with the driver");
-    assert_eq!(errno(set(2, probed)), Some(libc::ENOENT));
+    assert_eq!(errno(set(2)), Some(libc::ENOENT));
     assert_eq!(
-        errno(host.bus.set_virtual_functions(NVME, 1, probed)),
+        errno(host.bus.set_virtual_functions(NVME, 1)),
         Some(libc::ENOENT)
     );
     host.bus.bind(NIC, None).unwrap();
-    set(1, probed).unwrap();
+    set(1).unwrap();
     let driver = host.bus.describe(NIC_VF0).unwrap().driver;
     assert_eq!(driver.as_deref(), Some("igbvf"));
 }

@@ -15,7 +15,7 @@ use xenbus::{DomId, MsiRequest, Xen};
 
 use super::*;
 use crate::host::devices::{for_xen, for_xen as xen};
-use crate::host::{Bus, Config, Function, HostError, NewFunctions};
+use crate::host::{Bus, Config, Function, HostError};
 
 struct Host {
     bus: Arc<SimBus>,
