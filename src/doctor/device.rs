@@ -136,6 +136,13 @@ fn power(findings: &mut Findings, facts: &DeviceFacts, registers: &Registers, bd
     let free = facts
         .standing
         .is_some_and(|standing| standing.phase == Phase::Hidden);
+    if facts.standing.is_some() && facts.may_lose_power {
+        return findings.warning(
+            CHECK,
+            "somebody has allowed the kernel to cut its power together with its bridge's, as if nobody used it",
+            format!("echo 0 > /sys/bus/pci/devices/{bdf}/d3cold_allowed"),
+        );
+    }
     match registers.power {
         None => findings.not_applicable(CHECK, "it has no power management"),
         Some(PowerState::D0) => findings.ok(CHECK, "D0"),

@@ -53,6 +53,8 @@ pub struct DeviceFacts {
     pub driver_override: Option<String>,
     /// What its registers say, or why they cannot be read.
     pub registers: Result<Registers, String>,
+    /// The kernel may let it lose its power while dom0 does not use it.
+    pub may_lose_power: bool,
     /// Why dom0 needs it.
     pub needed: Option<String>,
     /// Who else uses its INTx line.
@@ -139,6 +141,7 @@ impl DeviceFacts {
             standing: own,
             driver_override: bus.driver_override(bdf).ok().flatten(),
             registers: registers(bus, &description),
+            may_lose_power: bus.may_lose_power(bdf).unwrap_or(false),
             needed: bus.needed_by_dom0(bdf).ok().flatten(),
             line: on_line(description.irq, owner, &around),
             pages: in_pages(resources, owner, &around),

@@ -209,6 +209,18 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// The kernel's; a bound driver makes it refuse.
     fn enable(&self, bdf: Bdf, on: bool) -> Result<(), HostError>;
 
+    /// Whether the kernel may let the device lose its power, together with the bridge above it, while no driver of dom0's uses it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn may_lose_power(&self, bdf: Bdf) -> Result<bool, HostError>;
+
+    /// Lets the kernel do so, or keeps it from that.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn set_may_lose_power(&self, bdf: Bdf, may: bool) -> Result<(), HostError>;
+
     /// Resets the function by the first of its methods that works. The kernel saves and restores the standard configuration around it.
     ///
     /// # Errors

@@ -162,6 +162,8 @@ fn a_device_that_sleeps_although_nobody_has_it_is_told() {
     let control = base + power_management::CONTROL.offset;
     config.write(control, Width::Two, 3).unwrap();
     look(&house, NVME).says("power", Verdict::Warning, "D3Hot");
+    house.bus.set_may_lose_power(NVME, true).unwrap();
+    look(&house, NVME).says("power", Verdict::Warning, "cut its power");
 }
 
 #[test]

@@ -262,6 +262,7 @@ fn as_before(house: &House, step: usize) {
     assert_eq!(description.driver.as_deref(), Some("nvme"), "step {step}");
     assert_eq!(house.bus.enable_count(NVME), 1, "step {step}");
     assert_eq!(house.bus.driver_override(NVME).unwrap(), None);
+    assert!(house.bus.may_lose_power(NVME).unwrap(), "step {step}");
     let owner = house
         .machine
         .device_owner(pcibackd::host::devices::for_xen(NVME));

@@ -349,6 +349,14 @@ impl Bus for Host {
         self.life.around(|| self.bus.enable(bdf, on))
     }
 
+    fn may_lose_power(&self, bdf: Bdf) -> Result<bool, HostError> {
+        self.bus.may_lose_power(bdf)
+    }
+
+    fn set_may_lose_power(&self, bdf: Bdf, may: bool) -> Result<(), HostError> {
+        self.life.around(|| self.bus.set_may_lose_power(bdf, may))
+    }
+
     fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
         self.life.doing(Deed::Reset(bdf), || self.bus.reset(bdf))
     }

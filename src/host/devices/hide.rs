@@ -163,6 +163,7 @@ impl Devices {
             // Reserved first: nobody may grab it between two steps.
             self.bus.set_driver_override(bdf, Some(RESERVED_FOR))?;
             self.busy(bdf, "unbinding its driver", || self.bus.unbind(bdf))?;
+            self.keep_powered(bdf, &record)?;
             if !record.flags().contains(Flags::ENABLED) {
                 if resumed {
                     // It may be on already, by a daemon that did not live to write that down. If not, this is refused.
@@ -195,6 +196,16 @@ impl Devices {
             }
             Err(error) => Err((device.record, error)),
         }
+    }
+
+    /// To the kernel, a device without a driver is used by nobody: where user space has allowed it, it suspends the bridge above when nothing
+    /// else there is used. The kernel's own backend keeps a device in use by being its driver.
+    fn keep_powered(&self, bdf: Bdf, record: &Record) -> Result<(), DeviceError> {
+        if self.bus.may_lose_power(bdf)? {
+            record.insert(Flags::COULD_LOSE_POWER);
+            self.bus.set_may_lose_power(bdf, false)?;
+        }
+        Ok(())
     }
 
     fn hand_to_xen(&self, device: &Device, quarantine: Quarantine) -> Result<(), DeviceError> {
@@ -288,6 +299,11 @@ impl Devices {
         }
         if record.flags().contains(Flags::ENABLED)
             && let Err(error) = self.bus.enable(bdf, false)
+        {
+            log::warn!("{}", chain(&error));
+        }
+        if record.flags().contains(Flags::COULD_LOSE_POWER)
+            && let Err(error) = self.bus.set_may_lose_power(bdf, true)
         {
             log::warn!("{}", chain(&error));
         }

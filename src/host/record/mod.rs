@@ -115,6 +115,8 @@ bitflags::bitflags! {
         const QUARANTINED = 1 << 2;
         /// Its saved configuration is complete.
         const SAVED = 1 << 3;
+        /// The kernel could let it lose its power, before.
+        const COULD_LOSE_POWER = 1 << 4;
         /// The kernel was told to reset it by one method only, for one reset.
         const RESET_NARROWED = 1 << 6;
         /// The guest has no part in its INTx line, which somebody else uses. Until release.

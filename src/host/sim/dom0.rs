@@ -287,6 +287,15 @@ impl Bus for SimBus {
         Ok(())
     }
 
+    fn may_lose_power(&self, bdf: Bdf) -> Result<bool, HostError> {
+        Ok(!lock(&self.known(bdf)?.kernel).stays_powered)
+    }
+
+    fn set_may_lose_power(&self, bdf: Bdf, may: bool) -> Result<(), HostError> {
+        lock(&self.known(bdf)?.kernel).stays_powered = !may;
+        Ok(())
+    }
+
     fn reset(&self, bdf: Bdf) -> Result<(), HostError> {
         let function = self.known(bdf)?;
         let methods = function.reset_methods();

@@ -53,6 +53,8 @@ pub(super) struct Kernel {
     pub kept: bool,
     /// No driver takes virtual functions that are made.
     pub leaves_functions_alone: bool,
+    /// It may not lose its power.
+    pub stays_powered: bool,
     /// The reset methods that were chosen, if any were.
     pub reset_methods: Option<Vec<String>>,
 }

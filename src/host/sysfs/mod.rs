@@ -175,6 +175,8 @@ fn link_name(path: &Path) -> Option<String> {
 }
 
 const AUTOPROBE: &str = "sriov_drivers_autoprobe";
+/// Cleared, it keeps the bridges above from being suspended (Linux `pci_bridge_d3_update`).
+const D3COLD: &str = "d3cold_allowed";
 const NO_OTHER: &str = "see the kernel's log (dmesg)";
 
 impl Bus for Sysfs {
@@ -324,6 +326,22 @@ impl Bus for Sysfs {
             if on { "1" } else { "0" },
             action,
             "a driver may still be bound to it; see the kernel's log (dmesg)",
+        )
+    }
+
+    fn may_lose_power(&self, bdf: Bdf) -> Result<bool, HostError> {
+        // A kernel without ACPI or power management has no such file.
+        let there = self.device(bdf).join(D3COLD).exists();
+        Ok(there && self.attribute(bdf, D3COLD)? != "0")
+    }
+
+    fn set_may_lose_power(&self, bdf: Bdf, may: bool) -> Result<(), HostError> {
+        self.set(
+            bdf,
+            D3COLD,
+            if may { "1" } else { "0" },
+            "say whether it may lose its power (d3cold_allowed)",
+            NO_OTHER,
         )
     }
 

@@ -98,6 +98,20 @@ fn chosen_reset_methods_are_written_as_the_kernel_wants_them_and_none_is_its_def
 }
 
 #[test]
+fn a_device_may_lose_its_power_if_the_kernel_knows_such_a_thing_and_nobody_forbids_it() {
+    let tree = Tree::new();
+    let bus = tree.bus();
+    assert!(!bus.may_lose_power(CARD[0]).unwrap());
+    let file = tree.device(CARD[0]).join("d3cold_allowed");
+    fs::write(&file, "1\n").unwrap();
+    assert!(bus.may_lose_power(CARD[0]).unwrap());
+    bus.set_may_lose_power(CARD[0], false).unwrap();
+    assert!(!bus.may_lose_power(CARD[0]).unwrap());
+    let nowhere = bus.set_may_lose_power(Bdf::from_devfn(0, 7, 0), false);
+    assert!(matches!(nowhere, Err(HostError::NoDevice { .. })));
+}
+
+#[test]
 fn a_driver_uses_the_line_unless_it_has_messages() {
     let tree = Tree::new();
     tree.bind(CARD[0]);
