@@ -100,6 +100,7 @@ fn told(error: DeviceError) -> Errno {
         DeviceError::Needed { .. }
         | DeviceError::HasVirtualFunctions { .. }
         | DeviceError::FunctionsInGuests { .. }
+        | DeviceError::SharedPage { .. }
         | DeviceError::Busy { .. }
         | DeviceError::InUse { .. } => Errno::EBUSY,
         DeviceError::Bridge { .. } | DeviceError::Functions(_) => Errno::EINVAL,

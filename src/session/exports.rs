@@ -221,11 +221,6 @@ impl Exports {
         // Not even looked at before it is this guest's to have: it may be another's, or in the middle of a reset.
         self.devices.check(device, self.domain)?;
         let held = device.held_by(self.domain);
-        let line = match held {
-            // What was decided then still holds: the guest relies on it.
-            Some(_) => device.line(),
-            None => self.admit(device)?,
-        };
         let identity = &device.description.identity;
         let placement = Placement {
             bdf,
@@ -234,9 +229,6 @@ impl Exports {
         };
         let place = |source| ExportError::Place { bdf, source };
         let mut overlay = Overlay::new(identity, &*device.config)?;
-        if line == Line::Refused {
-            overlay = overlay.without_intx();
-        }
         let address = match held {
             Some(owner) => self
                 .topology
@@ -249,18 +241,15 @@ impl Exports {
             domain: self.domain,
             seen_as: address,
         };
-        match self
-            .devices
-            .claim(device, owner, overlay.state().to_bits(), line)
-        {
-            Ok(Claim::Taken) => {}
-            Ok(Claim::Resumed) => {
-                overlay.set_state(OverlayState::from_bits(device.record.overlay()));
-            }
-            Err(error) => {
-                self.topology.remove(bdf);
-                return Err(error.into());
-            }
+        let claimed = self.claim(device, owner, overlay.state());
+        let (claim, line) = claimed.inspect_err(|_| {
+            self.topology.remove(bdf);
+        })?;
+        if claim == Claim::Resumed {
+            overlay.set_state(OverlayState::from_bits(device.record.overlay()));
+        }
+        if line == Line::Refused {
+            overlay = overlay.without_intx();
         }
         self.accept_grants(device);
         if line == Line::Refused {
@@ -288,6 +277,25 @@ impl Exports {
             recovery_work: Work::default(),
         });
         Ok(address)
+    }
+
+    /// Claims a device for the guest, if it can have it, with or without its INTx line.
+    fn claim(
+        &self,
+        device: &Device,
+        owner: Owner,
+        overlay: OverlayState,
+    ) -> Result<(Claim, Line), ExportError> {
+        let held = device.is_held_by(self.domain);
+        let _alone = (!held).then(|| self.devices.admission());
+        // What was decided once still holds: the guest relies on it.
+        let line = if held {
+            device.line()
+        } else {
+            self.admit(device)?
+        };
+        let claim = self.devices.claim(device, owner, overlay.to_bits(), line)?;
+        Ok((claim, line))
     }
 
     /// Whether the guest can have a device in view of who has those beside it, and whether it can have its INTx line, too.

@@ -5,12 +5,14 @@ use std::time::Duration;
 use conf_space::registers::header::{INTERRUPT_LINE, INTERRUPT_PIN, command};
 use conf_space::{Bdf, Width};
 use pcibackd::config::Config;
+use pcibackd::control::protocol::Request;
 use pcibackd::host::Bus;
 use pcibackd::host::sim::{FunctionBuilder, INTX_ONLY, MSI_ONLY};
 use xenbus::sim::{Frontend, MachineOptions};
 use xenbus::{DomId, PciDevice};
 
 use crate::house::{House, LONG, at, until};
+use crate::sriov::entries;
 
 const FIRST: PciDevice = at(0, 0);
 const SECOND: PciDevice = at(1, 0);
@@ -182,6 +184,46 @@ fn devices_in_one_page_may_be_one_guests() {
     let (_, mut frontend) = house.boot(&[SMALL, ITS_NEIGHBOUR]);
     for device in [FIRST, at(0, 1)] {
         assert_eq!(frontend.conf_read(device, 2, 2).unwrap(), 0x2930);
+    }
+}
+
+#[test]
+fn of_two_guests_that_come_for_devices_in_one_page_at_once_one_gets_its_own() {
+    let house = in_one_page("");
+    house.hide(&[ITS_NEIGHBOUR]);
+    for bdf in [SMALL, ITS_NEIGHBOUR] {
+        house.bus.set_access_time(bdf, Duration::from_millis(5));
+    }
+    let guests = [SMALL, ITS_NEIGHBOUR].map(|bdf| house.guest(&[bdf]));
+    let states = || {
+        let mut states = guests.map(|domain| house.node(domain, "state-0").unwrap_or_default());
+        states.sort();
+        states
+    };
+    until("both are decided on", || {
+        states().iter().all(|state| state == "3" || state == "6")
+    });
+    assert_eq!(states(), ["3", "6"]);
+}
+
+#[test]
+fn a_device_in_a_page_with_a_guests_is_not_given_back_to_dom0() {
+    for (settings, given_back) in [("", false), ("[defaults]\nallow_shared_pages = true", true)] {
+        let house = in_one_page(settings);
+        house.hide(&[ITS_NEIGHBOUR]);
+        let (domain, frontend) = house.boot(&[SMALL]);
+        let request = Request::Unhide {
+            devices: vec![ITS_NEIGHBOUR.to_string()],
+            force: false,
+        };
+        let entry = &entries(house.ask(&request)).unwrap()[0];
+        assert_eq!(entry.ok, given_back, "{entry:?}");
+        if !given_back {
+            let told = format!("together with {SMALL} (domain {domain})");
+            assert!(entry.message.contains(&told), "{entry:?}");
+        }
+        end(&house, domain, frontend, SMALL);
+        assert!(given_back || entries(house.ask(&request)).unwrap()[0].ok);
     }
 }
 

@@ -83,6 +83,19 @@ pub enum DeviceError {
         /// The guest.
         domain: DomId,
     },
+    /// It has memory in a page with a guest's device.
+    #[error(
+        "{bdf} stays hidden: it has memory in the page at {page:#x} together with {with}, and that guest could reach it. Take the other one from \
+         the guest first, or set allow_shared_pages = true for {bdf}"
+    )]
+    SharedPage {
+        /// The device.
+        bdf: Bdf,
+        /// The page's address.
+        page: u64,
+        /// The other device, and who has it.
+        with: String,
+    },
     /// It is not hidden.
     #[error("{bdf} is not hidden from dom0; hide it first: pciback hide {bdf}")]
     NotHidden {

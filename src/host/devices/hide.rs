@@ -242,17 +242,23 @@ impl Devices {
     /// Gives a hidden device back to dom0.
     ///
     /// # Errors
-    /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`], [`DeviceError::FunctionsInGuests`], and what the host refuses.
+    /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`], [`DeviceError::FunctionsInGuests`],
+    /// [`DeviceError::SharedPage`], and what the host refuses.
     pub fn unhide(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {
         let device = self.find(bdf)?;
         self.check_functions(bdf)?;
         let record = &device.record;
-        if record.advance(Phase::Hidden, Phase::Returning)
-            || record.advance(Phase::Dead, Phase::Returning)
         {
-            return self.give_back(bdf, rebind);
+            let _alone = self.admission();
+            let Some(phase @ (Phase::Hidden | Phase::Dead)) = record.phase() else {
+                return Err(not_free(&device));
+            };
+            self.check_pages(&device)?;
+            if !record.advance(phase, Phase::Returning) {
+                return Err(not_free(&device));
+            }
         }
-        Err(not_free(&device))
+        self.give_back(bdf, rebind)
     }
 
     pub(super) fn give_back(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {

@@ -58,6 +58,8 @@ pub struct Devices {
     directory: PathBuf,
     table: Mutex<Table>,
     wakers: Mutex<BTreeMap<DomId, Waker>>,
+    /// See [`Devices::admission`].
+    admission: Mutex<()>,
     /// Held while it is decided whether a physical function may lose its virtual ones.
     keeping: Mutex<()>,
     /// Held while a physical function's number of virtual ones is changed.
@@ -104,6 +106,7 @@ impl Devices {
             directory: directory.clone(),
             table: Mutex::default(),
             wakers: Mutex::default(),
+            admission: Mutex::default(),
             keeping: Mutex::default(),
             provisioning: Mutex::default(),
             looks: AtomicUsize::new(0),
