@@ -37,6 +37,8 @@ pub enum Request {
         devices: Vec<String>,
         /// How; as each device's settings say if not given.
         method: Option<ResetChoice>,
+        /// Also physical functions whose virtual functions guests have: the guests lose them.
+        force: bool,
     },
     /// All devices of the host.
     List,

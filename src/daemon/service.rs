@@ -140,9 +140,12 @@ impl DaemonService {
         })
     }
 
-    fn reset(&self, lists: &[String], method: Option<ResetChoice>) -> Response {
+    fn reset(&self, lists: &[String], method: Option<ResetChoice>, force: bool) -> Response {
         self.for_each(lists, |bdf| {
             let device = self.devices.find(bdf)?;
+            if force {
+                self.vacate(bdf)?;
+            }
             let choice = method.unwrap_or_else(|| self.devices.settings(&device).reset);
             self.devices.reset_free(bdf, choice)?;
             Ok(match choice {
@@ -295,7 +298,11 @@ impl Service for DaemonService {
         match request {
             Request::Hide { devices, force } => self.hide(&devices, force),
             Request::Unhide { devices, force } => self.unhide(&devices, force),
-            Request::Reset { devices, method } => self.reset(&devices, method),
+            Request::Reset {
+                devices,
+                method,
+                force,
+            } => self.reset(&devices, method, force),
             Request::List => self.list(),
             Request::Show { device } => self.show(&device),
             Request::VirtualFunctions { physical } => self.virtual_functions(physical),

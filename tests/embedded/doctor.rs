@@ -125,6 +125,8 @@ fn a_dead_device_is_a_problem_with_a_way_out() {
     until("it is found dead", || {
         house.phase(NVME) == Some(Phase::Dead)
     });
+    let tried = Findings::of(&house, Some(NVME), true);
+    tried.says("resets tried", Verdict::NotApplicable, "did not come back");
     let dead = look(&house, NVME);
     dead.says("holder", Verdict::Problem, "did not come back");
     dead.says("registers", Verdict::Problem, "read as ones");

@@ -36,7 +36,12 @@ fn impatient_with(settings: &str) -> House {
 
 fn reset(house: &House, bdf: Bdf, method: Option<ResetChoice>) -> Entry {
     let devices = vec![bdf.to_string()];
-    match house.ask(&Request::Reset { devices, method }) {
+    let force = false;
+    match house.ask(&Request::Reset {
+        devices,
+        method,
+        force,
+    }) {
         Response::Entries { mut entries } => entries.remove(0),
         other => panic!("{other:?}"),
     }
@@ -155,6 +160,7 @@ fn a_daemon_that_is_killed_around_a_reset_leaves_the_kernel_with_all_methods() {
             let request = Request::Reset {
                 devices: vec![CARD.to_string()],
                 method: None,
+                force: false,
             };
             let _ = house.try_ask(&request);
         });

@@ -380,6 +380,43 @@ fn nobody_else_changes_their_number_while_a_guest_has_one() {
 }
 
 #[test]
+fn a_physical_function_that_is_hidden_is_left_alone_while_guests_have_what_its_driver_left_behind()
+{
+    let house = House::new(&[]);
+    house.bus.set_leaves_functions(NIC);
+    assert!(hide(&house, NIC, true).ok);
+    house.hide(&[NIC_VF0]);
+    let (domain, mut frontend) = house.boot(&[NIC_VF0]);
+    interrupts(&house, &mut frontend);
+    let resets = house.bus.resets(NIC);
+    let devices = || vec![NIC.to_string()];
+    let reset = |force| Request::Reset {
+        devices: devices(),
+        method: None,
+        force,
+    };
+    let unhide = Request::Unhide {
+        devices: devices(),
+        force: false,
+    };
+    let told = format!("domain {domain} has {NIC_VF0}");
+    for request in [reset(false), unhide] {
+        let entry = &entries(house.ask(&request)).unwrap()[0];
+        assert!(!entry.ok && entry.message.contains(&told), "{entry:?}");
+    }
+    let doctor = house.ask(&Request::Doctor {
+        device: Some(NIC.to_string()),
+        try_resets: true,
+    });
+    assert!(format!("{doctor:?}").contains(&told), "{doctor:?}");
+    assert_eq!(house.bus.resets(NIC), resets);
+    let entry = &entries(house.ask(&reset(true))).unwrap()[0];
+    assert!(entry.ok, "{entry:?}");
+    assert_eq!(house.bus.resets(NIC), resets + 1);
+    assert_eq!(house.pirqs(domain), 0);
+}
+
+#[test]
 fn by_force_the_toolstack_is_asked_first() {
     let directory = tempfile::tempdir().unwrap();
     let told = directory.path().join("told");

@@ -61,6 +61,7 @@ impl Devices {
     /// As [`Devices::reset_free`], but what a reset failed with is in the list.
     pub fn try_resets(&self, bdf: Bdf) -> Result<Vec<Attempt>, DeviceError> {
         let device = self.find(bdf)?;
+        self.check_functions(bdf)?;
         let offered = self.bus.describe(bdf)?.reset_methods;
         let mut attempts = Vec::new();
         for method in &offered {
@@ -232,6 +233,7 @@ pub(super) fn not_free(device: &Device) -> DeviceError {
             bdf,
             domain: owner.domain,
         },
+        (Some(Phase::Dead), _) => DeviceError::Dead { bdf },
         (phase, _) => DeviceError::Busy {
             bdf,
             phase: phase.map_or("unknown", Phase::name),

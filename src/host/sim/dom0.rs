@@ -199,7 +199,9 @@ impl Bus for SimBus {
     fn unbind(&self, bdf: Bdf) -> Result<(), HostError> {
         let function = self.known(bdf)?;
         // As most drivers of physical functions do on their way out.
-        self.take_virtual_functions(&function);
+        if !lock(&function.faults).leaves_functions {
+            self.take_virtual_functions(&function);
+        }
         let mut kernel = lock(&function.kernel);
         if kernel.driver.take().is_some() {
             function.lower_enable_count(&mut kernel);

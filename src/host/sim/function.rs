@@ -69,6 +69,8 @@ pub(super) struct Faults {
     /// The method of the last reset by the kernel.
     pub last_reset: Option<String>,
     pub correctable_errors: u64,
+    /// Its driver leaves virtual functions behind when it goes.
+    pub leaves_functions: bool,
 }
 
 /// Whether it answers.

@@ -142,6 +142,13 @@ impl SimBus {
         self.with(bdf, |function| lock(&function.faults).reset_fails = fails);
     }
 
+    /// From now on the device's driver leaves virtual functions behind when it goes, as few do.
+    pub fn set_leaves_functions(&self, bdf: Bdf) {
+        self.with(bdf, |function| {
+            lock(&function.faults).leaves_functions = true;
+        });
+    }
+
     /// How often the device has been reset.
     pub fn resets(&self, bdf: Bdf) -> usize {
         self.with(bdf, |function| lock(&function.faults).resets)

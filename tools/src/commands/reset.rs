@@ -25,6 +25,9 @@ pub struct Reset {
     /// How; as its settings say if not given
     #[arg(long, value_enum, value_name = "METHOD")]
     pub method: Option<ResetChoice>,
+    /// Also devices whose virtual functions guests have: the guests lose them
+    #[arg(long)]
+    pub force: bool,
     /// For programs: a JSON object per line, for each device
     #[arg(long)]
     pub json: bool,
@@ -35,7 +38,7 @@ pub struct Reset {
 
 /// Resets devices.
 pub fn run(run_dir: &Path, arguments: &Reset) -> Result<Outcome, CommandError> {
-    let method = arguments.method;
+    let (method, force) = (arguments.method, arguments.force);
     let tell = Tell {
         command: "reset",
         json: arguments.json,
@@ -43,5 +46,6 @@ pub fn run(run_dir: &Path, arguments: &Reset) -> Result<Outcome, CommandError> {
     tell.carry_out(run_dir, &arguments.devices, |devices| Request::Reset {
         devices,
         method,
+        force,
     })
 }
