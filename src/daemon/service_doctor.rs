@@ -62,10 +62,15 @@ impl DaemonService {
                 failed.map(move |(device, reason)| (domain, device, reason))
             });
         Ok(DeviceFacts {
-            settings: self
-                .devices
-                .get(bdf)
-                .map(|device| self.devices.settings(&device)),
+            settings: Some(self.devices.get(bdf).map_or_else(
+                || {
+                    self.devices
+                        .config()
+                        .get()
+                        .settings_for(&facts.description.names())
+                },
+                |device| self.devices.settings(&device),
+            )),
             failed: failed
                 .filter(|(_, device, _)| *device == name)
                 .map(|(domain, _, reason)| (domain, reason))

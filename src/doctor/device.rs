@@ -263,10 +263,8 @@ fn requester(findings: &mut Findings, facts: &DeviceFacts, registers: &Registers
 fn resets(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
     const CHECK: &str = "reset";
     let offered = &facts.description.reset_methods;
-    let choice = facts
-        .settings
-        .as_ref()
-        .map_or(ResetChoice::Auto, |settings| settings.reset);
+    let set = facts.settings.as_ref().map(|settings| settings.reset);
+    let choice = set.unwrap_or(ResetChoice::Auto);
     let with: Vec<String> = facts
         .beside
         .iter()
@@ -293,7 +291,10 @@ fn resets(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
         ),
         Ok(_) => findings.ok(
             CHECK,
-            format!("by {}; set: {}", names(offered), choice.name()),
+            set.map_or_else(
+                || format!("by {}", names(offered)),
+                |set| format!("by {}; set: {}", names(offered), set.name()),
+            ),
         ),
         Err(missing) => findings.warning(
             CHECK,
@@ -372,15 +373,16 @@ fn sriov(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
 fn permissions(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
     const CHECK: &str = "permissions";
     let mut granted = Vec::new();
-    let settings = facts.settings.as_ref();
-    let permissive = settings.map_or(Permissive::No, |settings| settings.permissive);
+    let Some(settings) = &facts.settings else {
+        return findings.not_applicable(CHECK, "known when pcibackd runs only");
+    };
+    let permissive = settings.permissive;
     if permissive == Permissive::Yes {
         granted.push("write every register");
     } else if permissive != Permissive::No {
         granted.push("write the registers in its permissive ranges");
     }
-    let control = settings.map(|settings| settings.allow_interrupt_control);
-    if control.is_some_and(|control| control == InterruptControl::Yes) {
+    if settings.allow_interrupt_control == InterruptControl::Yes {
         granted.push("switch its interrupts itself");
     }
     match (granted.is_empty(), permissive) {

@@ -84,6 +84,9 @@ fn xen(findings: &mut Findings, facts: &HostFacts) {
             "off: a guest's device can send any interrupt to any CPU",
             "give devices to guests only that are trusted; newer firmware or hardware may have it ('xl dmesg' tells Xen's reason)",
         ),
+        None if facts.iommu == Some(false) => {
+            findings.not_applicable(remapping, "there is none without an IOMMU");
+        }
         None => findings.not_applicable(
             remapping,
             "Xen's messages of its boot are no longer in 'xl dmesg'",

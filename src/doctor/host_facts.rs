@@ -141,9 +141,14 @@ fn has_iommu(info: &str) -> Option<bool> {
 
 /// From what Xen said when it booted, if its buffer still has that.
 fn remaps_interrupts(dmesg: &str) -> Option<bool> {
-    dmesg.lines().rev().find_map(|line| {
-        let (_, answer) = line.split_once("Interrupt remapping ")?;
-        Some(answer.starts_with("enabled"))
+    dmesg.lines().find_map(|line| {
+        let line = line.strip_prefix("(XEN) ")?;
+        // With `console_timestamps` its time comes first.
+        let (_, line) = line
+            .strip_prefix('[')
+            .map_or(Some(("", line)), |line| line.split_once("] "))?;
+        // Not in the middle of a line: that is what a guest says.
+        Some(line.strip_prefix("Interrupt remapping ")? == "enabled")
     })
 }
 
@@ -195,17 +200,8 @@ pub fn run_xl(argument: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::root;
     use super::*;
-
-    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        dir
-    }
 
     #[test]
     fn a_control_domain_is_told_from_a_guest_and_from_a_machine_without_xen() {
@@ -242,6 +238,12 @@ mod tests {
             Some(false)
         );
         assert_eq!(remaps_interrupts("(XEN) d1v0 something\n"), None);
+        assert_eq!(
+            remaps_interrupts("(XEN) [    1.5] Interrupt remapping enabled\n"),
+            Some(true)
+        );
+        let guest = "(d1) Interrupt remapping enabled\n(XEN) d1 Interrupt remapping enabled\n";
+        assert_eq!(remaps_interrupts(guest), None);
     }
 
     #[test]

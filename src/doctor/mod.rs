@@ -127,3 +127,15 @@ impl Findings {
         self.list
     }
 }
+
+/// A directory with these files, by path and content, in place of `/`.
+#[cfg(test)]
+fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (path, text) in files {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    dir
+}

@@ -128,17 +128,8 @@ impl Rules {
 
 #[cfg(test)]
 mod tests {
+    use super::super::root;
     use super::*;
-
-    fn root(files: &[(&str, &str)]) -> tempfile::TempDir {
-        let dir = tempfile::tempdir().unwrap();
-        for (path, text) in files {
-            let path = dir.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        dir
-    }
 
     const RELEASE: (&str, &str) = ("proc/sys/kernel/osrelease", "6.1.0-30-amd64\n");
     const MODULE: (&str, &str) = (

@@ -296,6 +296,7 @@ fn what_a_guest_may_beyond_the_ordinary_is_told() {
         "[[device]]\nbdf = \"04:00.0\"\npermissive = [\"0x40..0x48\"]\n\
          [[device]]\nbdf = \"02:00.0\"\npermissive = true\nallow_interrupt_control = true",
     );
+    look(&house, NVME).says("permissions", Verdict::Warning, "write every register");
     house.hide(&[NVME, MSI_ONLY, INTX_ONLY]);
     look(&house, INTX_ONLY).says("permissions", Verdict::Ok, "ordinary");
     look(&house, MSI_ONLY).says("permissions", Verdict::Ok, "permissive ranges");
@@ -334,6 +335,7 @@ fn without_a_daemon_its_records_tell() {
     assert!(holder(MSI_ONLY).message.contains("can be given"));
     let other = Findings(offline::examine(&*house.bus, &directory, Some(NIC)).unwrap());
     other.says("holder", Verdict::Ok, "dom0's igb");
+    other.says("permissions", Verdict::NotApplicable, "pcibackd runs");
     // Looking made no records.
     assert_eq!(house.records(), [NVME, MSI_ONLY]);
     assert!(

@@ -38,7 +38,7 @@ impl Devices {
         let table = self.table();
         match table.hidden.get(&bdf) {
             Some(device) => Ok(Arc::clone(device)),
-            None if table.coming.contains_key(&bdf) => Err(DeviceError::Busy {
+            None if table.coming.get(&bdf) == Some(&Phase::Hiding) => Err(DeviceError::Busy {
                 bdf,
                 phase: Phase::Hiding.name(),
             }),

@@ -46,24 +46,32 @@ impl Devices {
     pub fn hide(&self, bdf: Bdf, force: bool, quarantine: Quarantine) -> Result<bool, DeviceError> {
         {
             let mut table = self.table();
+            let busy = |phase: Phase| DeviceError::Busy {
+                bdf,
+                phase: phase.name(),
+            };
             if let Some(device) = table.hidden.get(&bdf) {
                 return match device.record.phase() {
                     Some(Phase::Dead) => Err(DeviceError::Dead { bdf }),
-                    Some(phase @ Phase::Returning) => Err(DeviceError::Busy {
-                        bdf,
-                        phase: phase.name(),
-                    }),
+                    Some(phase @ Phase::Returning) => Err(busy(phase)),
                     _ => Ok(false),
                 };
             }
-            if table.coming.contains_key(&bdf) {
-                return Err(DeviceError::Busy {
-                    bdf,
-                    phase: Phase::Hiding.name(),
-                });
+            if let Some(&phase) = table.coming.get(&bdf) {
+                return Err(busy(phase));
             }
             table.coming.insert(bdf, Phase::Hiding);
         }
+        self.finish_hiding(bdf, force, quarantine).map(|()| true)
+    }
+
+    /// Hides a device that is noted as coming.
+    pub(super) fn finish_hiding(
+        &self,
+        bdf: Bdf,
+        force: bool,
+        quarantine: Quarantine,
+    ) -> Result<(), DeviceError> {
         let result = self.take(bdf, force, quarantine);
         {
             let mut table = self.table();
@@ -74,7 +82,7 @@ impl Devices {
         }
         // A guest may be waiting for it, or for being told that it cannot have it.
         self.wake();
-        result.map(|_| true)
+        result.map(drop)
     }
 
     fn is_reserved(&self, bdf: Bdf) -> Result<bool, DeviceError> {

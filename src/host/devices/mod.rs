@@ -180,8 +180,10 @@ impl Devices {
         match phase {
             Phase::Hiding => {
                 drop(record);
+                // Before any session begins: a guest that waits for it is to go on waiting.
+                self.table().coming.insert(bdf, Phase::Hiding);
                 self.in_background(bdf, "hide", move |devices| {
-                    if let Err(error) = devices.hide(bdf, true, Quarantine::Ours) {
+                    if let Err(error) = devices.finish_hiding(bdf, true, Quarantine::Ours) {
                         log::error!("{}", chain(&error));
                     }
                 });

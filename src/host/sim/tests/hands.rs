@@ -1,7 +1,8 @@
 //! A device's way from dom0 to hidden and back, on this bus.
 
 use super::*;
-use crate::host::devices::{Devices, Quarantine, Rebind};
+use crate::host::devices::{DeviceError, Devices, Quarantine, Rebind};
+use crate::host::record::{Phase, Record};
 
 #[test]
 fn what_is_hidden_and_returned_is_dom0s_as_before() {
@@ -33,5 +34,26 @@ fn what_is_hidden_and_returned_is_dom0s_as_before() {
     for bdf in [BRIDGE, BOOT_CONTROLLER, NIC] {
         devices.hide(bdf, false, Quarantine::Ours).unwrap_err();
         assert!(host.bus.describe(bdf).unwrap().driver.is_some(), "{bdf}");
+    }
+}
+
+#[test]
+fn a_guest_goes_on_waiting_for_a_device_that_a_daemon_was_killed_while_hiding() {
+    for _ in 0..50 {
+        let host = host();
+        let records = tempfile::tempdir().unwrap();
+        Record::open(records.path(), NVME)
+            .unwrap()
+            .set_phase(Phase::Hiding);
+        let xen = Arc::new(host.machine.clone());
+        let bus: Arc<dyn Bus> = host.bus.clone();
+        let devices = Devices::open(bus, xen, Arc::default(), records.path().to_owned()).unwrap();
+        match devices.find(NVME) {
+            Ok(_) | Err(DeviceError::Busy { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+        while devices.phase(NVME) != Some(Phase::Hidden) {
+            std::thread::yield_now();
+        }
     }
 }
