@@ -5,12 +5,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conf_space::registers::header;
-use log::{info, warn};
+use log::{error, info, warn};
 use xenbus::DomId;
 
 use super::{Device, Devices};
 use crate::host::config_state;
-use crate::host::errors::{ErrorReport, Severity};
+use crate::host::errors::{ErrorReport, Severity, registers};
 use crate::host::record::Phase;
 use crate::text::chain;
 
@@ -65,7 +65,8 @@ impl Devices {
         });
     }
 
-    /// After a reset of the link of a device that no guest has: resets it as after a guest, and restores it. Nobody gets it meanwhile.
+    /// Restores a device that no guest has once the kernel has reset its link. Nobody gets it meanwhile. It is not reset once more: where a
+    /// reset makes the port above report an error, that would go on for ever.
     fn make_ready_again(self: &Arc<Self>, device: &Arc<Device>) {
         if !device.record.advance(Phase::Hidden, Phase::Releasing) {
             return;
@@ -73,9 +74,15 @@ impl Devices {
         let (bdf, device) = (device.bdf, Arc::clone(device));
         self.in_background(bdf, "settle", move |devices| {
             let command = config_state::saved_command(&device.record.config());
-            wait_for(UNTIL_RESET_BEGINS, || was_reset(&device, command));
-            wait_for(UNTIL_BACK, || device.responds());
-            devices.reset_in_background(device);
+            let restored = devices.reset_held(&device, || {
+                wait_for(UNTIL_RESET_BEGINS, || was_reset(&device, command));
+                wait_for(UNTIL_BACK, || device.responds());
+                device.clear_errors();
+                Ok(())
+            });
+            if let Err(error) = restored {
+                error!("{}", chain(&error));
+            }
         });
     }
 
@@ -108,6 +115,20 @@ impl Devices {
             done(works);
             devices.wake();
         });
+    }
+}
+
+impl Device {
+    /// Clears the errors that it has logged. What goes wrong is logged.
+    pub fn clear_errors(&self) {
+        let size = self.description.identity.config_size;
+        if let Err(error) = registers::clear(&*self.config, size) {
+            warn!(
+                "{}: its error registers cannot be cleared: {}",
+                self.bdf,
+                chain(&error)
+            );
+        }
     }
 }
 

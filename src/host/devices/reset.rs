@@ -81,8 +81,8 @@ impl Devices {
         Ok(attempts)
     }
 
-    /// Resets a device that was taken for that, and lets it go.
-    fn reset_held(
+    /// Resets a device that was taken for that, restores it, and lets it go.
+    pub(super) fn reset_held(
         &self,
         device: &Device,
         reset: impl FnOnce() -> Result<(), DeviceError>,

@@ -23,9 +23,7 @@ use super::exports::Export;
 use super::link::Link;
 use crate::config::{Commands, OnFailure};
 use crate::host::devices::for_xen;
-use crate::host::errors::registers;
 use crate::rate_limit::RateLimit;
-use crate::text::chain;
 
 /// Recoveries of one device in a row, and how soon there may be another: a guest can make its device report errors without end.
 const IN_A_ROW: u32 = 5;
@@ -102,17 +100,6 @@ impl Export {
     /// Whether its guest has been asked about it, and is to answer.
     fn is_asked(&self) -> bool {
         !self.is_revoked() && matches!(self.recovery().state, State::Asked(_))
-    }
-
-    fn clear_errors(&self) {
-        let size = self.device.description.identity.config_size;
-        if let Err(error) = registers::clear(&*self.device.config, size) {
-            warn!(
-                "{}: its error registers cannot be cleared: {}",
-                self.device.bdf,
-                chain(&error)
-            );
-        }
     }
 }
 
@@ -204,7 +191,7 @@ impl Session {
         if action == Action::Restore {
             // First, as it is done again if it is not written down.
             export.restore(Duration::ZERO);
-            export.clear_errors();
+            export.device.clear_errors();
         }
         export.keep(recovery);
         self.act(index, action, policy.on_failure);
@@ -220,7 +207,7 @@ impl Session {
         let bdf = export.device.bdf;
         match action {
             Action::Wait | Action::Restore => {}
-            Action::Clear => export.clear_errors(),
+            Action::Clear => export.device.clear_errors(),
             Action::Settle | Action::Reset => {
                 let progress = Arc::new(Progress::default());
                 let done = {
@@ -236,7 +223,7 @@ impl Session {
                 }
             }
             Action::Done => {
-                export.clear_errors();
+                export.device.clear_errors();
                 if self.log_limit.allow() {
                     info!("domain {domain}: {bdf} has recovered from its error");
                 }

@@ -110,10 +110,14 @@ fn a_device_that_no_guest_has_is_made_ready_again_after_a_fatal_error() {
     let config = setup.house.config(NVME);
     let read = || [4, 0x10, 0x14].map(|offset| config.read(offset, Width::Four).unwrap());
     let before = read();
+    let resets = setup.house.bus.resets(NVME);
     setup.report(Fatal);
     until("it is as before", || {
         setup.house.phase(NVME) == Some(Phase::Hidden) && read() == before
     });
+    until("its log of errors is empty", || setup.logged_errors() == 0);
+    // The kernel has reset it. Another reset may be the next error.
+    assert_eq!(setup.house.bus.resets(NVME), resets);
     let (_, mut frontend) = setup.house.boot(&[NVME]);
     frontend.enable_device(FIRST).unwrap();
     frontend.enable_msix(FIRST, &[0, 1]).unwrap();
