@@ -18,7 +18,9 @@ pub(super) fn reason(sys: &Path, root: &Path, device: &Path) -> Option<String> {
 fn holds_a_disk(sys: &Path, root: &Path, device: &Path) -> Option<String> {
     mounts(root).into_iter().find_map(|(number, use_)| {
         let block = fs::canonicalize(sys.join("dev/block").join(number)).ok()?;
-        stands_on(&block, device, MAX_DEPTH)
+        with_its_peers(sys, block)
+            .iter()
+            .any(|block| stands_on(block, device, MAX_DEPTH))
             .then(|| format!("dom0 has a disk of it in use ({use_})"))
     })
 }
@@ -75,6 +77,41 @@ fn number_of(root: &Path, path: &str) -> Option<String> {
     })
 }
 
+/// A block device, and the others of the btrfs that it is one of.
+fn with_its_peers(sys: &Path, block: PathBuf) -> Vec<PathBuf> {
+    let members = |system: PathBuf| -> Vec<PathBuf> {
+        let devices = directories(&system.join("devices")).into_iter();
+        devices
+            .filter_map(|device| fs::canonicalize(device).ok())
+            .collect()
+    };
+    let mut systems = directories(&sys.join("fs/btrfs")).into_iter().map(members);
+    systems
+        .find(|members| members.contains(&block))
+        .unwrap_or_else(|| vec![block])
+}
+
+/// The devices that a block device is made of, as links: of one that is stacked, and of an NVMe namespace with several ways to it, whose
+/// directory is in that of its subsystem, beside links to the controllers.
+fn beneath(block: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    // A partition's parent is the disk, which holds the links.
+    for directory in block.ancestors().take(2) {
+        found.extend(directories(&directory.join("slaves")));
+    }
+    let name_begins = |path: &Path, with: &str| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(with))
+    };
+    let mut above = block.ancestors().take(3);
+    if let Some(subsystem) = above.find(|directory| name_begins(directory, "nvme-subsys")) {
+        let mut entries = directories(subsystem);
+        entries.retain(|entry| entry.is_symlink() && name_begins(entry, "nvme"));
+        found.extend(entries);
+    }
+    found
+}
+
 /// Whether `block` (a directory below `/sys/devices`) is on `device`, directly or through the devices it is made of.
 fn stands_on(block: &Path, device: &Path, depth: usize) -> bool {
     if block.starts_with(device) {
@@ -83,17 +120,9 @@ fn stands_on(block: &Path, device: &Path, depth: usize) -> bool {
     let Some(depth) = depth.checked_sub(1) else {
         return false;
     };
-    // A partition's parent is the disk, which holds the links.
-    [Some(block), block.parent()]
+    beneath(block)
         .into_iter()
-        .flatten()
-        .any(|directory| {
-            directories(&directory.join("slaves"))
-                .into_iter()
-                .any(|slave| {
-                    fs::canonicalize(slave).is_ok_and(|slave| stands_on(&slave, device, depth))
-                })
-        })
+        .any(|below| fs::canonicalize(below).is_ok_and(|below| stands_on(&below, device, depth)))
 }
 
 fn is_the_only_network(sys: &Path, device: &Path) -> Option<String> {
@@ -202,6 +231,46 @@ mod tests {
                 .unwrap()
                 .contains("mounted at /")
         );
+    }
+
+    #[test]
+    fn both_controllers_of_an_nvme_disk_with_two_ways_to_it_are_needed() {
+        let machine = Machine::new(&[]);
+        let at = |path: &str| machine.dir.path().join(path);
+        let subsystem = "sys/devices/virtual/nvme-subsystem/nvme-subsys0";
+        let partition = at(&format!("{subsystem}/nvme0n1/nvme0n1p1"));
+        fs::create_dir_all(&partition).unwrap();
+        symlink(partition, at("sys/dev/block/259:1")).unwrap();
+        for (controller, name) in [("0000:00:05.0", "nvme0"), ("0000:00:06.0", "nvme1")] {
+            let directory = at(&format!("sys/devices/pci/{controller}/nvme/{name}"));
+            fs::create_dir_all(&directory).unwrap();
+            symlink(directory, at(&format!("{subsystem}/{name}"))).unwrap();
+        }
+        let mounts = "28 1 259:1 / /srv rw,relatime - ext4 /dev/nvme0n1p1 rw\n";
+        fs::write(at("proc/self/mountinfo"), mounts).unwrap();
+        for controller in ["0000:00:05.0", "0000:00:06.0"] {
+            let reason = machine.reason(controller).unwrap();
+            assert!(reason.contains("mounted at /srv"), "{reason}");
+        }
+        assert_eq!(machine.reason("0000:00:02.0"), None);
+    }
+
+    #[test]
+    fn every_disk_of_a_btrfs_is_needed() {
+        let machine = Machine::new(&[]);
+        let at = |path: &str| machine.dir.path().join(path);
+        let devices = at("sys/fs/btrfs/6ad0f57c/devices");
+        fs::create_dir_all(&devices).unwrap();
+        for (controller, name) in [("0000:00:05.0", "sdb"), ("0000:00:06.0", "sdc")] {
+            let directory = at(&format!("sys/devices/pci/{controller}/ata2/block/{name}"));
+            fs::create_dir_all(&directory).unwrap();
+            symlink(directory, devices.join(name)).unwrap();
+        }
+        symlink(devices.join("sdb"), at("sys/dev/block/8:16")).unwrap();
+        let mounts = "28 1 8:16 / /srv rw - btrfs /dev/sdb rw\n";
+        fs::write(at("proc/self/mountinfo"), mounts).unwrap();
+        assert!(machine.reason("0000:00:06.0").is_some());
+        assert_eq!(machine.reason("0000:00:02.0"), None);
     }
 
     #[test]
