@@ -343,7 +343,12 @@ fn pages(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
                 remedy,
             );
         }
-        _ => findings.problem(CHECK, format!("{what}: no guest gets it"), remedy),
+        Some(_) => findings.problem(CHECK, format!("{what}: no guest gets it"), remedy),
+        None => findings.warning(
+            CHECK,
+            format!("{what}: no guest gets it, unless allow_shared_pages is set"),
+            remedy,
+        ),
     }
 }
 
