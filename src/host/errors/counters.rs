@@ -21,8 +21,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// A device's counters, as the kernel names the files and the lines in them.
 const DEVICE_COUNTERS: [(&str, &str, Severity); 2] = [
     ("aer_dev_nonfatal", "TOTAL_ERR_NONFATAL", Severity::NonFatal),
-    ("aer_dev_fatal", "TOTAL_ERR_FATAL", Severity::Fatal),
+    (FATAL, "TOTAL_ERR_FATAL", Severity::Fatal),
 ];
+const FATAL: &str = "aer_dev_fatal";
 /// A root port's counter of the fatal errors that it was told of.
 const PORT_COUNTER: &str = "aer_rootport_total_err_fatal";
 
@@ -105,13 +106,32 @@ impl ErrorReports for Counters {
         // Only so that it is readable again a second later. Whether there was anything to read does not matter.
         let _ = self.timer.wait();
         let now = self.read(assigned);
+        // One that is new was not looked at before: what it counted until now is no news.
+        let rise = |counter: &(Bdf, &'static str)| {
+            let before = self.seen.get(counter)?;
+            Some(now.get(counter)?.saturating_sub(*before))
+        };
+        // Where a device counts its fatal errors, they are among those of its root port.
+        let explained = |port: Bdf| -> u64 {
+            let below = assigned
+                .iter()
+                .filter(|(_, ports)| ports.first() == Some(&port));
+            below
+                .filter_map(|(bdf, _)| rise(&(*bdf, FATAL)))
+                .fold(0, u64::saturating_add)
+        };
         let reports = now
-            .iter()
-            .filter(|(counter, count)| {
-                // One that is new was not looked at before: what it counted until now is no news.
-                self.seen.get(counter).is_some_and(|before| *count > before)
+            .keys()
+            .filter(|counter| {
+                let (source, file) = **counter;
+                let known = if file == PORT_COUNTER {
+                    explained(source)
+                } else {
+                    0
+                };
+                rise(counter).is_some_and(|rise| rise > known)
             })
-            .map(|((source, file), _)| ErrorReport {
+            .map(|(source, file)| ErrorReport {
                 source: *source,
                 severity: severity_of(file),
             })
@@ -196,6 +216,21 @@ mod tests {
             counters.take(&assigned()).unwrap(),
             [report(PORT, Severity::Fatal)]
         );
+    }
+
+    #[test]
+    fn a_fatal_error_that_the_device_counts_too_is_reported_once() {
+        let tree = Tree::new();
+        let mut counters = tree.counters();
+        assert_eq!(counters.take(&assigned()).unwrap(), []);
+        tree.set(DEVICE, FATAL, "DLP 2\nTOTAL_ERR_FATAL 2\n");
+        tree.set(PORT, PORT_COUNTER, "6\n");
+        let by_device = report(DEVICE, Severity::Fatal);
+        assert_eq!(counters.take(&assigned()).unwrap(), [by_device]);
+        // And another's besides its own.
+        tree.set(DEVICE, FATAL, "DLP 3\nTOTAL_ERR_FATAL 3\n");
+        tree.set(PORT, PORT_COUNTER, "8\n");
+        assert_eq!(counters.take(&assigned()).unwrap().len(), 2);
     }
 
     #[test]
