@@ -13,32 +13,24 @@ use crate::text::chain;
 impl DaemonService {
     /// Looks at one device, or at all that are hidden.
     pub(super) fn doctor(&self, device: Option<&str>, try_resets: bool) -> Response {
-        let devices = match device.map(str::parse) {
-            Some(Ok(device)) => vec![device],
-            Some(Err(error)) => {
-                return Response::Failed {
-                    message: format!("{}: {error}", device.unwrap_or_default()),
-                };
-            }
-            None => self
+        let look = |bdf| Ok(device::judge(&self.facts(bdf, try_resets)?));
+        let found = match device.map(|device| device.parse().map_err(|error| (device, error))) {
+            Some(Ok(bdf)) => look(bdf).map_err(|error: HostError| chain(&error)),
+            Some(Err((device, error))) => Err(format!("{device}: {error}")),
+            None => Ok(self
                 .devices
                 .list()
                 .iter()
-                .map(|device| device.bdf)
-                .collect(),
+                .flat_map(|device| {
+                    let bdf = device.bdf;
+                    look(bdf).unwrap_or_else(|error| device::unknown(bdf, &error))
+                })
+                .collect()),
         };
-        let mut findings = Vec::new();
-        for bdf in devices {
-            match self.facts(bdf, try_resets) {
-                Ok(facts) => findings.extend(device::judge(&facts)),
-                Err(error) => {
-                    return Response::Failed {
-                        message: chain(&error),
-                    };
-                }
-            }
+        match found {
+            Ok(findings) => Response::Findings { findings },
+            Err(message) => Response::Failed { message },
         }
-        Response::Findings { findings }
     }
 
     fn facts(&self, bdf: Bdf, try_resets: bool) -> Result<DeviceFacts, HostError> {

@@ -10,7 +10,8 @@ use crate::host::devices::RESERVED_FOR;
 use crate::host::record::{Flags, Phase};
 use crate::host::reset::{Way, names, way};
 use crate::host::sharing::Holder;
-use crate::host::{Function, is_bridge};
+use crate::host::{Function, HostError, is_bridge};
+use crate::text::chain;
 
 /// Judges the facts.
 pub fn judge(facts: &DeviceFacts) -> Vec<Finding> {
@@ -35,7 +36,7 @@ pub fn judge(facts: &DeviceFacts) -> Vec<Finding> {
         Ok(registers) if !registers.answers => findings.problem(
             "registers",
             "all of them read as ones: the device is dead, or has no power",
-            revive(bdf),
+            revive(facts, bdf),
         ),
         Ok(registers) => {
             findings.ok("registers", "they can be read");
@@ -61,11 +62,27 @@ pub fn judge(facts: &DeviceFacts) -> Vec<Finding> {
     findings.into_list()
 }
 
-fn revive(bdf: Bdf) -> String {
-    format!(
-        "another reset (pciback reset --method bus {bdf}); if that does not help: pciback unhide {bdf}; \
-         echo 1 > /sys/bus/pci/devices/{bdf}/remove; echo 1 > /sys/bus/pci/rescan; or a power cycle of the host"
-    )
+/// Of one among several that cannot be looked at.
+pub fn unknown(bdf: Bdf, reason: &HostError) -> Vec<Finding> {
+    let mut findings = Findings::about(bdf);
+    findings.problem(
+        "device",
+        format!("it cannot be looked at ({})", chain(reason)),
+        "if it was taken out: systemctl restart pcibackd; else see the kernel's log (dmesg)",
+    );
+    findings.into_list()
+}
+
+fn revive(facts: &DeviceFacts, bdf: Bdf) -> String {
+    let anew = format!(
+        "echo 1 > /sys/bus/pci/devices/{bdf}/remove; echo 1 > /sys/bus/pci/rescan; or a power cycle of the host"
+    );
+    match facts.standing {
+        Some(_) => format!(
+            "another reset (pciback reset --method bus {bdf}); if that does not help: pciback unhide {bdf}; {anew}"
+        ),
+        None => anew,
+    }
 }
 
 fn holder(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
@@ -89,7 +106,7 @@ fn holder(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
         (Phase::Dead, _) => findings.problem(
             CHECK,
             "nobody: it did not come back from its last reset, and no guest gets it",
-            revive(bdf),
+            revive(facts, bdf),
         ),
         (Phase::Hidden, _) => findings.ok(CHECK, "nobody: it can be given to a guest"),
         (phase, _) => findings.ok(CHECK, format!("nobody for now: {}", phase.name())),

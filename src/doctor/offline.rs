@@ -14,7 +14,7 @@ use crate::host::{Bus, HostError};
 /// Looks at one device, or at all that have a record in `records`.
 ///
 /// # Errors
-/// When there is no such device, or the bus cannot be listed.
+/// When the one that is named cannot be looked at.
 pub fn examine(
     bus: &dyn Bus,
     records: &Path,
@@ -34,9 +34,12 @@ pub fn examine(
             .then(|| Record::open(records, bdf).ok())?;
         Standing::of(&record?)
     };
-    let mut findings = Vec::new();
-    for bdf in device.map_or_else(|| known.clone(), |device| vec![device]) {
-        findings.extend(device::judge(&DeviceFacts::gather(bus, bdf, standing)?));
+    let look = |bdf| Ok(device::judge(&DeviceFacts::gather(bus, bdf, standing)?));
+    match device {
+        Some(bdf) => look(bdf),
+        None => Ok(known
+            .iter()
+            .flat_map(|&bdf| look(bdf).unwrap_or_else(|error| device::unknown(bdf, &error)))
+            .collect()),
     }
-    Ok(findings)
 }

@@ -336,6 +336,12 @@ fn without_a_daemon_its_records_tell() {
     let other = Findings(offline::examine(&*house.bus, &directory, Some(NIC)).unwrap());
     other.says("holder", Verdict::Ok, "dom0's igb");
     other.says("permissions", Verdict::NotApplicable, "pcibackd runs");
+    // One that is no longer there keeps nobody from hearing of the others.
+    house.bus.remove(MSI_ONLY);
+    let all = Findings(offline::examine(&*house.bus, &directory, None).unwrap());
+    all.says("device", Verdict::Problem, "no PCI device");
+    all.says("needed by dom0", Verdict::Ok, "no");
+    assert!(offline::examine(&*house.bus, &directory, Some(MSI_ONLY)).is_err());
     // Looking made no records.
     assert_eq!(house.records(), [NVME, MSI_ONLY]);
     assert!(
