@@ -100,6 +100,7 @@ fn told(error: DeviceError) -> Errno {
         DeviceError::Needed { .. }
         | DeviceError::HasVirtualFunctions { .. }
         | DeviceError::FunctionsInGuests { .. }
+        | DeviceError::NotVacated { .. }
         | DeviceError::SharedPage { .. }
         | DeviceError::Busy { .. }
         | DeviceError::InUse { .. } => Errno::EBUSY,

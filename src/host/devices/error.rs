@@ -64,6 +64,17 @@ pub enum DeviceError {
         /// Which guest has which.
         users: Users,
     },
+    /// Not even by force.
+    #[error(
+        "guests still have virtual functions of {bdf}, which were to be taken from them: {users}. See pcibackd's log and 'pciback status'; what a \
+         guest has is free at the latest when it is destroyed"
+    )]
+    NotVacated {
+        /// The physical function.
+        bdf: Bdf,
+        /// Which guest has which.
+        users: Users,
+    },
     /// It cannot have so many virtual functions.
     #[error(transparent)]
     Functions(#[from] sriov::Refusal),

@@ -148,7 +148,7 @@ impl Devices {
     /// everything in order, or else without asking anybody.
     ///
     /// # Errors
-    /// [`DeviceError::FunctionsInGuests`] when one does not become free.
+    /// [`DeviceError::NotVacated`] when one does not become free.
     pub fn vacate(&self, physical: Bdf) -> Result<(), DeviceError> {
         /// A reset takes up to a minute.
         const PATIENCE: Duration = Duration::from_secs(70);
@@ -174,7 +174,10 @@ impl Devices {
         while begin.elapsed() < PATIENCE && any_is_there() {
             thread::sleep(LOOK);
         }
-        self.check_functions(physical)
+        self.check_functions(physical).map_err(|error| match error {
+            DeviceError::FunctionsInGuests { bdf, users } => DeviceError::NotVacated { bdf, users },
+            other => other,
+        })
     }
 
     /// One at a time: what is so for a moment only must not be what the next one finds.
