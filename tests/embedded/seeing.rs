@@ -170,6 +170,10 @@ fn a_trace_shows_what_is_wanted_and_nothing_else() {
     let (first, mut nvme) = house.boot(&[NVME]);
     let second = house.named_guest("second", &[MSI_ONLY]);
     let mut msi = house.connected(second);
+    let mut done = [
+        so_far(&house, first, &mut nvme).operations,
+        so_far(&house, second, &mut msi).operations,
+    ];
     let mut work = || {
         nvme.conf_read(at(0, 0), 0, 4).unwrap();
         nvme.conf_write(at(0, 0), 4, 2, 6).unwrap();
@@ -234,6 +238,10 @@ fn a_trace_shows_what_is_wanted_and_nothing_else() {
     for (filter, expected) in cases {
         let mut answers = traced(&house, filter.clone());
         work();
+        // None is left over for the next trace.
+        done = [done[0] + 3, done[1] + 2];
+        counted(&house, first, done[0]);
+        counted(&house, second, done[1]);
         for _ in 0..expected {
             next(&mut answers);
         }
@@ -356,6 +364,12 @@ fn metrics_tell_what_the_status_tells() {
     let (domain, mut frontend) = house.boot(&[NVME]);
     frontend.conf_write(at(0, 0), 0x0e, 1, 1).unwrap();
     let line = so_far(&house, domain, &mut frontend);
+    until("the daemon knows that they are connected", || {
+        let line = house.guest_line(domain).unwrap();
+        [line.backend, line.frontend]
+            .iter()
+            .all(|state| state.starts_with("Connected"))
+    });
     let socket = house.run_dir().join("metrics.sock");
     let page = scrape(UnixStream::connect(socket).unwrap());
     let guest = format!("domain=\"{domain}\"");
