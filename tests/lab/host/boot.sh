@@ -37,7 +37,7 @@ first_mib_sum() { head -c 1M "$1" | sha256sum | cut -d' ' -f1; }
 # boot NAME...: plays these scenarios in one boot. Adds to $failed, and leaves in $not_played what a failure kept from being played.
 boot() {
   local qemu=(qemu-system-x86_64 -cpu max,vendor=GenuineIntel)
-  local line name="" log=$logs/$1.log console=$logs/$1.console.log limit=60 verdict="" status=0 now xen initrd arguments
+  local line name="" log=$logs/$1.log cpus=2 console=$logs/$1.console.log limit=60 verdict="" status=0 now xen initrd arguments
   not_played=()
   for name in "$@"; do
     limit=$((limit + $(setting "$name" TIMEOUT 240) + 10))
@@ -60,6 +60,7 @@ END
   fi
   if [[ $(setting "$1" MACHINE) == hvm ]]; then
     qemu=("${hvm_qemu[@]}")
+    cpus=$hvm_cpus
     { cat "$(hvm_base)"; hvm_guest; } >>"$work/dom0.img"
   fi
   # Mitigations for the faults of old processors cost half of the time here and protect nothing: off, unless a scenario says otherwise. But not
@@ -70,7 +71,7 @@ END
   # sched=credit: with credit2, Xen's default, dom0 sooner or later stays in the run queue for ever while both CPUs are idle, mostly in `xl create`
   # com1 is Xen's and the kernel's; what the scenarios say comes out of com2, so that nothing is mixed into it
   # shellcheck disable=SC2046,SC2086
-  set -- "$@" -- timeout "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp 2 -m 3072 -machine q35 \
+  set -- "$@" -- timeout "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp "$cpus" -m 3072 -machine q35 \
     -nographic -nodefaults -no-reboot -monitor none -serial "file:$console" -serial stdio \
     -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit sched_credit_tslice_ms=1 x2apic=0 $xen" \
     -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on rodata=off $arguments,$initrd" $(devices "$@") ${LAB_QEMU:-}
