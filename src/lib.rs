@@ -13,9 +13,11 @@
 //! | [`doctor`] | what is wrong with this host, or a device, and what to do |
 //! | `command` | running the toolstack's programs |
 //! | [`memory`] | keeping the daemon small |
+//! | [`arguments`] | the command line |
 //! | [`logging`], [`text`], [`rate_limit`] | messages |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
+pub mod arguments;
 mod command;
 pub mod config;
 pub mod control;

@@ -345,6 +345,11 @@ fn manual_pages_have_their_examples_in_a_section_of_their_own() {
     );
     // Commands below a command have pages, too.
     assert!(page("pciback-vf-create.1").contains("pciback\\-vf\\-create"));
+    let daemon = page("pcibackd.8");
+    assert!(
+        daemon.contains(".TH pcibackd 8") && daemon.contains("\\-\\-check\\-config"),
+        "{daemon}"
+    );
 }
 
 #[test]

@@ -20,6 +20,7 @@ story() {
   check "the kernel's pciback is not loaded" [ ! -e /sys/module/xen_pciback ]
   check "and does not come by its alias" lacks xen_pciback modprobe_alias
   check "the package has brought manual pages" grep -q persist /usr/share/man/man1/pciback-hide.1
+  check "the daemon's, too" grep -q SIGHUP /usr/share/man/man8/pcibackd.8
   check "and completions" grep -q persist /usr/share/bash-completion/completions/pciback
   check "no unit has failed" no_unit_failed
 

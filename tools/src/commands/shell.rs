@@ -18,6 +18,10 @@ Examples:
   pciback completions zsh > /usr/local/share/zsh/site-functions/_pciback
   pciback completions fish > /etc/fish/completions/pciback.fish";
 
+/// Sections of the manual (man(1)).
+const USER_COMMANDS: &str = "1";
+const ADMINISTRATION: &str = "8";
+
 /// What `pciback completions` takes.
 #[derive(Debug, Args)]
 #[command(after_help = COMPLETIONS)]
@@ -30,7 +34,7 @@ pub struct Completions {
 /// What `pciback man` takes.
 #[derive(Debug, Args)]
 pub struct Man {
-    /// Write a page for each command into this directory
+    /// Write a page for each command, and the daemon's, into this directory
     #[arg(value_name = "DIR")]
     pub directory: Option<PathBuf>,
 }
@@ -55,39 +59,42 @@ pub fn man(arguments: &Man) -> Result<Outcome, CommandError> {
     command.build();
     let failed = |what: String| move |source| CommandError::Write { what, source };
     let Some(directory) = &arguments.directory else {
-        let (_, page) = page(command).map_err(failed("the manual page".to_owned()))?;
+        let (_, page) =
+            page(command, USER_COMMANDS).map_err(failed("the manual page".to_owned()))?;
         output::print(&page)?;
         return Ok(Outcome::Done);
     };
-    let what = format!("the manual pages into {}", directory.display());
-    write_pages(&command, directory).map_err(failed(what))?;
+    let what = || format!("the manual pages into {}", directory.display());
+    write_pages(&command, USER_COMMANDS, directory).map_err(failed(what()))?;
+    let daemon = pcibackd::arguments::Arguments::command();
+    write_pages(&daemon, ADMINISTRATION, directory).map_err(failed(what()))?;
     Ok(Outcome::Done)
 }
 
 /// A command's page, and those of the commands below it.
-fn write_pages(command: &Command, directory: &Path) -> io::Result<()> {
+fn write_pages(command: &Command, section: &str, directory: &Path) -> io::Result<()> {
     for below in command
         .get_subcommands()
         .filter(|below| !below.is_hide_set())
     {
-        write_pages(below, directory)?;
+        write_pages(below, section, directory)?;
     }
-    let (name, page) = page(command.clone())?;
+    let (name, page) = page(command.clone(), section)?;
     fs::write(directory.join(name), page)
 }
 
 /// File name and text of a manual page. The examples of the help are a section of their own.
-fn page(command: Command) -> io::Result<(String, String)> {
+fn page(command: Command, section: &str) -> io::Result<(String, String)> {
     let help = command.get_after_long_help().or(command.get_after_help());
     let help = help.map(ToString::to_string).unwrap_or_default();
     let (rest, examples) = split_examples(&help);
-    let page = Page::new(command.after_help(rest.clone()).after_long_help(rest));
+    let page = Page::new(command.after_help(rest.clone()).after_long_help(rest)).section(section);
     let mut text = Vec::new();
     page.render(&mut text)?;
     let mut text = String::from_utf8_lossy(&text).into_owned();
     if let Some(examples) = examples {
         let at = text.find(".SH VERSION").unwrap_or(text.len());
-        text.insert_str(at, &section("EXAMPLES", &examples));
+        text.insert_str(at, &lines_as_they_are("EXAMPLES", &examples));
     }
     Ok((page.get_filename(), text))
 }
@@ -108,7 +115,7 @@ fn split_examples(help: &str) -> (String, Option<String>) {
 }
 
 /// A section whose lines stay as they are (man(7)).
-fn section(name: &str, text: &str) -> String {
+fn lines_as_they_are(name: &str, text: &str) -> String {
     let mut section = format!(".SH {name}\n.nf\n");
     for line in text.lines() {
         // A dot or a quote would begin a request.
@@ -135,6 +142,9 @@ mod tests {
 
     #[test]
     fn a_line_of_an_example_is_no_request_of_roff() {
-        assert_eq!(section("E", ".x\\-y"), ".SH E\n.nf\n\\&.x\\e\\-y\n.fi\n");
+        assert_eq!(
+            lines_as_they_are("E", ".x\\-y"),
+            ".SH E\n.nf\n\\&.x\\e\\-y\n.fi\n"
+        );
     }
 }
