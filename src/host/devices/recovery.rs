@@ -19,6 +19,10 @@ const UNTIL_RESET_BEGINS: Duration = Duration::from_secs(2);
 /// After a reset the kernel itself waits for the device up to a minute, and holds up whoever looks at it. This is for what comes on top.
 const UNTIL_BACK: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(10);
+/// Where the kernel's first way of resetting the link fails, it tries the other at once. It lets go of the devices in between, but not for as
+/// long as this.
+const BETWEEN_RESETS: Duration = Duration::from_millis(100);
+const MOST_RESETS: usize = 3;
 
 impl Devices {
     /// Passes a report on: to the sessions of the guests whose devices it concerns. Devices that no guest has are made ready again after a
@@ -56,11 +60,7 @@ impl Devices {
     ) {
         let (bdf, device) = (device.bdf, Arc::clone(device));
         self.in_background(bdf, "settle", move |devices| {
-            let is_held = || device.is_held_by(domain);
-            wait_for(UNTIL_RESET_BEGINS, || {
-                was_reset(&device, command) || !is_held()
-            });
-            done(wait_for(UNTIL_BACK, || device.responds() || !is_held()));
+            done(settle(&device, command, || device.is_held_by(domain)));
             devices.wake();
         });
     }
@@ -75,8 +75,7 @@ impl Devices {
         self.in_background(bdf, "settle", move |devices| {
             let command = config_state::saved_command(&device.record.config());
             let restored = devices.reset_held(&device, || {
-                wait_for(UNTIL_RESET_BEGINS, || was_reset(&device, command));
-                wait_for(UNTIL_BACK, || device.responds());
+                settle(&device, command, || true);
                 device.clear_errors();
                 Ok(())
             });
@@ -130,6 +129,24 @@ impl Device {
             );
         }
     }
+}
+
+/// Waits until the kernel has reset the link above a device and is done with it, for as long as the device `is_wanted`. Returns whether it answers.
+fn settle(device: &Device, command: u16, is_wanted: impl Fn() -> bool) -> bool {
+    wait_for(UNTIL_RESET_BEGINS, || {
+        was_reset(device, command) || !is_wanted()
+    });
+    let mut answers = false;
+    for _ in 0..MOST_RESETS {
+        thread::sleep(BETWEEN_RESETS);
+        let begin = Instant::now();
+        answers = wait_for(UNTIL_BACK, || device.responds() || !is_wanted());
+        // A look at a device that is being reset takes until it has been.
+        if begin.elapsed() < BETWEEN_RESETS {
+            break;
+        }
+    }
+    answers
 }
 
 /// Whether the device is being reset or has been: nothing is on of what was on in its command register. Other bits say nothing: the line is

@@ -23,6 +23,10 @@ const FATAL_DETECTED: u32 = 1 << 2;
 /// Between the kernel's word of a fatal error and its reset of the link. Whoever hears of it finds the device as it was for so long.
 const UNTIL_RESET: Duration = Duration::from_millis(20);
 
+/// Between two ways of resetting the link, where the first one fails. For the kernel it is the time it takes to let go of the devices and to take
+/// hold of them again.
+const BETWEEN_RESETS: Duration = Duration::from_millis(5);
+
 /// What the kernel has told of errors. As its trace, it keeps what nobody has read yet.
 #[derive(Debug, Default)]
 pub(super) struct Reported {
@@ -140,6 +144,10 @@ impl SimBus {
         if severity == Severity::Fatal {
             thread::sleep(UNTIL_RESET);
             self.reset_link(bdf);
+            if self.with(bdf, |function| lock(&function.faults).link_reset_fails) == Some(true) {
+                thread::sleep(BETWEEN_RESETS);
+                self.reset_link(bdf);
+            }
         }
     }
 

@@ -65,6 +65,8 @@ pub(super) struct Faults {
     pub access_time: Duration,
     pub reset_time: Duration,
     pub reset_fails: bool,
+    /// The kernel's first way of resetting its link fails.
+    pub link_reset_fails: bool,
     pub resets: usize,
     /// The method of the last reset by the kernel.
     pub last_reset: Option<String>,

@@ -142,6 +142,14 @@ impl SimBus {
         self.with(bdf, |function| lock(&function.faults).reset_fails = fails);
     }
 
+    /// From now on the kernel's first way of resetting the link above the device fails, as with a port whose link does not come up in time. The
+    /// device is reset by it, and by the second.
+    pub fn set_link_reset_fails(&self, bdf: Bdf, fails: bool) {
+        self.with(bdf, |function| {
+            lock(&function.faults).link_reset_fails = fails
+        });
+    }
+
     /// From now on the device's driver leaves virtual functions behind when it goes, as few do.
     pub fn set_leaves_functions(&self, bdf: Bdf) {
         self.with(bdf, |function| {

@@ -86,6 +86,22 @@ fn after_a_fatal_error_the_device_is_restored_before_its_driver_is_asked() {
 }
 
 #[test]
+fn where_the_kernel_resets_the_link_twice_the_device_is_restored_after_the_second_time() {
+    let (setup, _, mut frontend) = working("");
+    let config = setup.house.config(NVME);
+    let read = || [4, 0x10, 0x14].map(|offset| config.read(offset, Width::Four).unwrap());
+    let before = read();
+    let bus = &setup.house.bus;
+    bus.set_reset_time(NVME, Duration::from_millis(50));
+    bus.set_link_reset_fails(NVME, true);
+    setup.report(Fatal);
+    expect(&mut frontend, Detected, ChannelState::Frozen);
+    assert_eq!(read(), before);
+    takes_interrupts(&setup, &frontend);
+    reset_and_resume(&setup, &mut frontend);
+}
+
+#[test]
 fn a_fatal_error_of_one_function_is_recovered_from_by_all_on_its_link() {
     let setup = Setup::new(&[NIC_VF0], "");
     let (_, mut frontend) = setup.house.boot(&[NIC_VF0]);
