@@ -212,6 +212,6 @@ post_mortem() {
   [ ! -e /var/log/xen/qemu-dm-hvm.log ] || { echo "--- the device model"; tail -n 15 /var/log/xen/qemu-dm-hvm.log; }
   echo "--- dom0's kernel"; dmesg | tail -n 15
   echo "--- Xen"; xl dmesg | tail -n 15
-  [ ! -e $LOG ] || { echo "--- pcibackd"; tail -n 30 $LOG; }
+  [ ! -e $LOG ] || { echo "--- pcibackd"; tail -n 100 $LOG; }
   [ ! -e /run/systemd/system ] || { echo "--- the journal"; journalctl -b -u "pcibackd*"; systemctl --failed; systemd-analyze; dmesg | grep pciback; }
 }

@@ -96,11 +96,15 @@ END
   done < <("$@" </dev/null 2>&1)
   wait $! || status=$?
   ((${#play[@]})) || return 0
+  local fault=""
   # QEMU 10.0.2 itself aborts once in a great while, when Xen's start moves a device's memory (physmem.c, iotlb_to_section). Nothing of ours has run
-  # by then, and the machine is booted again, once.
-  if [[ $status == 134 && ! $name && ! ${booted_again:-} ]] && grep -q 'iotlb_to_section: Assertion' "$log"; then
+  # by then.
+  if [[ $status == 134 && ! $name ]] && grep -q 'iotlb_to_section: Assertion' "$log"; then fault="QEMU aborted while Xen was starting"; fi
+  # See hvm_cpus
+  if grep -q 'HVM shutdown action' "$console"; then fault="a guest died of a triple fault"; fi
+  if [[ $fault && ! ${booted_again:-} ]]; then
     booted_again=yes
-    echo "lab: QEMU aborted while Xen was starting; booting again"
+    echo "lab: $fault: a fault of the emulation; booting again, once"
     boot "${play[@]}"
     return
   fi

@@ -12,9 +12,8 @@ hvm_qemu=(env "QEMU_MODULE_DIR=$root/usr/lib/x86_64-linux-gnu/qemu"
   "$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu" "$root/usr/bin/qemu-system-x86_64"
   -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -cpu "Westmere,+svm,+npt,vendor=AuthenticAMD")
 
-# This QEMU leaves the number of an interrupt that Xen injects in its exception index, and delivers it once more when anything but an interrupt makes
-# that CPU leave its loop: another CPU's change of the machine's memory map, as an IOMMU's for a device that comes or goes. The guest, hit where it has
-# interrupts off, dies of a triple fault. A CPU that is alone makes such changes itself.
+# Three of eight guests died of a triple fault on two CPUs, none of a dozen on one. Xen had resumed them with a state that was not theirs: once it
+# was Xen's own, as of the instruction behind VMRUN. So two threads of this QEMU, one for each CPU, get in each other's way.
 hvm_cpus=1
 
 hvm_programs="usr/libexec/xen-qemu-system-i386 usr/lib/xen-4.17/boot/hvmloader"
