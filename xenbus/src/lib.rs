@@ -6,11 +6,13 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 mod device;
+pub mod device_model;
 pub mod event_channel;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod grant;
 pub mod host;
+pub mod ioreq;
 pub mod pciif;
 pub mod platform;
 mod privcmd;
@@ -19,6 +21,7 @@ pub mod state;
 pub mod types;
 pub mod xenstore;
 
+pub use device_model::DeviceModel;
 pub use platform::{DomainInfo, EventPort, MsiRequest, PageMapping, Xen, XenError};
 pub use state::XenbusState;
 pub use types::{DomId, GrantRef, Gsi, PciDevice, Pirq, Port};
