@@ -14,6 +14,7 @@
 //! | [`capabilities`] | the walk of both capability lists |
 //! | [`resource`] | what a BAR decodes |
 //! | [`overlay`] | what a guest sees and may change of one function |
+//! | [`emulated`] | functions that do not exist: all of their space is ours |
 //! | [`fuzz`] | an entry point for fuzzing |
 //! | [`topology`] | where a guest sees its devices |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
@@ -22,6 +23,7 @@ pub mod access;
 pub mod address;
 pub mod bdf_list;
 pub mod capabilities;
+pub mod emulated;
 pub mod fuzz;
 pub mod memory;
 pub mod overlay;

@@ -32,7 +32,7 @@ pub const STATUS: Register = Register::new("Status", 0x06, Two, "PCIe 7.5.1.1.4"
     .raz(0x0046)
     .fields(&[
         bits("Immediate Readiness", 1 << 0),
-        bits("Interrupt Status", 1 << 3),
+        bits("Interrupt Status", status::INTERRUPT),
         bits("Capabilities List", status::CAPABILITIES_LIST),
         bits("66 MHz Capable", 1 << 5),
         bits("Fast Back-to-Back Capable", 1 << 7),
@@ -174,6 +174,8 @@ pub mod command {
 
 /// Bits of the status register.
 pub mod status {
+    /// The function asks for its interrupt line.
+    pub const INTERRUPT: u16 = 1 << 3;
     /// There is a capability list.
     pub const CAPABILITIES_LIST: u16 = 1 << 4;
 }
@@ -188,6 +190,12 @@ pub mod header_type {
     pub const BRIDGE: u8 = 1;
     /// A CardBus bridge.
     pub const CARDBUS: u8 = 2;
+}
+
+/// Values of the interrupt pin register.
+pub mod interrupt_pin {
+    /// INTA.
+    pub const INTA: u32 = 1;
 }
 
 /// Bits of the BIST register.
