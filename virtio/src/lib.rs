@@ -1,7 +1,12 @@
 //! Virtio devices and their transports.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
+pub mod device;
+pub mod features;
 pub mod ioreq;
+pub mod memory;
+pub mod queue;
 pub mod status;
 
+pub use features::Features;
 pub use status::{DeviceStatus, Interface, Status, Transition};

@@ -86,7 +86,7 @@ pub struct IntxPin {
 /// one, a dead guest's memory is not freed.
 ///
 /// # Safety
-/// Each page of which [`ForeignMapping::present`] says true must be 4096 bytes at `base` plus 4096
+/// Each page of which [`ForeignMapping::present`] or [`ForeignMapping::retry`] says true must be 4096 bytes at `base` plus 4096
 /// times its number that stay readable and writable for as long as the value lives. `base` is
 /// aligned to 4096, and no part of the mapping's addresses belongs to anybody else.
 pub unsafe trait ForeignMapping: Send + Sync + fmt::Debug {
@@ -96,6 +96,16 @@ pub unsafe trait ForeignMapping: Send + Sync + fmt::Debug {
     /// For each page, whether it is there. One that is not must not be touched: access to it ends
     /// the process.
     fn present(&self) -> &[bool];
+
+    /// Tries again to map page `page`, which is not there. True: it is there from now on, though
+    /// [`ForeignMapping::present`] goes on telling how it was at first.
+    ///
+    /// # Errors
+    /// Linux has no memory left, or the domain is gone.
+    fn retry(&self, page: usize) -> io::Result<bool> {
+        let _ = page;
+        Ok(false)
+    }
 }
 
 /// Xen, as a device model in dom0 sees it. All of it may be called from any thread.

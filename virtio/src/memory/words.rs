@@ -1,0 +1,151 @@
+//! Memory that outlives the process: a mapped file, seen as 64-bit words. A store survives a kill at
+//! any moment and costs no system call.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Words of a mapped file, or of memory that nobody else has. Clones are the same words.
+#[derive(Debug, Clone)]
+pub struct Words {
+    mapping: Arc<Mapping>,
+    first: usize,
+    count: usize,
+}
+
+#[derive(Debug)]
+struct Mapping {
+    base: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the mapping belongs to the process, and all access to it is atomic.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Words {
+    /// `count` words that are gone with the process, all zero.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn volatile(count: usize) -> io::Result<Self> {
+        Self::map(libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, count)
+    }
+
+    /// The first `count` words of `file`, which is made that long if it is shorter. The file is not
+    /// to become shorter meanwhile.
+    ///
+    /// # Errors
+    /// The file cannot be made longer, or mapped.
+    pub fn of_file(file: &File, count: usize) -> io::Result<Self> {
+        let bytes = count.saturating_mul(size_of::<u64>()) as u64;
+        if file.metadata()?.len() < bytes {
+            file.set_len(bytes)?;
+        }
+        Self::map(libc::MAP_SHARED, file.as_raw_fd(), count)
+    }
+
+    fn map(flags: libc::c_int, fd: libc::c_int, count: usize) -> io::Result<Self> {
+        let bytes = count
+            .max(1)
+            .checked_mul(size_of::<u64>())
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        // SAFETY: a new mapping at an address that the kernel chooses overlaps nothing of ours.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), bytes, protection, flags, fd, 0) };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self {
+            mapping: Arc::new(Mapping { base, words: count }),
+            first: 0,
+            count,
+        })
+    }
+
+    /// `count` of these words from `first` on, fewer if there are not so many.
+    #[must_use]
+    pub fn part(&self, first: usize, count: usize) -> Self {
+        let skipped = first.min(self.count);
+        Self {
+            mapping: Arc::clone(&self.mapping),
+            first: self.first.saturating_add(skipped),
+            count: count.min(self.count.saturating_sub(skipped)),
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    fn all(&self) -> &[AtomicU64] {
+        debug_assert!(self.first.saturating_add(self.count) <= self.mapping.words);
+        // SAFETY: `first` plus `count` is never more than the words mapped, which stay so as long as the
+        // value lives, and are accessed atomically alone. A page is aligned for any word.
+        unsafe {
+            std::slice::from_raw_parts(self.mapping.base.as_ptr().add(self.first), self.count)
+        }
+    }
+
+    /// The word at `index`; zero beyond the end.
+    pub fn get(&self, index: usize) -> u64 {
+        self.all()
+            .get(index)
+            .map_or(0, |word| word.load(Ordering::Acquire))
+    }
+
+    /// Changes the word at `index`. Beyond the end nothing happens. A process that finds the new
+    /// value also finds what was stored before it.
+    pub fn set(&self, index: usize, value: u64) {
+        if let Some(word) = self.all().get(index) {
+            word.store(value, Ordering::Release);
+        }
+    }
+
+    /// Makes all of them zero, from the last to the first.
+    pub fn clear(&self) {
+        for word in self.all().iter().rev() {
+            word.store(0, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let bytes = self.words.max(1).saturating_mul(size_of::<u64>());
+        // SAFETY: this is what `map` mapped, and nothing refers to it any more.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_found_by_who_opens_the_file_next() {
+        let file = tempfile::tempfile().unwrap();
+        Words::of_file(&file, 10).unwrap().part(3, 4).set(1, 0x1234);
+        let found = Words::of_file(&file, 10).unwrap();
+        assert_eq!(found.get(4), 0x1234);
+        found.clear();
+        assert_eq!(found.get(4), 0);
+    }
+
+    #[test]
+    fn parts_end_where_the_whole_ends() {
+        let words = Words::volatile(8).unwrap();
+        let part = words.part(6, 100);
+        assert_eq!(part.count(), 2);
+        part.set(2, 1);
+        assert_eq!(part.get(2), 0);
+        assert_eq!(words.part(100, 1).count(), 0);
+        assert_eq!(words.part(7, 1).part(1, 1).count(), 0);
+    }
+}

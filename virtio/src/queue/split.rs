@@ -1,0 +1,260 @@
+//! The split ring (virtio 1.3, section 2.7), on `virtio-queue` for the two rings of indices. The
+//! descriptors are walked here: that crate ends a chain at what is wrong with it, without a word.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_queue::{Queue as Rings, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::chain::{Descriptor, Flags, Format};
+use super::record::{Entry, Header, in_flight};
+use super::{Chain, QueueConfig, QueueError, Record, RingError};
+use crate::features::Features;
+use crate::memory::{MemoryError, View};
+
+/// The driver wants no interrupts: in the flags of the available ring (section 2.7.6).
+const NO_INTERRUPT: u16 = 1;
+
+/// A split ring in use.
+#[derive(Debug)]
+pub struct SplitQueue {
+    rings: Rings,
+    descriptors: u64,
+    driver: u64,
+    size: u16,
+    features: Features,
+    record: Record,
+    in_flight: u16,
+    order: u32,
+    /// Chains that were in flight before a restart, the first one last.
+    again: Vec<u16>,
+}
+
+impl SplitQueue {
+    pub(super) fn new(
+        config: &QueueConfig,
+        view: &View,
+        features: Features,
+        record: Record,
+    ) -> Result<Self, QueueError> {
+        let size = config.size;
+        let refused = |_| QueueError::Size {
+            size,
+            max: config.max_size(),
+        };
+        let mut rings = Rings::new(size).map_err(refused)?;
+        let alignment = |part, address, align| {
+            move |_| QueueError::Alignment {
+                part,
+                address,
+                align,
+            }
+        };
+        let (descriptors, driver, device) = (config.descriptors, config.driver, config.device);
+        rings
+            .try_set_desc_table_address(GuestAddress(descriptors))
+            .map_err(alignment("descriptor table", descriptors, 16))?;
+        rings
+            .try_set_avail_ring_address(GuestAddress(driver))
+            .map_err(alignment("available ring", driver, 2))?;
+        rings
+            .try_set_used_ring_address(GuestAddress(device))
+            .map_err(alignment("used ring", device, 4))?;
+        rings.set_event_idx(features.contains(Features::EVENT_IDX));
+        rings.set_ready(true);
+        let mut queue = Self {
+            rings,
+            descriptors,
+            driver,
+            size,
+            features,
+            record,
+            in_flight: 0,
+            order: 0,
+            again: Vec::new(),
+        };
+        queue.go_on(view)?;
+        Ok(queue)
+    }
+
+    /// Goes on where the record says, or begins.
+    fn go_on(&mut self, view: &View) -> Result<(), QueueError> {
+        let size = self.size;
+        if !self.record.fits(size) {
+            return Err(QueueError::Record { size });
+        }
+        let mut used = 0;
+        if let Some(header) = self.record.header() {
+            used = header.used;
+            if let Some(head) = header.completing {
+                let shown = self
+                    .rings
+                    .used_idx(view, Ordering::Acquire)
+                    .map_err(|_| QueueError::Record { size })?;
+                if shown.0 == used.wrapping_add(1) {
+                    used = shown.0;
+                    self.record.set_entry(head, None);
+                }
+            }
+        }
+        self.record.set_header(Header {
+            used,
+            completing: None,
+        });
+        let mut again = in_flight(&self.record, size);
+        self.in_flight = again.len() as u16;
+        self.order = again
+            .last()
+            .map_or(0, |(_, entry)| entry.order.wrapping_add(1));
+        again.reverse();
+        self.again = again.into_iter().map(|(head, _)| head).collect();
+        self.rings.set_next_used(used);
+        self.rings.set_next_avail(used.wrapping_add(self.in_flight));
+        Ok(())
+    }
+
+    pub(super) fn pop(&mut self, view: &Arc<View>, chain: &mut Chain) -> Result<bool, RingError> {
+        if let Some(head) = self.again.pop() {
+            self.walk(view, head, chain)?;
+            return Ok(true);
+        }
+        let Some(head) = self.next_head(view)? else {
+            return Ok(false);
+        };
+        if head >= self.size {
+            return Err(self.no_such(head));
+        }
+        if self.record.entry(head).is_some() {
+            return Err(RingError::AlreadyInFlight { head });
+        }
+        self.walk(view, head, chain)?;
+        self.record.set_entry(
+            head,
+            Some(Entry {
+                order: self.order,
+                slots: 1,
+                copy: 0,
+            }),
+        );
+        self.order = self.order.wrapping_add(1);
+        self.in_flight = self.in_flight.saturating_add(1);
+        Ok(true)
+    }
+
+    fn next_head(&mut self, view: &View) -> Result<Option<u16>, RingError> {
+        match self.rings.avail_idx(view, Ordering::Acquire) {
+            Ok(index) if index.0 == self.rings.next_avail() => return Ok(None),
+            Ok(_) => {}
+            Err(error) => return Err(self.error(error)),
+        }
+        // There is one, so only an entry that cannot be read ends the iterator here.
+        let head = match self.rings.iter(view) {
+            Ok(mut heads) => heads.next().map(|chain| chain.head_index()),
+            Err(error) => return Err(self.error(error)),
+        };
+        head.map(Some)
+            .ok_or(RingError::Memory(MemoryError::NotThere {
+                address: self.driver,
+            }))
+    }
+
+    fn walk(&self, view: &Arc<View>, head: u16, chain: &mut Chain) -> Result<(), RingError> {
+        chain.restart(view);
+        chain.set_head(head);
+        let mut index = head;
+        for _ in 0..self.size {
+            if index >= self.size {
+                return Err(self.no_such(index));
+            }
+            let descriptor = Descriptor::read(view, self.descriptors, index.into(), Format::Split)?;
+            chain.add(view, &descriptor, Format::Split, self.size, self.features)?;
+            if !descriptor.flags().contains(Flags::NEXT) {
+                return Ok(());
+            }
+            index = descriptor.next;
+        }
+        Err(RingError::ChainTooLong {
+            limit: self.size.into(),
+        })
+    }
+
+    pub(super) fn complete(
+        &mut self,
+        view: &View,
+        head: u16,
+        written: u32,
+    ) -> Result<(), RingError> {
+        if self.record.entry(head).is_none() {
+            return Err(RingError::NotInFlight { head });
+        }
+        self.record.set_header(Header {
+            used: self.rings.next_used(),
+            completing: Some(head),
+        });
+        if let Err(error) = self.rings.add_used(view, head, written) {
+            return Err(self.error(error));
+        }
+        self.record.set_entry(head, None);
+        self.record.set_header(Header {
+            used: self.rings.next_used(),
+            completing: None,
+        });
+        self.in_flight = self.in_flight.saturating_sub(1);
+        Ok(())
+    }
+
+    pub(super) fn should_notify(&mut self, view: &View) -> Result<bool, RingError> {
+        if self.features.contains(Features::EVENT_IDX) {
+            let wanted = self.rings.needs_notification(view);
+            return wanted.map_err(|error| self.error(error));
+        }
+        // The driver sees what was completed before its flag is looked at.
+        fence(Ordering::SeqCst);
+        let flags: u16 = view
+            .load(GuestAddress(self.driver), Ordering::Relaxed)
+            .map_err(|_| MemoryError::NotThere {
+                address: self.driver,
+            })?;
+        Ok(u16::from_le(flags) & NO_INTERRUPT == 0)
+    }
+
+    pub(super) fn disable_notify(&mut self, view: &View) -> Result<(), RingError> {
+        let done = self.rings.disable_notification(view);
+        done.map_err(|error| self.error(error))
+    }
+
+    pub(super) fn enable_notify(&mut self, view: &View) -> Result<bool, RingError> {
+        let more = self.rings.enable_notification(view);
+        more.map(|more| more || !self.again.is_empty())
+            .map_err(|error| self.error(error))
+    }
+
+    pub(super) fn size(&self) -> u16 {
+        self.size
+    }
+
+    pub(super) fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    fn no_such(&self, index: u16) -> RingError {
+        RingError::NoSuchDescriptor {
+            index,
+            count: self.size.into(),
+        }
+    }
+
+    fn error(&self, error: virtio_queue::Error) -> RingError {
+        match error {
+            virtio_queue::Error::InvalidAvailRingIndex => {
+                RingError::TooManyAvailable { size: self.size }
+            }
+            // The rings are checked on activation, so only the guest's taking their memory away is left.
+            _ => MemoryError::NotThere {
+                address: self.driver,
+            }
+            .into(),
+        }
+    }
+}
