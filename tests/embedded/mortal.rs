@@ -19,6 +19,7 @@ use conf_space::{AccessError, Bdf, ConfigSpace, Width};
 use pcibackd::host::errors::ErrorReports;
 use pcibackd::host::sharing::Occupancy;
 use pcibackd::host::{Bus, Config, Description, HostError};
+use xenbus::device_model::{DeviceModel, ForeignMapping, IntxPin, IoRange, IoreqServerId};
 use xenbus::xenstore::{self, Client};
 use xenbus::{
     DomId, DomainInfo, EventPort, GrantRef, MsiRequest, PageMapping, PciDevice, Pirq, Port, Xen,
@@ -263,6 +264,91 @@ impl Xen for Machine {
         self.life.doing(Deed::Deassign(domain, device), || {
             self.machine.deassign_device(domain, device)
         })
+    }
+}
+
+impl DeviceModel for Machine {
+    fn create_ioreq_server(&self, domain: DomId) -> Result<IoreqServerId, XenError> {
+        self.life
+            .around(|| self.machine.create_ioreq_server(domain))
+    }
+
+    fn destroy_ioreq_server(&self, domain: DomId, server: IoreqServerId) -> Result<(), XenError> {
+        let machine = &self.machine;
+        self.life
+            .around(|| machine.destroy_ioreq_server(domain, server))
+    }
+
+    fn map_ioreq_page(
+        &self,
+        domain: DomId,
+        server: IoreqServerId,
+    ) -> Result<Box<dyn PageMapping>, XenError> {
+        let machine = &self.machine;
+        self.life.around(|| machine.map_ioreq_page(domain, server))
+    }
+
+    fn map_io_range(
+        &self,
+        domain: DomId,
+        server: IoreqServerId,
+        range: IoRange,
+    ) -> Result<(), XenError> {
+        let machine = &self.machine;
+        self.life
+            .around(|| machine.map_io_range(domain, server, range))
+    }
+
+    fn unmap_io_range(
+        &self,
+        domain: DomId,
+        server: IoreqServerId,
+        range: IoRange,
+    ) -> Result<(), XenError> {
+        let machine = &self.machine;
+        self.life
+            .around(|| machine.unmap_io_range(domain, server, range))
+    }
+
+    fn set_ioreq_server_state(
+        &self,
+        domain: DomId,
+        server: IoreqServerId,
+        enabled: bool,
+    ) -> Result<(), XenError> {
+        let machine = &self.machine;
+        self.life
+            .around(|| machine.set_ioreq_server_state(domain, server, enabled))
+    }
+
+    fn vcpu_count(&self, domain: DomId) -> Result<u32, XenError> {
+        self.life.around(|| self.machine.vcpu_count(domain))
+    }
+
+    fn set_pci_intx_level(&self, domain: DomId, pin: IntxPin, level: bool) -> Result<(), XenError> {
+        let machine = &self.machine;
+        self.life
+            .around(|| machine.set_pci_intx_level(domain, pin, level))
+    }
+
+    fn set_isa_irq_level(&self, domain: DomId, irq: u8, level: bool) -> Result<(), XenError> {
+        self.life
+            .around(|| self.machine.set_isa_irq_level(domain, irq, level))
+    }
+
+    fn inject_msi(&self, domain: DomId, address: u64, data: u32) -> Result<(), XenError> {
+        self.life
+            .around(|| self.machine.inject_msi(domain, address, data))
+    }
+
+    fn map_foreign(
+        &self,
+        domain: DomId,
+        first: u64,
+        count: usize,
+    ) -> io::Result<Box<dyn ForeignMapping>> {
+        self.life
+            .around(|| self.machine.map_foreign(domain, first, count))
     }
 }
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
+use crate::device_model::DeviceModel;
 use crate::types::{DomId, GrantRef, PciDevice, Pirq, Port};
 use crate::xenstore;
 
@@ -139,7 +140,7 @@ pub trait EventPort: Send + Debug {
 }
 
 /// Xen, as a PCI backend in dom0 sees it. All of it may be called from any thread.
-pub trait Xen: Send + Sync + Debug {
+pub trait Xen: DeviceModel {
     /// Opens a connection of its own to xenstore.
     ///
     /// # Errors

@@ -1,6 +1,8 @@
 //! Hypercalls by `/dev/xen/privcmd` (Linux `include/uapi/xen/privcmd.h`).
 
+mod dm_op;
 mod domctl;
+mod foreign;
 mod page;
 mod physdev;
 

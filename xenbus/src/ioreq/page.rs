@@ -2,6 +2,7 @@
 //! happens exactly once.
 
 use std::mem::offset_of;
+use std::ptr::NonNull;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
@@ -35,20 +36,31 @@ const _: () = {
 
 /// The page of one server. Where a slot is asked for that a page does not have, it looks empty.
 #[derive(Debug)]
-pub struct IoreqPage(Box<dyn PageMapping>);
+pub struct IoreqPage {
+    slots: NonNull<[Slot; SLOTS]>,
+    /// Held, and not touched.
+    _mapping: Box<dyn PageMapping>,
+}
+
+// SAFETY: the mapping can be sent, and the pointer is to memory that belongs to it.
+unsafe impl Send for IoreqPage {}
+// SAFETY: a shared page is used through `slots` alone, which are atomics.
+unsafe impl Sync for IoreqPage {}
 
 impl IoreqPage {
     /// Wraps a mapped page. Changes nothing in it.
     pub fn new(mapping: Box<dyn PageMapping>) -> Self {
-        Self(mapping)
+        Self {
+            slots: mapping.base().cast(),
+            _mapping: mapping,
+        }
     }
 
     fn slot(&self, slot: usize) -> Option<&Slot> {
-        // SAFETY: by the trait's contract 4096 bytes at `base`, aligned to 4096, are readable and
-        // writable while the mapping lives, which is at least as long as `self` is borrowed. A
-        // slot consists of atomics, for which any bytes are valid and may change under us.
-        let slots: &[Slot; SLOTS] = unsafe { self.0.base().cast().as_ref() };
-        slots.get(slot)
+        // SAFETY: by the trait's contract 4096 bytes at the mapping's base, aligned to 4096, are
+        // readable and writable while the mapping lives, which is at least as long as `self` is
+        // borrowed. A slot consists of atomics, for which any bytes are valid and may change.
+        unsafe { self.slots.as_ref() }.get(slot)
     }
 
     /// Xen's port for a CPU. Meaningful once the server is enabled.

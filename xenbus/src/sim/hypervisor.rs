@@ -8,6 +8,7 @@ use nix::errno::Errno;
 use super::evtchn::{GuestEnd, Ports};
 use super::grants::GrantTable;
 use super::hardware::{Hardware, NoHardware};
+use super::hvm::Hvm;
 use super::interrupts::Interrupts;
 use super::lock;
 use super::msi::Mapped;
@@ -28,6 +29,15 @@ pub(super) struct Domain {
     pub grants: GrantTable,
     pub ports: Ports,
     pub pirqs: BTreeMap<Pirq, Mapped>,
+    /// What only an HVM domain has.
+    pub hvm: Option<Hvm>,
+}
+
+impl Domain {
+    /// Whether dom0 maps something of it.
+    fn is_held(&self) -> bool {
+        self.grants.mappings() > 0 || self.hvm.as_ref().is_some_and(Hvm::is_held)
+    }
 }
 
 /// Everything that Xen knows.
@@ -57,13 +67,16 @@ impl Hypervisor {
     /// Makes a domain, not yet started.
     ///
     /// # Errors
-    /// ENOSPC when all numbers were used: none is given twice.
+    /// ENOSPC when all numbers were used: none is given twice. ENOMEM.
     pub fn create(&mut self, kind: DomainKind) -> Result<DomId, Errno> {
         let id = DomId(self.last.saturating_add(1));
         if id >= DomId::FIRST_RESERVED {
             return Err(Errno::ENOSPC);
         }
         self.last = id.0;
+        let (vcpus, memory) = (self.options.hvm_vcpus, self.options.hvm_memory);
+        let hvm = (kind == DomainKind::Hvm).then(|| Hvm::new(vcpus, memory));
+        let hvm = hvm.transpose().map_err(|_| Errno::ENOMEM)?;
         let domain = Domain {
             kind,
             started: false,
@@ -72,6 +85,7 @@ impl Hypervisor {
             grants: GrantTable::default(),
             ports: Ports::default(),
             pirqs: BTreeMap::new(),
+            hvm,
         };
         self.domains.insert(id, domain);
         Ok(id)
@@ -86,6 +100,11 @@ impl Hypervisor {
             .get_mut(&id)
             .filter(|domain| !domain.dying)
             .ok_or(Errno::ESRCH)
+    }
+
+    /// An HVM domain, dead or alive.
+    pub fn hvm_mut(&mut self, id: DomId) -> Option<&mut Hvm> {
+        self.domains.get_mut(&id)?.hvm.as_mut()
     }
 
     pub fn info(&self, id: DomId) -> Option<DomainInfo> {
@@ -126,6 +145,9 @@ impl Hypervisor {
         domain.dying = true;
         domain.ports = Ports::default();
         domain.grants.clear();
+        if let Some(hvm) = &mut domain.hvm {
+            hvm.end();
+        }
         self.bury(id);
         Ok(())
     }
@@ -135,7 +157,7 @@ impl Hypervisor {
         if self
             .domains
             .get(&id)
-            .is_some_and(|domain| domain.dying && domain.grants.mappings() == 0)
+            .is_some_and(|domain| domain.dying && !domain.is_held())
         {
             self.domains.remove(&id);
         }

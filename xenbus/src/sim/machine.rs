@@ -35,6 +35,10 @@ pub struct MachineOptions {
     pub extra_pirqs: u32,
     /// How long the toolstack waits for a backend. libxl: 10 s.
     pub toolstack_timeout: Duration,
+    /// CPUs of an HVM guest; at most 128.
+    pub hvm_vcpus: u32,
+    /// Bytes of an HVM guest's memory, which begins at address 0. It takes up what is written to.
+    pub hvm_memory: u64,
 }
 
 impl Default for MachineOptions {
@@ -44,6 +48,8 @@ impl Default for MachineOptions {
             gsis: 24,
             extra_pirqs: 32,
             toolstack_timeout: Duration::from_secs(10),
+            hvm_vcpus: 2,
+            hvm_memory: 64 << 20,
         }
     }
 }
@@ -362,7 +368,7 @@ impl Drop for GrantMapping {
 }
 
 /// Gives an errno its operation.
-fn about<T>(operation: String, result: Result<T, Errno>) -> Result<T, XenError> {
+pub(super) fn about<T>(operation: String, result: Result<T, Errno>) -> Result<T, XenError> {
     result.map_err(|errno| XenError::from_errno(operation, errno as i32))
 }
 

@@ -23,6 +23,7 @@ mod grants;
 mod guest;
 mod guest_socket;
 mod hardware;
+mod hvm;
 mod hypervisor;
 mod interrupts;
 mod machine;
@@ -46,6 +47,7 @@ pub use grants::{MappedPage, PAGE_SIZE};
 pub use guest::{GrantedPage, GuestPlatform, GuestPort, LocalGuest};
 pub use guest_socket::SocketGuest;
 pub use hardware::{Hardware, MsiTarget};
+pub use hvm::{Direction, HvmGuest, Message, Vcpu, VcpuError};
 pub use machine::{DomainKind, Machine, MachineError, MachineOptions};
 pub use toolstack::{PciOptions, ToolstackError};
 
