@@ -86,9 +86,10 @@ pub struct IntxPin {
 /// one, a dead guest's memory is not freed.
 ///
 /// # Safety
-/// Each page of which [`ForeignMapping::present`] or [`ForeignMapping::retry`] says true must be 4096 bytes at `base` plus 4096
-/// times its number that stay readable and writable for as long as the value lives. `base` is
-/// aligned to 4096, and no part of the mapping's addresses belongs to anybody else.
+/// Each page of which [`ForeignMapping::present`] or [`ForeignMapping::retry`] says true must be
+/// 4096 bytes at `base` plus 4096 times its number that stay readable and writable for as long as
+/// the value lives. `base` is aligned to 4096, and no part of the mapping's addresses belongs to
+/// anybody else.
 pub unsafe trait ForeignMapping: Send + Sync + fmt::Debug {
     /// Where the first page is.
     fn base(&self) -> NonNull<u8>;
@@ -97,15 +98,13 @@ pub unsafe trait ForeignMapping: Send + Sync + fmt::Debug {
     /// the process.
     fn present(&self) -> &[bool];
 
-    /// Tries again to map page `page`, which is not there. True: it is there from now on, though
-    /// [`ForeignMapping::present`] goes on telling how it was at first.
+    /// Tries again to map page `page`, which is not there and is not being tried by another thread.
+    /// True: it is there from now on, though [`ForeignMapping::present`] goes on telling how it was
+    /// at first.
     ///
     /// # Errors
     /// Linux has no memory left, or the domain is gone.
-    fn retry(&self, page: usize) -> io::Result<bool> {
-        let _ = page;
-        Ok(false)
-    }
+    fn retry(&self, page: usize) -> io::Result<bool>;
 }
 
 /// Xen, as a device model in dom0 sees it. All of it may be called from any thread.

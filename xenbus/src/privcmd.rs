@@ -8,6 +8,7 @@ mod physdev;
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -34,13 +35,14 @@ const _: () = {
 /// The way to issue hypercalls.
 #[derive(Debug)]
 pub(crate) struct Privcmd {
-    privcmd: File,
+    /// Mappings of guests' memory hold it, too.
+    privcmd: Arc<File>,
     pages: Pages,
 }
 
 impl Privcmd {
     pub(crate) fn open() -> Result<Self, XenError> {
-        let privcmd = open("/dev/xen/privcmd", "xen-privcmd", 0)?;
+        let privcmd = Arc::new(open("/dev/xen/privcmd", "xen-privcmd", 0)?);
         let pages = Pages::new(open("/dev/xen/hypercall", "xen-privcmd", 0)?);
         Ok(Self { privcmd, pages })
     }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
 use super::Privcmd;
 use crate::device::{ioctl, ioctl_number};
@@ -99,6 +100,9 @@ impl Drop for Region {
 /// A guest's pages.
 #[derive(Debug)]
 struct ForeignPages {
+    privcmd: Arc<File>,
+    domain: DomId,
+    first: u64,
     region: Region,
     present: Box<[bool]>,
 }
@@ -112,6 +116,57 @@ unsafe impl ForeignMapping for ForeignPages {
 
     fn present(&self) -> &[bool] {
         &self.present
+    }
+
+    fn retry(&self, page: usize) -> io::Result<bool> {
+        if self.present.get(page) != Some(&false) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let frame = self.first.checked_add(page as u64);
+        let frame = frame.ok_or(io::ErrorKind::InvalidInput)?;
+        let mut error = [0];
+        map_frames(
+            &self.privcmd,
+            self.domain,
+            &self.region,
+            page,
+            &[frame],
+            &mut error,
+        )?;
+        Ok(error == [0])
+    }
+}
+
+/// Maps guest frames into a region from a page of it on. `errors` tells how it went with each. Where
+/// there is a page already, the kernel refuses.
+fn map_frames(
+    privcmd: &File,
+    domain: DomId,
+    region: &Region,
+    page: usize,
+    frames: &[u64],
+    errors: &mut [i32],
+) -> io::Result<()> {
+    let end = page
+        .checked_add(frames.len())
+        .and_then(|pages| pages.checked_mul(PAGE_SIZE));
+    if end.is_none_or(|end| end > region.bytes) || errors.len() != frames.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let offset = page.saturating_mul(PAGE_SIZE) as u64;
+    let mut batch = MmapBatchV2 {
+        count: u32::try_from(frames.len()).map_err(|_| io::ErrorKind::InvalidInput)?,
+        domain: domain.0,
+        address: region.address().saturating_add(offset),
+        frames: frames.as_ptr().expose_provenance() as u64,
+        errors: errors.as_mut_ptr().expose_provenance() as u64,
+    };
+    // SAFETY: MMAPBATCH_V2 takes a `struct privcmd_mmapbatch_v2`. The part of the region is within
+    // it, both arrays have `count` elements and outlive the call, and nobody else refers to them.
+    match unsafe { ioctl(privcmd, MMAPBATCH_V2, &mut batch) } {
+        // A page has been paged out. Which one, the errors say.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        other => other.map(drop),
     }
 }
 
@@ -135,24 +190,17 @@ impl Privcmd {
         count: usize,
     ) -> io::Result<Box<dyn ForeignMapping>> {
         let region = Region::reserve(&self.privcmd, count)?;
-        let frames: Vec<u64> = (first..).take(count).collect();
+        let frames: Vec<u64> = (first..=u64::MAX).take(count).collect();
         let mut errors = vec![0i32; frames.len()];
-        let mut batch = MmapBatchV2 {
-            count: u32::try_from(count).map_err(|_| io::ErrorKind::InvalidInput)?,
-            domain: domain.0,
-            address: region.address(),
-            frames: frames.as_ptr().expose_provenance() as u64,
-            errors: errors.as_mut_ptr().expose_provenance() as u64,
-        };
-        // SAFETY: MMAPBATCH_V2 takes a `struct privcmd_mmapbatch_v2`. The region and both arrays
-        // have `count` elements and outlive the call; nobody else refers to them.
-        match unsafe { ioctl(&self.privcmd, MMAPBATCH_V2, &mut batch) } {
-            // A page has been paged out. Which one, the errors say.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
-            other => drop(other?),
-        }
+        map_frames(&self.privcmd, domain, &region, 0, &frames, &mut errors)?;
         let present = errors.iter().map(|error| *error == 0).collect();
-        Ok(Box::new(ForeignPages { region, present }))
+        Ok(Box::new(ForeignPages {
+            privcmd: Arc::clone(&self.privcmd),
+            domain,
+            first,
+            region,
+            present,
+        }))
     }
 
     pub(crate) fn map_ioreq_page(

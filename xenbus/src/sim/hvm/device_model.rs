@@ -82,7 +82,7 @@ unsafe impl PageMapping for HeldPage {
 #[derive(Debug)]
 struct HeldMemory {
     memory: Mapped,
-    _hold: Hold,
+    hold: Hold,
 }
 
 // SAFETY: `Mapped` has mapped a page of the guest's memory, readable and writable, wherever it says that one is present; the memory's file
@@ -94,6 +94,13 @@ unsafe impl ForeignMapping for HeldMemory {
 
     fn present(&self) -> &[bool] {
         self.memory.present()
+    }
+
+    fn retry(&self, page: usize) -> io::Result<bool> {
+        let Hold { machine, domain } = &self.hold;
+        machine.with_hvm(*domain, |hvm, _| {
+            Ok(hvm.memory.map_into(&self.memory, page))
+        })?
     }
 }
 
@@ -233,8 +240,8 @@ impl DeviceModel for Machine {
         count: usize,
     ) -> io::Result<Box<dyn ForeignMapping>> {
         let memory = self.with_hvm(domain, |hvm, _| Ok(hvm.memory.map(first, count)))??;
-        let _hold = self.hold(domain);
-        Ok(Box::new(HeldMemory { memory, _hold }))
+        let hold = self.hold(domain);
+        Ok(Box::new(HeldMemory { memory, hold }))
     }
 }
 

@@ -114,31 +114,40 @@ impl Memory {
 
     /// Maps guest frames in a row, those that are there.
     pub fn map(&self, first: u64, count: usize) -> io::Result<Mapped> {
-        let mut mapped = Mapped::reserve(count)?;
-        for (index, present) in mapped.present.iter_mut().enumerate() {
-            let Some(frame) = first
-                .checked_add(index as u64)
-                .and_then(|frame| self.frame(frame))
-            else {
-                continue;
-            };
-            let at = mapped.base.as_ptr() as usize;
-            let at = at.saturating_add(index.saturating_mul(PAGE_SIZE));
-            let offset = i64::try_from(frame.saturating_mul(PAGE))
-                .map_err(|_| io::ErrorKind::InvalidInput)?;
-            map_over(at, &self.file, offset)?;
-            *present = true;
+        let mut mapped = Mapped::reserve(first, count)?;
+        for page in 0..count {
+            let there = self.map_into(&mapped, page)?;
+            if let Some(present) = mapped.present.get_mut(page) {
+                *present = there;
+            }
         }
         Ok(mapped)
     }
+
+    /// Maps a page of a mapping that is not there. False: the guest has none.
+    pub fn map_into(&self, mapped: &Mapped, page: usize) -> io::Result<bool> {
+        if mapped.present.get(page) != Some(&false) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let frame = mapped.first.checked_add(page as u64);
+        let Some(frame) = frame.and_then(|frame| self.frame(frame)) else {
+            return Ok(false);
+        };
+        let at = mapped.base.as_ptr() as usize;
+        let at = at.saturating_add(page.saturating_mul(PAGE_SIZE));
+        let offset =
+            i64::try_from(frame.saturating_mul(PAGE)).map_err(|_| io::ErrorKind::InvalidInput)?;
+        map_over(at, &self.file, offset)?;
+        Ok(true)
+    }
 }
 
-/// Maps one page of a file over addresses of a [`Mapped`] that is being made.
+/// Maps one page of a file over a page of a [`Mapped`] that is not there.
 fn map_over(at: usize, file: impl AsFd, offset: i64) -> io::Result<()> {
     let length = NonZeroUsize::new(PAGE_SIZE).ok_or(io::ErrorKind::InvalidInput)?;
     let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
     let flags = MapFlags::MAP_SHARED | MapFlags::MAP_FIXED;
-    // SAFETY: the page at this address is within the region that the caller has just reserved, which nothing refers to yet.
+    // SAFETY: the page at this address is within the caller's region and was said not to be there, so nothing refers to it.
     unsafe { mmap(NonZeroUsize::new(at), length, access, flags, file, offset) }?;
     Ok(())
 }
@@ -146,6 +155,7 @@ fn map_over(at: usize, file: impl AsFd, offset: i64) -> io::Result<()> {
 /// Pages of a guest's, in this process.
 #[derive(Debug)]
 pub(super) struct Mapped {
+    first: u64,
     base: NonNull<c_void>,
     present: Box<[bool]>,
 }
@@ -157,7 +167,7 @@ unsafe impl Sync for Mapped {}
 
 impl Mapped {
     /// Addresses that nothing can be read from.
-    fn reserve(count: usize) -> io::Result<Self> {
+    fn reserve(first: u64, count: usize) -> io::Result<Self> {
         let length = count
             .checked_mul(PAGE_SIZE)
             .and_then(NonZeroUsize::new)
@@ -166,7 +176,11 @@ impl Mapped {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
         let base = unsafe { mmap_anonymous(None, length, ProtFlags::PROT_NONE, flags) }?;
         let present = vec![false; count].into_boxed_slice();
-        Ok(Self { base, present })
+        Ok(Self {
+            first,
+            base,
+            present,
+        })
     }
 
     pub fn base(&self) -> NonNull<u8> {

@@ -334,6 +334,23 @@ fn a_page_that_was_ballooned_out_and_in_is_another() {
 }
 
 #[test]
+fn a_page_that_came_later_can_be_had_when_it_is_tried_again() {
+    let setup = setup();
+    setup.guest.balloon_out(&setup.vcpu(), 2).unwrap();
+    let mapping = setup.machine.map_foreign(setup.domain, 1, 2).unwrap();
+    assert!(!mapping.retry(1).unwrap());
+    setup.guest.balloon_in(2).unwrap();
+    assert!(mapping.retry(1).unwrap());
+    // SAFETY: the page is there now, and lives as long as the mapping.
+    let first = unsafe { AtomicU8::from_ptr(mapping.base().as_ptr().add(4096)) };
+    first.store(5, Relaxed);
+    let mut read = [0];
+    setup.guest.read(8192, &mut read).unwrap();
+    assert_eq!(read, [5]);
+    assert!(mapping.retry(0).is_err() && mapping.retry(2).is_err());
+}
+
+#[test]
 fn a_dead_guest_stays_a_zombie_while_dom0_maps_something_of_it() {
     let setup = setup();
     let server = setup.server(&[ports(1, 1)]);
