@@ -1,5 +1,26 @@
 //! Guests' accesses, brought by an IOREQ server to what answers them.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `request` | what a CPU asks for, checked |
+//! | `target` | what answers: [`Target`] |
+//! | `spaces` | which target answers at which address |
+//! | `ranges` | sets of addresses |
+//! | `ledger` | what the next process has to know of a server |
+//! | `server` | the server: from the page of requests to the targets and back |
 
+mod ledger;
+mod ranges;
+mod request;
+mod server;
+mod spaces;
 mod target;
 
+#[cfg(test)]
+mod tests;
+
+pub use ledger::Ledger;
+pub use request::{Access, BadRequest, Direction, ElementSize, Operand, Request};
+pub use server::{Problem, Server, ServerError};
+pub use spaces::Spaces;
 pub use target::{Claim, Target, Window};

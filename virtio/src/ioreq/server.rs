@@ -1,0 +1,334 @@
+//! The server of one guest: takes requests from the page, has them carried out, and answers.
+//!
+//! There is one rule above all others: every request is answered, on every path. A CPU that is not
+//! answered hangs for ever, and nobody can tell why.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use xenbus::device_model::{IoRange, IoreqServerId};
+use xenbus::ioreq::{IoreqPage, SLOTS, State};
+use xenbus::{DomId, EventPort, Xen, XenError};
+
+use super::ledger::Ledger;
+use super::ranges::{join, subtract};
+use super::request::{BadRequest, Request};
+use super::spaces::Spaces;
+use super::target::Target;
+use crate::memory::GuestRam;
+
+/// A server that cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// Xen refused something.
+    #[error("the IOREQ server of domain {domain} cannot work")]
+    Xen {
+        /// The guest.
+        domain: DomId,
+        /// What was refused.
+        #[source]
+        source: XenError,
+    },
+    /// An event channel is beyond use.
+    #[error("an event channel of domain {domain}'s CPUs is beyond use")]
+    Channel {
+        /// The guest.
+        domain: DomId,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Something that is the guest's fault, or the configuration's, to be told about. The guest goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum Problem {
+    /// A request that Xen does not make.
+    #[error("it was asked for {0}")]
+    Request(#[from] BadRequest),
+    /// An instruction between a device and memory that is not there.
+    #[error("an instruction moves data between a device and memory that is not there")]
+    Fault,
+    /// A range that a device should answer cannot be had.
+    #[error("a device cannot be reached where the guest has put it")]
+    Range(#[from] XenError),
+    /// There are more than a server can have.
+    #[error("its devices are at more places than can be kept in mind: the last are not reached")]
+    TooManyRanges,
+}
+
+/// One guest's server. Dropping it leaves it to the next process.
+#[derive(Debug)]
+pub struct Server {
+    xen: Arc<dyn Xen>,
+    domain: DomId,
+    id: IoreqServerId,
+    page: IoreqPage,
+    /// One for each CPU.
+    channels: Vec<Channel>,
+    spaces: Spaces,
+    memory: Arc<GuestRam>,
+    ledger: Ledger,
+    /// What Xen has for the server, joined.
+    claimed: Vec<IoRange>,
+    /// The last problem that nobody has asked for yet.
+    problem: Option<Problem>,
+}
+
+#[derive(Debug)]
+struct Channel {
+    port: Box<dyn EventPort>,
+    masked: bool,
+}
+
+impl Server {
+    /// Takes up the server that stands in the ledger, or makes one. Its targets are to be `targets`:
+    /// for a server that is taken up the same as before, in the state in which they were.
+    ///
+    /// Each CPU is to be served once right away: it may have been waiting.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn open(
+        xen: Arc<dyn Xen>,
+        domain: DomId,
+        memory: Arc<GuestRam>,
+        ledger: Ledger,
+        targets: Vec<Box<dyn Target>>,
+    ) -> Result<Self, ServerError> {
+        let failed = |source| ServerError::Xen { domain, source };
+        let id = match ledger.server() {
+            Some(id) => id,
+            // Killed here it leaves a server that is disabled and claims nothing: no harm is done.
+            None => xen.create_ioreq_server(domain).map_err(failed)?,
+        };
+        ledger.set_server(Some(id));
+        let page = IoreqPage::new(xen.map_ioreq_page(domain, id).map_err(failed)?);
+        xen.set_ioreq_server_state(domain, id, true)
+            .map_err(failed)?;
+        let count = xen.vcpu_count(domain).map_err(failed)?;
+        let channel = |slot| {
+            let port = xen.bind_interdomain(domain, page.port(slot));
+            port.map(|port| Channel {
+                port,
+                masked: false,
+            })
+        };
+        let slots = 0..usize::try_from(count).unwrap_or(SLOTS).min(SLOTS);
+        let channels: Result<_, _> = slots.map(channel).collect();
+        let mut server = Self {
+            channels: channels.map_err(failed)?,
+            xen,
+            domain,
+            id,
+            page,
+            spaces: Spaces::default(),
+            memory,
+            ledger,
+            claimed: Vec::new(),
+            problem: None,
+        };
+        for target in targets {
+            server.spaces.add(target);
+        }
+        server.settle();
+        server.claim();
+        Ok(server)
+    }
+
+    /// Which one it is.
+    pub fn id(&self) -> IoreqServerId {
+        self.id
+    }
+
+    /// Ends it for good. CPUs that wait for it read anything.
+    ///
+    /// # Errors
+    /// [`ServerError`].
+    pub fn destroy(self) -> Result<(), ServerError> {
+        let Self { xen, domain, .. } = self;
+        let destroyed = xen.destroy_ioreq_server(domain, self.id);
+        destroyed.map_err(|source| ServerError::Xen { domain, source })?;
+        let _ = self.ledger.set_ranges(&[]);
+        self.ledger.set_server(None);
+        Ok(())
+    }
+
+    /// For each CPU what becomes readable when it asks for something.
+    pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.channels.iter().map(|channel| channel.port.fd())
+    }
+
+    /// What went wrong since this was last asked; of several things the last.
+    pub fn take_problem(&mut self) -> Option<Problem> {
+        self.problem.take()
+    }
+
+    /// Whether a CPU waits.
+    pub fn pending(&self) -> bool {
+        let mut slots = 0..self.channels.len();
+        slots.any(|slot| waits(self.page.state(slot)))
+    }
+
+    /// Answers a CPU, if it asks for something. True: it did.
+    ///
+    /// # Errors
+    /// [`ServerError::Channel`].
+    pub fn serve(&mut self, vcpu: usize) -> Result<bool, ServerError> {
+        let domain = self.domain;
+        let failed = |source| ServerError::Channel { domain, source };
+        let Some(channel) = self.channels.get_mut(vcpu) else {
+            return Ok(false);
+        };
+        channel.masked |= channel.port.take().map_err(failed)?;
+        let event = channel.masked;
+        let state = self.page.state(vcpu);
+        let asked = waits(state);
+        if asked {
+            self.answer(vcpu);
+        }
+        let Some(channel) = self.channels.get_mut(vcpu) else {
+            return Ok(asked);
+        };
+        // One that was answered already has not heard of it, if whoever did so was killed at that.
+        if asked || (event && state == Some(State::Answered)) {
+            channel.port.notify().map_err(failed)?;
+        }
+        if channel.masked {
+            channel.masked = false;
+            channel.port.unmask().map_err(failed)?;
+        }
+        Ok(asked)
+    }
+
+    /// Answers every CPU that asks for something. True: one did.
+    ///
+    /// # Errors
+    /// [`ServerError::Channel`].
+    pub fn serve_all(&mut self) -> Result<bool, ServerError> {
+        let mut any = false;
+        for vcpu in 0..self.channels.len() {
+            any |= self.serve(vcpu)?;
+        }
+        Ok(any)
+    }
+
+    /// Carries out what stands in a slot, and answers. There is no way out of here without that.
+    fn answer(&mut self, slot: usize) {
+        self.page.set_state(slot, State::InProcess);
+        let data = match Request::decode(&self.page.fetch(slot)) {
+            Ok(request) => self.carry_out(&request),
+            Err(why) => {
+                self.problem = Some(why.into());
+                u64::MAX
+            }
+        };
+        self.page.set_data(slot, data);
+        self.page.set_state(slot, State::Answered);
+    }
+
+    fn carry_out(&mut self, request: &Request) -> u64 {
+        match request {
+            Request::Access(access) => {
+                let outcome = self.spaces.access(access, &self.memory.view());
+                if outcome.fault {
+                    self.problem = Some(Problem::Fault);
+                }
+                if outcome.configured {
+                    self.claim();
+                }
+                outcome.data
+            }
+            Request::Invalidate => {
+                self.memory.invalidate();
+                0
+            }
+            Request::TimeOffset => 0,
+        }
+    }
+
+    /// Takes what the last process has left: of the ranges in the ledger Xen may have each or not,
+    /// for that process was killed between any two calls. Those that are not wanted any more are given
+    /// back; a wanted one is never out of our hands, for the guest runs meanwhile.
+    fn settle(&mut self) {
+        let mut wanted: Vec<_> = self.spaces.claimed().collect();
+        join(&mut wanted);
+        let Self {
+            xen, domain, id, ..
+        } = self;
+        let mut kept = Vec::new();
+        for range in self.ledger.ranges() {
+            let mut unwanted = Vec::new();
+            subtract(range, &wanted, &mut unwanted);
+            join(&mut unwanted);
+            subtract(range, &unwanted, &mut kept);
+            for range in unwanted {
+                // It may be Xen's already.
+                let _ = xen.unmap_io_range(*domain, *id, range);
+            }
+        }
+        kept.retain(|range| match xen.map_io_range(*domain, *id, *range) {
+            Err(error) if error.errno() != Some(libc::EEXIST) => {
+                self.problem = Some(error.into());
+                false
+            }
+            _ => true,
+        });
+        join(&mut kept);
+        // Were it too long, the old list would do: it has these ranges, too.
+        let _ = self.ledger.set_ranges(&kept);
+        self.claimed = kept;
+    }
+
+    /// Has Xen send us what our targets answer now, and nothing else.
+    fn claim(&mut self) {
+        let mut wanted: Vec<_> = self.spaces.claimed().collect();
+        join(&mut wanted);
+        if wanted == self.claimed {
+            return;
+        }
+        let (mut new, mut old) = (Vec::new(), Vec::new());
+        for range in &wanted {
+            subtract(*range, &self.claimed, &mut new);
+        }
+        for range in &self.claimed {
+            subtract(*range, &wanted, &mut old);
+        }
+        let all: Vec<_> = self.claimed.iter().chain(&new).copied().collect();
+        if !self.ledger.set_ranges(&all) {
+            self.problem = Some(Problem::TooManyRanges);
+            return;
+        }
+        let Self {
+            xen, domain, id, ..
+        } = self;
+        let mut claimed = wanted;
+        for range in new {
+            if let Err(error) = xen.map_io_range(*domain, *id, range) {
+                self.problem = Some(error.into());
+                claimed = without(&claimed, range);
+            }
+        }
+        for range in old {
+            if let Err(error) = xen.unmap_io_range(*domain, *id, range) {
+                self.problem = Some(error.into());
+            }
+        }
+        // As above.
+        let _ = self.ledger.set_ranges(&claimed);
+        self.claimed = claimed;
+    }
+}
+
+fn waits(state: Option<State>) -> bool {
+    matches!(state, Some(State::Ready | State::InProcess))
+}
+
+fn without(ranges: &[IoRange], range: IoRange) -> Vec<IoRange> {
+    let mut rest = Vec::new();
+    for from in ranges {
+        subtract(*from, &[range], &mut rest);
+    }
+    rest
+}
