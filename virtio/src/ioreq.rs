@@ -9,6 +9,8 @@
 //! | `ledger` | what the next process has to know of a server |
 //! | `server` | the server: from the page of requests to the targets and back |
 
+#[doc(hidden)]
+pub mod fuzzing;
 mod ledger;
 mod ranges;
 mod request;
