@@ -5,8 +5,11 @@ pub mod device;
 pub mod features;
 pub mod ioreq;
 pub mod memory;
+pub mod pci;
 pub mod queue;
+pub mod register;
 pub mod status;
+pub mod transport;
 
 pub use features::Features;
 pub use status::{DeviceStatus, Interface, Status, Transition};

@@ -8,7 +8,6 @@ pub const BARS: usize = 6;
 /// Type bits of a BAR (PCI Express Base Specification 6.0, section 7.5.1.2.1).
 const IO_SPACE: u32 = 1 << 0;
 const MEMORY_64: u32 = 1 << 2;
-const PREFETCHABLE: u32 = 1 << 3;
 /// Bits below the address.
 const IO_TYPE: u32 = 0x3;
 const MEMORY_TYPE: u32 = 0xf;
@@ -22,11 +21,9 @@ pub enum BarKind {
     Io,
     /// Memory below 4 GiB.
     Memory32,
-    /// Memory anywhere; takes the next BAR for the upper half of its address.
-    Memory64 {
-        /// Reads have no side effects, so that bridges may read ahead.
-        prefetchable: bool,
-    },
+    /// Memory anywhere; takes the next BAR for the upper half of its address. Not prefetchable: here
+    /// are registers, whose reads have side effects.
+    Memory64,
 }
 
 /// A BAR: what it decodes, and how much.
@@ -44,14 +41,14 @@ impl Bar {
         let (least, most) = match self.kind {
             BarKind::Io => (4, 256),
             BarKind::Memory32 => (16, 1 << 31),
-            BarKind::Memory64 { .. } => (16, 1 << 63),
+            BarKind::Memory64 => (16, 1 << 63),
         };
         self.size.is_power_of_two() && self.size >= least && self.size <= most
     }
 
     /// Whether the next BAR is its upper half.
     pub(super) const fn is_wide(&self) -> bool {
-        matches!(self.kind, BarKind::Memory64 { .. })
+        matches!(self.kind, BarKind::Memory64)
     }
 
     /// What its register holds besides the address.
@@ -59,10 +56,7 @@ impl Bar {
         match self.kind {
             BarKind::Io => IO_SPACE,
             BarKind::Memory32 => 0,
-            BarKind::Memory64 {
-                prefetchable: false,
-            } => MEMORY_64,
-            BarKind::Memory64 { prefetchable: true } => MEMORY_64 | PREFETCHABLE,
+            BarKind::Memory64 => MEMORY_64,
         }
     }
 
@@ -73,7 +67,7 @@ impl Bar {
         match self.kind {
             BarKind::Io => (low & !IO_TYPE, 0),
             BarKind::Memory32 => (low & !MEMORY_TYPE, 0),
-            BarKind::Memory64 { .. } => (low & !MEMORY_TYPE, high),
+            BarKind::Memory64 => (low & !MEMORY_TYPE, high),
         }
     }
 
@@ -98,12 +92,7 @@ impl Bar {
             BarKind::Io if start >= IO_END => return None,
             BarKind::Io => ResourceFlags::IO,
             BarKind::Memory32 => ResourceFlags::MEMORY,
-            BarKind::Memory64 {
-                prefetchable: false,
-            } => ResourceFlags::MEMORY.union(ResourceFlags::MEMORY_64),
-            BarKind::Memory64 { prefetchable: true } => ResourceFlags::MEMORY
-                .union(ResourceFlags::MEMORY_64)
-                .union(ResourceFlags::PREFETCHABLE),
+            BarKind::Memory64 => ResourceFlags::MEMORY.union(ResourceFlags::MEMORY_64),
         };
         Some(Resource {
             start,

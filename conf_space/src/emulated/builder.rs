@@ -170,7 +170,7 @@ impl Builder {
         }
         self.command |= match bar.kind {
             super::BarKind::Io => command::IO,
-            super::BarKind::Memory32 | super::BarKind::Memory64 { .. } => command::MEMORY,
+            super::BarKind::Memory32 | super::BarKind::Memory64 => command::MEMORY,
         };
         Ok(self)
     }

@@ -34,8 +34,6 @@ bitflags::bitflags! {
         const INTX = 1 << 1;
         /// The MSI-X control word: see [`Function::msix_control`].
         const MSIX = 1 << 2;
-        /// Whether it may access memory: see [`Function::is_bus_master`].
-        const BUS_MASTER = 1 << 3;
     }
 }
 
@@ -85,7 +83,6 @@ impl Function {
         effects.set(Effects::MSIX, before.msix != after.msix);
         let changed = before.command ^ after.command;
         effects.set(Effects::INTX, changed & command::INTX_DISABLE != 0);
-        effects.set(Effects::BUS_MASTER, changed & command::BUS_MASTER != 0);
         effects
     }
 
@@ -97,7 +94,7 @@ impl Function {
             let bar = self.bars.get(index).copied().flatten()?;
             let enable = match bar.kind {
                 BarKind::Io => command::IO,
-                BarKind::Memory32 | BarKind::Memory64 { .. } => command::MEMORY,
+                BarKind::Memory32 | BarKind::Memory64 => command::MEMORY,
             };
             if command & enable == 0 {
                 return None;
@@ -114,11 +111,6 @@ impl Function {
     /// Whether the guest keeps it from driving its interrupt line.
     pub fn intx_disabled(&self) -> bool {
         self.command() & command::INTX_DISABLE != 0
-    }
-
-    /// Whether the guest lets it access memory.
-    pub fn is_bus_master(&self) -> bool {
-        self.command() & command::BUS_MASTER != 0
     }
 
     /// The MSI-X control word; 0 without the capability.

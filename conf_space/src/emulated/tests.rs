@@ -22,7 +22,7 @@ const MEMORY: Bar = Bar {
     size: 0x1000,
 };
 const WIDE: Bar = Bar {
-    kind: BarKind::Memory64 { prefetchable: true },
+    kind: BarKind::Memory64,
     size: 0x4000,
 };
 
@@ -82,7 +82,7 @@ fn bars_answer_with_their_size_and_type() {
         (1, 0xffff_f000),
         (2, 0),
         (3, 0),
-        (4, 0xffff_c00c),
+        (4, 0xffff_c004),
         (5, 0xffff_ffff),
     ] {
         let _ = write(&mut function, &header::BARS[index], u32::MAX);
@@ -146,9 +146,8 @@ fn a_bar_decodes_only_while_the_command_register_says_so() {
     assert_eq!(starts(&function)[..2], [None, Some(0xf000_0000)]);
     assert_eq!(
         enable(&mut function, command::MEMORY | command::BUS_MASTER),
-        Effects::BUS_MASTER
+        Effects::empty()
     );
-    assert!(function.is_bus_master());
 }
 
 #[test]

@@ -1,0 +1,533 @@
+//! What all faces of a device have in common: features, status, queues, and the life from reset to
+//! reset (virtio 1.3, sections 2 and 3).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::signals::{InterruptSink, NO_VECTOR, Signals};
+use crate::device::{Activation, Device, DeviceKind};
+use crate::features::Features;
+use crate::memory::GuestRam;
+use crate::queue::{Queue, QueueConfig, QueueError, Record};
+use crate::status::{Interface, Status, Transition};
+
+/// Page size and alignment of legacy queues on PCI (virtio 1.3, section 4.1.5.1.3.1).
+pub(super) const LEGACY_PAGE: u32 = 4096;
+
+/// Features that are of the legacy interface alone.
+const LEGACY_ONLY: Features = Features::ANY_LAYOUT.union(Features::NOTIFY_ON_EMPTY);
+
+/// Bits that the legacy interface can offer: the low half.
+const LEGACY_MASK: u64 = 0xffff_ffff;
+
+/// How long a driver that does not wait for a reset is made to wait for it.
+const RESET_PATIENCE: Duration = Duration::from_secs(1);
+const RESET_POLL: Duration = Duration::from_micros(200);
+
+/// Whether the driver waits until the status register reads zero after it has written zero there.
+/// Modern PCI drivers do (virtio 1.3, section 4.1.4.3.2). The others free their memory at once, and
+/// must be held until nothing writes there any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ResetWait {
+    Polls,
+    Expects,
+}
+
+/// What a device is made of, whatever the transport.
+pub struct Parts {
+    /// What it is called in the log.
+    pub name: String,
+    /// The device model.
+    pub device: Box<dyn Device>,
+    /// Features of rings and transport to offer besides the device's own.
+    pub features: Features,
+    /// The guest's memory.
+    pub ram: Arc<GuestRam>,
+    /// Where its interrupts go.
+    pub sink: Arc<dyn InterruptSink>,
+    /// Where each queue notes what is in flight: one for each of [`Device::queue_sizes`].
+    pub records: Vec<Record>,
+}
+
+/// Features of rings and transports that every driver may have.
+pub const RING_FEATURES: Features = Features::INDIRECT_DESC
+    .union(Features::EVENT_IDX)
+    .union(Features::ANY_LAYOUT)
+    .union(Features::VERSION_1)
+    .union(Features::RING_RESET);
+
+/// See the module.
+pub(crate) struct Core {
+    device: Box<dyn Device>,
+    ram: Arc<GuestRam>,
+    signals: Arc<Signals>,
+    offered: Features,
+    phase: Phase,
+    interface: Interface,
+    pub device_feature_select: u32,
+    pub driver_feature_select: u32,
+    /// As the driver wrote them.
+    driver_features: u64,
+    pub queue_select: u16,
+    /// Virtio-mmio version 1: what a page number of the driver counts.
+    pub guest_page_size: u32,
+    queues: Vec<QueueState>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The device has no queues.
+    Idle,
+    /// It has.
+    Live,
+    /// It is about to give them back. The status register reads as before.
+    Resetting(Status),
+}
+
+#[derive(Debug)]
+struct QueueState {
+    config: QueueConfig,
+    record: Record,
+    phase: QueuePhase,
+    /// Of a legacy queue: how its used ring is aligned.
+    align: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum QueuePhase {
+    /// The device does not have it.
+    Stopped,
+    /// The device has it.
+    Running,
+    /// The device is about to give it back.
+    Resetting,
+    /// The device has given it back while it was live, and can be given it again.
+    Reset,
+}
+
+impl Core {
+    /// A device that was just reset. `vectors`: of MSI-X, if the transport has that.
+    pub fn new(parts: Parts, vectors: Option<u16>) -> Self {
+        let sizes = parts.device.queue_sizes();
+        let signals = Signals::new(parts.name, sizes.len(), vectors, parts.sink);
+        let queues = sizes
+            .iter()
+            .zip(parts.records)
+            .map(|(size, record)| QueueState {
+                config: QueueConfig::new(*size),
+                record,
+                phase: QueuePhase::Stopped,
+                align: LEGACY_PAGE,
+            })
+            .collect();
+        Self {
+            offered: parts.device.features().union(parts.features),
+            device: parts.device,
+            ram: parts.ram,
+            signals: Arc::new(signals),
+            phase: Phase::Idle,
+            interface: Interface::Modern,
+            device_feature_select: 0,
+            driver_feature_select: 0,
+            driver_features: 0,
+            queue_select: 0,
+            guest_page_size: LEGACY_PAGE,
+            queues,
+        }
+    }
+
+    pub fn kind(&self) -> DeviceKind {
+        self.device.kind()
+    }
+
+    pub fn signals(&self) -> &Arc<Signals> {
+        &self.signals
+    }
+
+    pub fn queue_count(&self) -> u16 {
+        u16::try_from(self.queues.len()).unwrap_or(u16::MAX)
+    }
+
+    pub fn read_config(&self, offset: usize, data: &mut [u8]) {
+        self.device.read_config(offset, data);
+    }
+
+    pub fn write_config(&mut self, offset: usize, data: &[u8]) {
+        if !self.is_resetting() {
+            self.device.write_config(offset, data);
+        }
+    }
+
+    // Features
+
+    fn offered(&self, interface: Interface) -> u64 {
+        match interface {
+            Interface::Legacy => self.offered.bits() & LEGACY_MASK,
+            Interface::Modern => self.offered.difference(LEGACY_ONLY).bits(),
+        }
+    }
+
+    /// 32 of the features offered; `select` 0: bits 0 to 31, 1: bits 32 to 63. None beyond.
+    pub fn device_features(&self, interface: Interface, select: u32) -> u32 {
+        half(self.offered(interface), select)
+    }
+
+    /// What the driver has chosen, as it wrote it.
+    pub fn driver_features(&self, select: u32) -> u32 {
+        half(self.driver_features, select)
+    }
+
+    /// The driver chooses. After it has confirmed its choice, nothing changes any more.
+    pub fn set_driver_features(&mut self, interface: Interface, select: u32, value: u32) {
+        let confirmed = Status::FEATURES_OK | Status::DRIVER_OK;
+        if self.is_resetting() || self.signals.lock().status.get().intersects(confirmed) {
+            return;
+        }
+        let value = u64::from(value);
+        self.driver_features = match (interface, select) {
+            // A legacy driver has no second word, and nobody would tell it of a refusal.
+            (Interface::Legacy, _) => value & self.offered(interface),
+            (Interface::Modern, 0) => (self.driver_features & !LEGACY_MASK) | value,
+            (Interface::Modern, 1) => (self.driver_features & LEGACY_MASK) | value.wrapping_shl(32),
+            _ => return,
+        };
+    }
+
+    /// What is agreed on. Never more than is offered, whichever doors the driver has used.
+    fn features(&self) -> Features {
+        Features::from_bits_retain(self.driver_features & self.offered(self.interface))
+    }
+
+    /// Section 2.2.1, and 6.1: a driver of the modern interface accepts VERSION_1.
+    fn are_features_acceptable(&self, interface: Interface) -> bool {
+        let chosen = Features::from_bits_retain(self.driver_features);
+        interface == Interface::Legacy
+            || self.driver_features & !self.offered(interface) == 0
+                && chosen.contains(Features::VERSION_1)
+    }
+
+    // Status
+
+    /// The status register, as the driver reads it.
+    pub fn status(&mut self) -> u8 {
+        self.poll_reset();
+        match self.phase {
+            Phase::Resetting(before) => before.bits(),
+            Phase::Idle | Phase::Live => self.signals.lock().status.get().bits(),
+        }
+    }
+
+    /// The driver writes the status register.
+    pub fn set_status(&mut self, interface: Interface, wait: ResetWait, value: u8) {
+        self.poll_reset();
+        if self.is_resetting() {
+            return;
+        }
+        let acceptable = self.are_features_acceptable(interface);
+        let (before, transition) = {
+            let mut state = self.signals.lock();
+            let before = state.status.get();
+            (before, state.status.write(value, interface, acceptable))
+        };
+        if self.phase == Phase::Idle {
+            self.interface = interface;
+        }
+        match transition {
+            Transition::Reset => self.reset(before, wait),
+            Transition::Live => self.activate(),
+            Transition::FeaturesRefused => self.signals.complain(&format_args!(
+                "the driver asks for features that are not offered, or not for VERSION_1: {:#x}",
+                self.driver_features
+            )),
+            Transition::GivenUp => self.signals.complain(&"the driver has given the device up"),
+            Transition::Illegal => self.signals.complain(&format_args!(
+                "the driver writes status {value:#x} where it is {:#x}, which is no step to take",
+                before.bits()
+            )),
+            Transition::Found | Transition::FeaturesAccepted | Transition::Unchanged => {}
+        }
+    }
+
+    fn reset(&mut self, before: Status, wait: ResetWait) {
+        self.device.reset();
+        self.phase = Phase::Resetting(before);
+        self.poll_reset();
+        if wait == ResetWait::Polls {
+            return;
+        }
+        let start = Instant::now();
+        while self.is_resetting() && start.elapsed() < RESET_PATIENCE {
+            std::thread::sleep(RESET_POLL);
+            self.poll_reset();
+        }
+    }
+
+    fn is_resetting(&self) -> bool {
+        matches!(self.phase, Phase::Resetting(_))
+    }
+
+    /// Finishes a reset when the device has.
+    fn poll_reset(&mut self) {
+        if !self.is_resetting() || !self.device.is_reset() {
+            return;
+        }
+        self.signals.reset();
+        self.phase = Phase::Idle;
+        self.device_feature_select = 0;
+        self.driver_feature_select = 0;
+        self.driver_features = 0;
+        self.queue_select = 0;
+        for queue in &mut self.queues {
+            queue.config.reset();
+            queue.record.clear();
+            queue.phase = QueuePhase::Stopped;
+            queue.align = LEGACY_PAGE;
+        }
+    }
+
+    /// Gives the device its queues.
+    fn activate(&mut self) {
+        if self.phase != Phase::Idle {
+            return;
+        }
+        let features = self.features();
+        let view = self.ram.view();
+        let mut queues = Vec::with_capacity(self.queues.len());
+        for (index, queue) in (0u16..).zip(&mut self.queues) {
+            if !queue.config.ready {
+                continue;
+            }
+            match queue.config.activate(&view, features, queue.record.clone()) {
+                Ok(ring) => queues.push((index, ring)),
+                Err(error) => return self.refuse(index, &error),
+            }
+        }
+        for (index, _) in &queues {
+            if let Some(queue) = self.queues.get_mut(usize::from(*index)) {
+                queue.phase = QueuePhase::Running;
+            }
+        }
+        self.phase = Phase::Live;
+        self.signals.lock().active = true;
+        self.device.activate(Activation {
+            ram: Arc::clone(&self.ram),
+            queues,
+            features,
+            events: Arc::clone(&self.signals) as Arc<dyn crate::device::Events>,
+        });
+    }
+
+    fn refuse(&self, index: u16, error: &QueueError) {
+        use crate::device::Events;
+        self.signals
+            .needs_reset(&format_args!("queue {index}: {error}"));
+    }
+
+    // Queues
+
+    fn selected(&self) -> Option<&QueueState> {
+        self.queues.get(usize::from(self.queue_select))
+    }
+
+    /// What the driver has set of the queue that it has selected; `None`: there is no such queue.
+    pub fn queue(&self) -> Option<&QueueConfig> {
+        self.selected().map(|queue| &queue.config)
+    }
+
+    /// The driver sets something of the queue that it has selected. Ignored once the queue is
+    /// enabled.
+    pub fn configure_queue(&mut self, set: impl FnOnce(&mut QueueConfig)) {
+        let resetting = self.is_resetting();
+        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select))
+            && !queue.config.ready
+            && queue.phase != QueuePhase::Resetting
+            && !resetting
+        {
+            set(&mut queue.config);
+        }
+    }
+
+    /// The driver enables the queue that it has selected. With a live device that is possible for a
+    /// queue that was reset.
+    pub fn enable_queue(&mut self) {
+        let phase = self.selected().map(|queue| queue.phase);
+        match (self.phase, phase) {
+            (Phase::Idle, _) => self.configure_queue(|config| config.ready = true),
+            (Phase::Live, Some(QueuePhase::Reset)) => {
+                self.configure_queue(|config| config.ready = true);
+                self.start_queue(self.queue_select);
+            }
+            _ => {}
+        }
+    }
+
+    /// A driver of virtio-mmio takes the selected queue away (virtio 1.3, section 4.2.2).
+    pub fn disable_queue(&mut self) {
+        self.stop_queue();
+        let resetting = self.is_resetting();
+        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select))
+            && matches!(queue.phase, QueuePhase::Stopped | QueuePhase::Reset)
+            && !resetting
+        {
+            queue.config.ready = false;
+        }
+    }
+
+    /// Gives a live device a queue.
+    fn start_queue(&mut self, index: u16) {
+        let features = self.features();
+        let view = self.ram.view();
+        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
+            return;
+        };
+        let record = queue.record.clone();
+        let ring: Result<Queue, _> = queue.config.activate(&view, features, record);
+        match ring {
+            Ok(ring) => {
+                queue.phase = QueuePhase::Running;
+                self.device.enable_queue(index, ring);
+            }
+            Err(error) => self.refuse(index, &error),
+        }
+    }
+
+    /// The driver resets the queue that it has selected (VIRTIO_F_RING_RESET).
+    pub fn reset_queue(&mut self) {
+        if self.features().contains(Features::RING_RESET) {
+            self.stop_queue();
+        }
+    }
+
+    /// Whether the reset of the selected queue is still under way.
+    pub fn is_queue_resetting(&mut self) -> bool {
+        self.poll_queue_reset();
+        self.selected()
+            .is_some_and(|queue| queue.phase == QueuePhase::Resetting)
+    }
+
+    fn stop_queue(&mut self) {
+        let index = self.queue_select;
+        if self.phase != Phase::Live {
+            return;
+        }
+        if let Some(queue) = self.queues.get_mut(usize::from(index))
+            && queue.phase == QueuePhase::Running
+        {
+            queue.phase = QueuePhase::Resetting;
+            self.device.reset_queue(index);
+            self.poll_queue_reset();
+        }
+    }
+
+    fn poll_queue_reset(&mut self) {
+        let index = self.queue_select;
+        if let Some(queue) = self.queues.get_mut(usize::from(index))
+            && queue.phase == QueuePhase::Resetting
+            && self.device.is_queue_reset(index)
+        {
+            queue.phase = QueuePhase::Reset;
+            queue.config.reset();
+            queue.record.clear();
+            self.signals.lock().set_queue_vector(index, NO_VECTOR);
+        }
+    }
+
+    /// How the used ring of the selected legacy queue is aligned.
+    pub fn queue_align(&self) -> u32 {
+        self.selected().map_or(0, |queue| queue.align)
+    }
+
+    pub fn set_queue_align(&mut self, align: u32) {
+        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) {
+            queue.align = align;
+        }
+    }
+
+    /// Page number of the selected legacy queue; 0: it is nowhere.
+    pub fn queue_page(&self) -> u32 {
+        let start = self
+            .queue()
+            .filter(|config| config.ready)
+            .map_or(0, |config| config.descriptors);
+        let page = start.checked_div(self.guest_page_size.into()).unwrap_or(0);
+        (page & 0xffff_ffff) as u32
+    }
+
+    /// A legacy driver puts the selected queue somewhere, or takes it away with 0. A device that
+    /// has it already does not move it.
+    pub fn set_queue_page(&mut self, page: u32) {
+        if self.is_resetting() {
+            return;
+        }
+        if page == 0 {
+            self.stop_queue();
+        }
+        let base = u64::from(page).saturating_mul(self.guest_page_size.into());
+        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select))
+            && matches!(queue.phase, QueuePhase::Stopped | QueuePhase::Reset)
+        {
+            let align = queue.align.into();
+            queue.config.set_legacy(base, align);
+        }
+    }
+
+    /// The driver has made buffers available in a queue.
+    pub fn notify(&mut self, index: u16) {
+        if self.interface == Interface::Legacy {
+            self.start_late(index);
+        }
+        let running = |queue: &QueueState| queue.phase == QueuePhase::Running;
+        if self.phase == Phase::Live && self.queues.get(usize::from(index)).is_some_and(running) {
+            self.device.notify(index);
+        }
+    }
+
+    /// Legacy drivers use the device before they set DRIVER_OK, and may set up a queue after it
+    /// (virtio 1.3, section 3.1.2).
+    fn start_late(&mut self, index: u16) {
+        let status = self.signals.lock().status.get();
+        let broken = Status::FAILED | Status::DEVICE_NEEDS_RESET;
+        if !status.contains(Status::DRIVER) || status.intersects(broken) {
+            return;
+        }
+        let waiting = |queue: &QueueState| {
+            queue.config.ready && matches!(queue.phase, QueuePhase::Stopped | QueuePhase::Reset)
+        };
+        if !self.queues.get(usize::from(index)).is_some_and(waiting) {
+            return;
+        }
+        match self.phase {
+            Phase::Idle => self.activate(),
+            Phase::Live => self.start_queue(index),
+            Phase::Resetting(_) => {}
+        }
+    }
+}
+
+impl Drop for Core {
+    /// Queues stop; requests under way end without us.
+    fn drop(&mut self) {
+        self.device.reset();
+    }
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Core")
+            .field("kind", &self.device.kind())
+            .field("phase", &self.phase)
+            .field("signals", &self.signals)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One half of a feature word.
+fn half(features: u64, select: u32) -> u32 {
+    match select {
+        0 => (features & LEGACY_MASK) as u32,
+        1 => features.wrapping_shr(32) as u32,
+        _ => 0,
+    }
+}
