@@ -7,10 +7,12 @@
 //! | `spaces` | which target answers at which address |
 //! | `ranges` | sets of addresses |
 //! | `ledger` | what the next process has to know of a server |
+//! | `interrupts` | the way back: interrupts of targets |
 //! | `server` | the server: from the page of requests to the targets and back |
 
 #[doc(hidden)]
 pub mod fuzzing;
+mod interrupts;
 mod ledger;
 mod ranges;
 mod request;
@@ -21,8 +23,9 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+pub use interrupts::DomainInterrupts;
 pub use ledger::Ledger;
 pub use request::{Access, BadRequest, Direction, ElementSize, Operand, Request};
 pub use server::{Problem, Server, ServerError};
 pub use spaces::Spaces;
-pub use target::{Claim, Target, Window};
+pub use target::{Claim, Placed, Target, Window};

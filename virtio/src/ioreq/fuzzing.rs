@@ -9,7 +9,7 @@ use xenbus::device_model::{IoRange, IoSpace};
 use xenbus::ioreq::{Flags, Ioreq};
 use zerocopy::FromBytes;
 
-use super::{Claim, Request, Spaces, Target, Window};
+use super::{Claim, Placed, Request, Spaces, Target, Window};
 use crate::memory::{GuestRam, Memfd};
 
 /// Bytes of memory and of ports that the device answers.
@@ -43,7 +43,6 @@ impl Target for Device {
 
     fn claims(&self, claims: &mut Vec<Claim>) {
         let mut claim = |range, window| claims.push(Claim { range, window });
-        claim(IoRange::config(FUNCTION), Window::Config);
         for (space, first, region) in [(IoSpace::Port, 0xc000, 0), (IoSpace::Memory, self.bar, 1)] {
             let last = first | (SIZE - 1);
             claim(IoRange { space, first, last }, Window::Region(region));
@@ -69,7 +68,10 @@ pub fn requests(data: &[u8]) {
     guest.set_page(2, false);
     let memory = GuestRam::new(Arc::new(guest), 4);
     let mut spaces = Spaces::default();
-    spaces.add(Box::new(Device::default()));
+    spaces.add(Placed {
+        function: Some(FUNCTION),
+        target: Box::new(Device::default()),
+    });
     for bytes in data.chunks_exact(size_of::<Ioreq>()) {
         let Ok(ioreq) = Ioreq::read_from_bytes(bytes) else {
             return;

@@ -15,7 +15,7 @@ use super::ledger::Ledger;
 use super::ranges::{join, subtract};
 use super::request::{BadRequest, Request};
 use super::spaces::Spaces;
-use super::target::Target;
+use super::target::Placed;
 use crate::memory::GuestRam;
 
 /// A server that cannot serve.
@@ -95,7 +95,7 @@ impl Server {
         domain: DomId,
         memory: Arc<GuestRam>,
         ledger: Ledger,
-        targets: Vec<Box<dyn Target>>,
+        targets: Vec<Placed>,
     ) -> Result<Self, ServerError> {
         let failed = |source| ServerError::Xen { domain, source };
         let id = match ledger.server() {

@@ -5,13 +5,13 @@ use vm_memory::{Bytes, GuestAddress};
 use xenbus::device_model::{IoRange, IoSpace};
 
 use super::request::{Access, Direction, ElementSize, Operand};
-use super::target::{Claim, Target, Window};
+use super::target::{Claim, Placed, Target, Window};
 use crate::memory::View;
 
 /// Targets, and where they are.
 #[derive(Debug, Default)]
 pub struct Spaces {
-    targets: Vec<Box<dyn Target>>,
+    targets: Vec<Placed>,
     /// Each claim with the index of the target whose it is.
     routes: Vec<(Claim, usize)>,
     /// Reused.
@@ -80,7 +80,7 @@ fn width(size: ElementSize) -> Option<Width> {
 
 impl Spaces {
     /// Adds a target. Where it overlaps an earlier one, that one answers.
-    pub fn add(&mut self, target: Box<dyn Target>) {
+    pub fn add(&mut self, target: Placed) {
         self.targets.push(target);
         self.refresh();
     }
@@ -124,7 +124,7 @@ impl Spaces {
         };
         let window = claim.window;
         Some(Place {
-            target: self.targets.get_mut(*index)?.as_mut(),
+            target: self.targets.get_mut(*index)?.target.as_mut(),
             window,
             offset,
         })

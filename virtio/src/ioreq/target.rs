@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use conf_space::Width;
+use xenbus::PciDevice;
 use xenbus::device_model::IoRange;
 
 /// One of the doors at which a target is accessed.
@@ -42,6 +43,29 @@ pub trait Target: Send + Debug {
     /// Writes.
     fn write(&mut self, window: Window, offset: u64, width: Width, value: u32);
 
-    /// Adds to `claims` what it answers now. Only a write to [`Window::Config`] may change that.
+    /// Adds to `claims` what it answers now, but for configuration space: see [`Placed`]. Only a write
+    /// to [`Window::Config`] may change that.
     fn claims(&self, claims: &mut Vec<Claim>);
+}
+
+/// A target in its place.
+#[derive(Debug)]
+pub struct Placed {
+    /// For a PCI function, where it is on the bus.
+    pub function: Option<PciDevice>,
+    /// The target.
+    pub target: Box<dyn Target>,
+}
+
+impl Placed {
+    /// Adds all claims, of configuration space, too.
+    pub(super) fn claims(&self, claims: &mut Vec<Claim>) {
+        if let Some(function) = self.function {
+            claims.push(Claim {
+                range: IoRange::config(function),
+                window: Window::Config,
+            });
+        }
+        self.target.claims(claims);
+    }
 }

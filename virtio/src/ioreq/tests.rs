@@ -49,6 +49,13 @@ impl Device {
         })))
     }
 
+    fn placed(&self) -> Placed {
+        Placed {
+            function: Some(FUNCTION),
+            target: Box::new(self.clone()),
+        }
+    }
+
     fn deeds(&self) -> Vec<Deed> {
         std::mem::take(&mut self.0.lock().unwrap().deeds)
     }
@@ -85,7 +92,6 @@ impl Target for Device {
 
     fn claims(&self, claims: &mut Vec<Claim>) {
         let mut claim = |range, window| claims.push(Claim { range, window });
-        claim(IoRange::config(FUNCTION), Window::Config);
         claim(PORTS, Window::Region(0));
         if let Some(bar) = self.0.lock().unwrap().bar {
             claim(memory(bar, 0x1000), Window::Region(1));
@@ -123,7 +129,7 @@ impl Setup {
     fn open(&self) -> Server {
         let xen: Arc<dyn Xen> = Arc::new(self.machine.clone());
         let ledger = Ledger::new(self.ledger.clone());
-        let targets: Vec<Box<dyn Target>> = vec![Box::new(self.device.clone())];
+        let targets = vec![self.device.placed()];
         Server::open(xen, self.domain, Arc::clone(&self.ram), ledger, targets).unwrap()
     }
 
@@ -315,8 +321,7 @@ fn two_devices_at_one_place_are_no_harm() {
     let other = Device::new();
     let xen: Arc<dyn Xen> = Arc::new(setup.machine.clone());
     let ledger = Ledger::new(setup.ledger.clone());
-    let targets: Vec<Box<dyn Target>> =
-        vec![Box::new(setup.device.clone()), Box::new(other.clone())];
+    let targets = vec![setup.device.placed(), other.placed()];
     let server = Server::open(xen, setup.domain, Arc::clone(&setup.ram), ledger, targets);
     let serving = Serving::start(server.unwrap());
     setup.vcpu().memory_write(BAR, 4, 1).unwrap();
