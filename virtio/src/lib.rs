@@ -1,6 +1,7 @@
 //! Virtio devices and their transports.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
+pub mod blk;
 pub mod device;
 pub mod features;
 pub mod ioreq;
@@ -8,8 +9,10 @@ pub mod memory;
 pub mod pci;
 pub mod queue;
 pub mod register;
+pub mod rng;
 pub mod status;
 pub mod transport;
+mod worker;
 
 pub use features::Features;
 pub use status::{DeviceStatus, Interface, Status, Transition};

@@ -141,6 +141,14 @@ impl Queue {
         either!(self, ring => ring.enable_notify(view))
     }
 
+    /// Whether [`Queue::pop`] would find a chain.
+    ///
+    /// # Errors
+    /// The ring is not accessible any more.
+    pub fn has_next(&self, view: &View) -> Result<bool, RingError> {
+        either!(self, ring => ring.has_next(view))
+    }
+
     /// How many descriptors its ring has.
     pub fn size(&self) -> u16 {
         either!(self, ring => ring.size())

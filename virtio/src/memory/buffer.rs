@@ -121,7 +121,7 @@ struct Cursor<'a> {
 }
 
 /// Pieces that go to the kernel in one call.
-const IOVECS: usize = 128;
+const IOVECS: usize = 256;
 
 impl<'a> Cursor<'a> {
     fn new(segments: &'a [Segment]) -> Self {

@@ -144,15 +144,13 @@ impl PackedQueue {
         let broken = QueueError::Record { size };
         if let Some(header) = self.record.header() {
             self.used = Position::new(header.used, size);
-            if let Some(head) = header.completing
-                && let Some(entry) = self.record.entry(head)
-            {
+            if let Some((head, slots)) = header.completing {
                 // Its slots were available with this wrap counter, so both bits equal to it mean that it
                 // was used since.
                 let flags = self.flags(view, self.used).map_err(|_| broken.clone())?;
                 let wrap = self.used.wrap();
                 if flags.contains(Flags::AVAIL) == wrap && flags.contains(Flags::USED) == wrap {
-                    self.used = self.used.after(entry.slots.into());
+                    self.used = self.used.after(slots.into());
                     self.record.set_entry(head, None);
                 }
             }
@@ -294,7 +292,7 @@ impl PackedQueue {
             .ok_or(RingError::NotInFlight { head })?;
         self.record.set_header(Header {
             used: self.used.place,
-            completing: Some(head),
+            completing: Some((head, entry.slots)),
         });
         let at = self.descriptor(self.used)?;
         let [l0, l1, l2, l3] = written.to_le_bytes();
@@ -364,6 +362,10 @@ impl PackedQueue {
         self.store(view, at, flags, Ordering::Release)?;
         // The driver either sees this, or we see what it made available before.
         fence(Ordering::SeqCst);
+        self.has_next(view)
+    }
+
+    pub(super) fn has_next(&self, view: &View) -> Result<bool, RingError> {
         Ok(!self.again.is_empty() || self.is_available(view, self.available)?)
     }
 

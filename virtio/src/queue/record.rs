@@ -5,6 +5,7 @@
 //! word 0           bits 0-15  where the next used element goes
 //!                  bits 16-31 a chain being completed: its number
 //!                  bit 32     there is such a chain
+//!                  bits 33-48 how many slots of the ring it took
 //!                  bit 63     the queue is in use; the rest means something
 //! words 1 ..=n     for each chain number: 0, or in flight: bits 0-31 the order of taking, 32-47 how many slots of the
 //!                  ring it took, 48-62 its first copied descriptor, bit 63 set
@@ -43,8 +44,8 @@ pub struct Record {
 pub(super) struct Header {
     /// Where the next used element goes, as the ring format counts.
     pub used: u16,
-    /// The chain being completed.
-    pub completing: Option<u16>,
+    /// The chain being completed, and how many slots it took.
+    pub completing: Option<(u16, u16)>,
 }
 
 /// A chain in flight.
@@ -101,14 +102,15 @@ impl Record {
         let word = self.words.get(0);
         (word & IN_USE != 0).then_some(Header {
             used: word as u16,
-            completing: (word & COMPLETING != 0).then_some((word >> 16) as u16),
+            completing: (word & COMPLETING != 0)
+                .then_some(((word >> 16) as u16, (word >> 33) as u16)),
         })
     }
 
     pub(super) fn set_header(&self, header: Header) {
-        let completing = header
-            .completing
-            .map_or(0, |head| COMPLETING | u64::from(head) << 16);
+        let completing = header.completing.map_or(0, |(head, slots)| {
+            COMPLETING | u64::from(head) << 16 | u64::from(slots) << 33
+        });
         self.words
             .set(0, IN_USE | u64::from(header.used) | completing);
     }

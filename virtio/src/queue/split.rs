@@ -87,7 +87,7 @@ impl SplitQueue {
         let mut used = 0;
         if let Some(header) = self.record.header() {
             used = header.used;
-            if let Some(head) = header.completing {
+            if let Some((head, _)) = header.completing {
                 let shown = self
                     .rings
                     .used_idx(view, Ordering::Acquire)
@@ -143,10 +143,8 @@ impl SplitQueue {
     }
 
     fn next_head(&mut self, view: &View) -> Result<Option<u16>, RingError> {
-        match self.rings.avail_idx(view, Ordering::Acquire) {
-            Ok(index) if index.0 == self.rings.next_avail() => return Ok(None),
-            Ok(_) => {}
-            Err(error) => return Err(self.error(error)),
+        if !self.has_next(view)? {
+            return Ok(None);
         }
         // There is one, so only an entry that cannot be read ends the iterator here.
         let head = match self.rings.iter(view) {
@@ -190,7 +188,7 @@ impl SplitQueue {
         }
         self.record.set_header(Header {
             used: self.rings.next_used(),
-            completing: Some(head),
+            completing: Some((head, 1)),
         });
         if let Err(error) = self.rings.add_used(view, head, written) {
             return Err(self.error(error));
@@ -228,6 +226,12 @@ impl SplitQueue {
         let more = self.rings.enable_notification(view);
         more.map(|more| more || !self.again.is_empty())
             .map_err(|error| self.error(error))
+    }
+
+    pub(super) fn has_next(&self, view: &View) -> Result<bool, RingError> {
+        let index = self.rings.avail_idx(view, Ordering::Acquire);
+        let index = index.map_err(|error| self.error(error))?;
+        Ok(index.0 != self.rings.next_avail() || !self.again.is_empty())
     }
 
     pub(super) fn size(&self) -> u16 {

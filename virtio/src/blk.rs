@@ -1,0 +1,209 @@
+//! The block device (virtio 1.3, section 5.2) over a file or a block device of the host.
+
+mod config;
+mod image;
+mod request;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use zerocopy::IntoBytes;
+
+use crate::device::{Activation, Device, DeviceKind};
+use crate::features::Features;
+use crate::queue::Queue;
+use crate::worker::{Service, Workers};
+use config::Config;
+use request::Executor;
+
+pub use image::{Image, ImageError};
+
+/// Feature bits of the type (section 5.2.3).
+pub mod feature {
+    use crate::features::Features;
+
+    /// A request has at most as many buffers as the configuration says.
+    pub const SEG_MAX: Features = Features::from_bits_retain(1 << 2);
+    /// The disk is read-only.
+    pub const RO: Features = Features::from_bits_retain(1 << 5);
+    /// The configuration has the block size.
+    pub const BLK_SIZE: Features = Features::from_bits_retain(1 << 6);
+    /// There is a cache, and a request that writes it back.
+    pub const FLUSH: Features = Features::from_bits_retain(1 << 9);
+    /// The configuration says what the best sizes of requests are.
+    pub const TOPOLOGY: Features = Features::from_bits_retain(1 << 10);
+    /// The driver can switch the cache between writing back and writing through.
+    pub const CONFIG_WCE: Features = Features::from_bits_retain(1 << 11);
+    /// There is more than one queue.
+    pub const MQ: Features = Features::from_bits_retain(1 << 12);
+    /// Sectors can be told to be of no use any more.
+    pub const DISCARD: Features = Features::from_bits_retain(1 << 13);
+    /// Sectors can be zeroed without sending zeroes.
+    pub const WRITE_ZEROES: Features = Features::from_bits_retain(1 << 14);
+}
+
+/// The unit of capacity and of requests, whatever the block size.
+pub const SECTOR: u64 = 512;
+
+/// What a disk is like, besides its image.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many queues, at least one. Linux uses one for each vCPU if there are as many.
+    pub queues: u16,
+    /// Descriptors of each queue, a power of two.
+    pub queue_size: u16,
+    /// What the guest sees as the disk's serial number: the first 20 bytes of it.
+    pub serial: String,
+    /// How many requests of a queue are worked on at a time when the storage is slow.
+    pub threads: usize,
+    /// The longest time for which an empty queue is looked at before its threads sleep.
+    pub poll: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            queue_size: 256,
+            serial: String::new(),
+            threads: 8,
+            poll: Duration::from_micros(32),
+        }
+    }
+}
+
+/// What requests need to know of the device as it is now.
+#[derive(Debug, Default)]
+struct Negotiated {
+    features: AtomicU64,
+    /// The driver has switched to writing back or through (CONFIG_WCE).
+    writeback: AtomicBool,
+}
+
+impl Negotiated {
+    fn has(&self, feature: Features) -> bool {
+        Features::from_bits_retain(self.features.load(Ordering::Relaxed)).contains(feature)
+    }
+
+    /// Writes may stay in the host's cache until the driver flushes it. A driver that cannot flush
+    /// counts on their not doing so (section 5.2.6.2).
+    fn is_writeback(&self) -> bool {
+        if self.has(feature::CONFIG_WCE) {
+            self.writeback.load(Ordering::Relaxed)
+        } else {
+            self.has(feature::FLUSH)
+        }
+    }
+}
+
+/// A disk.
+#[derive(Debug)]
+pub struct Blk {
+    image: Arc<Image>,
+    negotiated: Arc<Negotiated>,
+    queue_sizes: Vec<u16>,
+    workers: Workers,
+}
+
+impl Blk {
+    /// A disk of `image`, not active.
+    pub fn new(image: Image, options: &Options) -> Self {
+        let image = Arc::new(image);
+        let negotiated = Arc::new(Negotiated::default());
+        negotiated.writeback.store(true, Ordering::Relaxed);
+        let executor = Executor::new(Arc::clone(&image), Arc::clone(&negotiated), &options.serial);
+        let service = Service {
+            threads: options.threads,
+            poll: options.poll,
+        };
+        Self {
+            image,
+            negotiated,
+            queue_sizes: vec![options.queue_size; options.queues.max(1).into()],
+            workers: Workers::new(Arc::new(executor), service),
+        }
+    }
+
+    fn config(&self) -> Config {
+        let queue_size = self.queue_sizes.first().copied().unwrap_or(0);
+        Config::new(
+            &self.image,
+            queue_size,
+            self.queue_sizes.len() as u16,
+            self.negotiated.writeback.load(Ordering::Relaxed),
+        )
+    }
+}
+
+impl Device for Blk {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Block
+    }
+
+    fn features(&self) -> Features {
+        let mut features =
+            feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH | feature::TOPOLOGY;
+        if self.image.is_read_only() {
+            features |= feature::RO;
+        } else {
+            features |= feature::CONFIG_WCE | feature::DISCARD | feature::WRITE_ZEROES;
+        }
+        if self.queue_sizes.len() > 1 {
+            features |= feature::MQ;
+        }
+        features
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let config = self.config();
+        let bytes = config.as_bytes().get(offset..).unwrap_or_default();
+        let mut bytes = bytes.iter();
+        data.fill_with(|| bytes.next().copied().unwrap_or(0));
+    }
+
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        if offset == Config::WRITEBACK
+            && let [value] = *data
+        {
+            self.negotiated
+                .writeback
+                .store(value != 0, Ordering::Relaxed);
+        }
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        let features = activation.features.bits();
+        self.negotiated.features.store(features, Ordering::Relaxed);
+        self.workers.activate(activation);
+    }
+
+    fn notify(&self, queue: u16) {
+        self.workers.notify(queue);
+    }
+
+    fn reset(&mut self) {
+        self.workers.reset();
+        self.negotiated.writeback.store(true, Ordering::Relaxed);
+    }
+
+    fn is_reset(&self) -> bool {
+        self.workers.is_reset()
+    }
+
+    fn reset_queue(&mut self, queue: u16) {
+        self.workers.reset_queue(queue);
+    }
+
+    fn is_queue_reset(&self, queue: u16) -> bool {
+        self.workers.is_queue_reset(queue)
+    }
+
+    fn enable_queue(&mut self, index: u16, queue: Queue) {
+        self.workers.enable_queue(index, queue);
+    }
+}

@@ -1,0 +1,248 @@
+//! What holds the disk's contents: a file or a block device of the host.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
+
+use super::SECTOR;
+use crate::memory::{Reader, Writer};
+
+/// A disk image that is open, and locked against others.
+#[derive(Debug)]
+pub struct Image {
+    file: File,
+    /// Also open past the host's cache.
+    direct: Option<File>,
+    read_only: bool,
+    sectors: u64,
+    block_size: u32,
+}
+
+/// An image cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ImageError {
+    /// It is missing, or access to it is denied.
+    #[error("cannot open the disk image {path}: check that it exists and may be accessed")]
+    Open {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Another program has it open as a disk.
+    #[error(
+        "the disk image {path} is in use: stop the guest or program that has it, or give it to both read-only"
+    )]
+    Locked {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A directory, a pipe or suchlike.
+    #[error("{path} is neither a file nor a block device, so it cannot be a disk")]
+    Kind {
+        /// Which.
+        path: PathBuf,
+    },
+    /// Not one sector.
+    #[error("the disk image {path} has less than one sector of 512 bytes: make it longer")]
+    Empty {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The file system knows no direct access.
+    #[error(
+        "the disk image {path} cannot be accessed past the cache: leave out the option for direct access"
+    )]
+    Direct {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Image {
+    /// Opens and locks the image. `direct` is to go past the host's cache (O_DIRECT).
+    ///
+    /// # Errors
+    /// It is missing, locked, empty or no disk.
+    pub fn open(path: &Path, read_only: bool, direct: bool) -> Result<Self, ImageError> {
+        let failed = |source| ImageError::Open {
+            path: path.into(),
+            source,
+        };
+        let open = |flags| {
+            OpenOptions::new()
+                .read(true)
+                .write(!read_only)
+                // A pipe without another end would keep us waiting.
+                .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK | flags)
+                .open(path)
+        };
+        let mut file = open(0).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        let is_block = metadata.file_type().is_block_device();
+        if !is_block && !metadata.is_file() {
+            return Err(ImageError::Kind { path: path.into() });
+        }
+        lock(&file, read_only).map_err(|error| match error {
+            nix::Error::EAGAIN | nix::Error::EACCES => ImageError::Locked { path: path.into() },
+            error => failed(error.into()),
+        })?;
+        let sectors = file.seek(SeekFrom::End(0)).map_err(failed)? / SECTOR;
+        if sectors == 0 {
+            return Err(ImageError::Empty { path: path.into() });
+        }
+        let direct = direct
+            .then(|| open(libc::O_DIRECT))
+            .transpose()
+            .map_err(|source| ImageError::Direct {
+                path: path.into(),
+                source,
+            })?;
+        let block_size = if is_block {
+            logical_block_size(metadata.rdev())
+        } else {
+            None
+        };
+        Ok(Self {
+            file,
+            direct,
+            read_only,
+            sectors,
+            block_size: block_size.unwrap_or(SECTOR as u32),
+        })
+    }
+
+    /// Nothing may be written to it.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// How many whole sectors of 512 bytes it has.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// The unit in which it is best accessed, in bytes.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Where `len` bytes from `sector` on begin, if they are all within the disk.
+    pub(super) fn range(&self, sector: u64, len: u64) -> Option<u64> {
+        let start = sector.checked_mul(SECTOR)?;
+        let end = start.checked_add(len)?;
+        (end <= self.sectors.checked_mul(SECTOR)?).then_some(start)
+    }
+
+    /// Fills `data` from `offset` on.
+    pub(super) fn read(&self, data: Writer<'_>, offset: u64) -> io::Result<()> {
+        let len = data.len();
+        let read = self.either(|file| { data }.read_from(file, offset))?;
+        whole(read, len)
+    }
+
+    /// Writes all of `data` at `offset`.
+    pub(super) fn write(&self, data: Reader<'_>, offset: u64) -> io::Result<()> {
+        let len = data.len();
+        let written = self.either(|file| { data }.write_to(file, offset))?;
+        whole(written, len)
+    }
+
+    /// Past the cache if that is wished for. The guest's buffers need not be aligned as that needs;
+    /// those that are not go through the cache, which the kernel keeps coherent.
+    fn either(&self, access: impl Fn(&File) -> io::Result<usize>) -> io::Result<usize> {
+        if let Some(direct) = &self.direct {
+            match access(direct) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                done => return done,
+            }
+        }
+        access(&self.file)
+    }
+
+    /// What was written so far is on stable storage when this returns.
+    pub(super) fn flush(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// The bytes are of no use any more. They read as anything from now on, as zeroes in fact.
+    ///
+    /// # Errors
+    /// Unsupported: the host's storage knows no holes.
+    pub(super) fn discard(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.allocate(FallocateFlags::FALLOC_FL_PUNCH_HOLE, offset, len)
+    }
+
+    /// Makes zeroes of the bytes, with a hole if that is allowed.
+    pub(super) fn write_zeroes(&self, offset: u64, len: u64, unmap: bool) -> io::Result<()> {
+        let flag = if unmap {
+            FallocateFlags::FALLOC_FL_PUNCH_HOLE
+        } else {
+            FallocateFlags::FALLOC_FL_ZERO_RANGE
+        };
+        match self.allocate(flag, offset, len) {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {}
+            done => return done,
+        }
+        let zeroes = [0; 4096];
+        let mut done = 0u64;
+        while done < len {
+            let part = len.saturating_sub(done).min(zeroes.len() as u64) as usize;
+            let part = zeroes.get(..part).unwrap_or_default();
+            self.file.write_all_at(part, offset.saturating_add(done))?;
+            done = done.saturating_add(part.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn allocate(&self, flag: FallocateFlags, offset: u64, len: u64) -> io::Result<()> {
+        let flags = flag | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (Ok(offset), Ok(len)) = (i64::try_from(offset), i64::try_from(len)) else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        Ok(fallocate(&self.file, flags, offset, len)?)
+    }
+}
+
+fn whole(done: usize, wanted: usize) -> io::Result<()> {
+    if done == wanted {
+        Ok(())
+    } else {
+        // Somebody has made the file shorter.
+        Err(io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+/// Locks all of the file, for as long as it is open: exclusively, or together with other readers.
+/// Such locks and those of QEMU exclude each other.
+fn lock(file: &File, read_only: bool) -> nix::Result<()> {
+    let kind = if read_only {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    let whole = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    fcntl(file, FcntlArg::F_OFD_SETLK(&whole)).map(drop)
+}
+
+/// What the kernel says of a block device, or of the one that a partition is part of.
+fn logical_block_size(device: u64) -> Option<u32> {
+    let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
+    ["queue", "../queue"].iter().find_map(|queue| {
+        let path = format!("/sys/dev/block/{major}:{minor}/{queue}/logical_block_size");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    })
+}
