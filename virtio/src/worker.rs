@@ -46,6 +46,8 @@ const POLL_START: Duration = Duration::from_micros(4);
 #[derive(Debug)]
 pub(crate) struct Worker {
     shared: Arc<Shared>,
+    /// Threads that have not let go of everything yet.
+    threads: Arc<AtomicUsize>,
 }
 
 struct Shared {
@@ -58,7 +60,6 @@ struct Shared {
     /// Wakes one thread.
     wake: EventFd,
     stop: AtomicBool,
-    threads: AtomicUsize,
     /// Nanoseconds that work took lately.
     pace: AtomicU32,
 }
@@ -108,21 +109,27 @@ impl Worker {
             }),
             wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?,
             stop: AtomicBool::new(false),
-            threads: AtomicUsize::new(0),
             pace: AtomicU32::new(0),
         });
-        let worker = Self { shared };
+        let worker = Self {
+            shared,
+            threads: Arc::new(AtomicUsize::new(0)),
+        };
         for _ in 0..service.threads.max(1) {
             let shared = Arc::clone(&worker.shared);
-            shared.threads.fetch_add(1, Ordering::SeqCst);
+            let running = Arc::clone(&worker.threads);
+            running.fetch_add(1, Ordering::SeqCst);
             let spawned = std::thread::Builder::new()
                 .name(format!("virtio-queue{index}"))
                 .spawn(move || {
                     shared.serve();
-                    shared.leave();
+                    // The next one is woken to end, too.
+                    shared.wake_one();
+                    drop(shared);
+                    running.fetch_sub(1, Ordering::SeqCst);
                 });
             if let Err(error) = spawned {
-                worker.shared.threads.fetch_sub(1, Ordering::SeqCst);
+                worker.threads.fetch_sub(1, Ordering::SeqCst);
                 // On drop those that run are told to stop.
                 return Err(error);
             }
@@ -141,9 +148,9 @@ impl Worker {
         self.shared.wake_one();
     }
 
-    /// All threads have ended.
+    /// All threads have ended, and hold neither guest memory nor anything of the device.
     pub fn is_stopped(&self) -> bool {
-        self.shared.threads.load(Ordering::SeqCst) == 0
+        self.threads.load(Ordering::SeqCst) == 0
     }
 }
 
@@ -157,12 +164,6 @@ impl Shared {
     fn wake_one(&self) {
         // Fails when the counter is full, and then somebody is woken anyway.
         let _ = self.wake.write(1);
-    }
-
-    /// One thread has ended. The next one is woken to end, too.
-    fn leave(&self) {
-        self.wake_one();
-        self.threads.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn is_stopping(&self) -> bool {

@@ -250,10 +250,9 @@ fn segments_that_are_wrong_are_refused() {
         assert_eq!(disk.segments(kind, &[(0, 1, 0); 33]), IO_ERROR);
     }
     assert_eq!(disk.segments(DISCARD, &[(0, 1, 1)]), UNSUPPORTED);
-    let mut plain = {
-        drop(disk);
-        Disk::new(image.path(), false, Features::EVENT_IDX)
-    };
+    disk.device.reset();
+    drop(disk);
+    let mut plain = Disk::new(image.path(), false, Features::EVENT_IDX);
     assert_eq!(plain.segments(DISCARD, &[(0, 1, 0)]), UNSUPPORTED);
     assert_eq!(plain.segments(WRITE_ZEROES, &[(0, 1, 0)]), UNSUPPORTED);
 }
