@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 pub mod blk;
+pub mod console;
 pub mod device;
 pub mod features;
 pub mod ioreq;

@@ -1,0 +1,180 @@
+//! The console device (virtio 1.3, section 5.3): ports of bytes, each joined to a pseudo-terminal or a
+//! socket of the host.
+//!
+//! One thread serves all ports. Nothing in it waits but for descriptors, so taking a queue from it is a
+//! matter of a lock.
+
+mod control;
+mod endpoint;
+mod engine;
+mod port;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::device::{Activation, Device, DeviceKind};
+use crate::features::Features;
+use crate::queue::Queue;
+use engine::Engine;
+
+pub use endpoint::Endpoint;
+
+/// Feature bits of the type (section 5.3.3).
+pub mod feature {
+    use crate::features::Features;
+
+    /// There can be more than one port, and control queues.
+    pub const MULTIPORT: Features = Features::from_bits_retain(1 << 1);
+}
+
+/// A port: what the guest calls it, and where its bytes go.
+#[derive(Debug)]
+pub struct Port {
+    /// `/dev/virtio-ports/NAME` in a Linux guest. The first port is a console, and needs none.
+    pub name: String,
+    /// The host's end.
+    pub endpoint: Endpoint,
+}
+
+/// Descriptors of each queue.
+const QUEUE_SIZE: u16 = 64;
+
+/// A console device.
+#[derive(Debug)]
+pub struct Console {
+    shared: Arc<Shared>,
+    queue_sizes: Vec<u16>,
+    ports: u32,
+}
+
+/// What the thread and the device have in common.
+#[derive(Debug)]
+struct Shared {
+    engine: Mutex<Engine>,
+    wake: EventFd,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    fn engine(&self) -> MutexGuard<'_, Engine> {
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // Fails when the counter is full, and then the thread wakes anyway.
+        let _ = self.wake.write(1);
+    }
+
+    /// Until the device is gone.
+    fn serve(&self) {
+        while !self.stop.load(Ordering::SeqCst) {
+            let waiting = self.engine().step();
+            waiting.wait(&self.wake);
+        }
+    }
+}
+
+/// The queues of port `port`: to the guest, and from it (section 5.3.2).
+fn queues_of_port(port: usize) -> (u16, u16) {
+    let first = match port {
+        0 => 0,
+        port => port.saturating_mul(2).saturating_add(2) as u16,
+    };
+    (first, first.saturating_add(1))
+}
+
+/// Control messages to the guest.
+const CONTROL_RECEIVE: u16 = 2;
+/// Control messages from the guest.
+const CONTROL_TRANSMIT: u16 = 3;
+
+impl Console {
+    /// A device with these ports, at least one, not active.
+    ///
+    /// # Errors
+    /// The host has no thread or descriptor left.
+    pub fn new(ports: Vec<Port>) -> std::io::Result<Self> {
+        let count = ports.len();
+        let (_, last) = queues_of_port(count.saturating_sub(1));
+        let queues = usize::from(last.max(CONTROL_TRANSMIT)).saturating_add(1);
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let shared = Arc::new(Shared {
+            engine: Mutex::new(Engine::new(ports, queues)),
+            wake: EventFd::from_value_and_flags(0, flags)?,
+            stop: AtomicBool::new(false),
+        });
+        let served = Arc::clone(&shared);
+        std::thread::Builder::new()
+            .name("virtio-console".into())
+            .spawn(move || served.serve())?;
+        Ok(Self {
+            shared,
+            queue_sizes: vec![QUEUE_SIZE; queues],
+            ports: count as u32,
+        })
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        self.shared.engine().deactivate();
+        self.shared.wake();
+    }
+}
+
+impl Device for Console {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Console
+    }
+
+    fn features(&self) -> Features {
+        feature::MULTIPORT
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    /// Columns and rows, which mean nothing without the feature, and the most ports.
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let [p0, p1, p2, p3] = self.ports.to_le_bytes();
+        let config = [0, 0, 0, 0, p0, p1, p2, p3];
+        let mut bytes = config.get(offset..).unwrap_or_default().iter();
+        data.fill_with(|| bytes.next().copied().unwrap_or(0));
+    }
+
+    fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
+
+    fn activate(&mut self, activation: Activation) {
+        self.shared.engine().activate(activation);
+        self.shared.wake();
+    }
+
+    fn notify(&self, _queue: u16) {
+        self.shared.wake();
+    }
+
+    fn reset(&mut self) {
+        self.shared.engine().deactivate();
+    }
+
+    fn is_reset(&self) -> bool {
+        true
+    }
+
+    fn reset_queue(&mut self, queue: u16) {
+        self.shared.engine().set_queue(queue, None);
+    }
+
+    fn is_queue_reset(&self, _queue: u16) -> bool {
+        true
+    }
+
+    fn enable_queue(&mut self, index: u16, queue: Queue) {
+        self.shared.engine().set_queue(index, Some(queue));
+        self.shared.wake();
+    }
+}

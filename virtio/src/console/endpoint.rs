@@ -1,0 +1,143 @@
+//! The host's end of a port.
+
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
+
+/// Where the bytes of a port go to and come from. Nobody need be there: what the guest sends then is
+/// lost, as on a serial line that ends nowhere.
+#[derive(Debug)]
+pub struct Endpoint(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// Our end of a pseudo-terminal.
+    Pty(Arc<File>),
+    /// One connection at a time.
+    Socket {
+        listener: Arc<UnixListener>,
+        stream: Option<Arc<UnixStream>>,
+    },
+}
+
+/// A descriptor that can be waited for while its endpoint is used.
+pub(super) trait Descriptor: AsFd + fmt::Debug + Send + Sync {}
+impl<T: AsFd + fmt::Debug + Send + Sync> Descriptor for T {}
+
+impl Endpoint {
+    /// A new pseudo-terminal, and the path of its other end.
+    ///
+    /// # Errors
+    /// The host has none left.
+    pub fn pty() -> io::Result<(Self, PathBuf)> {
+        let pty = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)?;
+        grantpt(&pty)?;
+        unlockpt(&pty)?;
+        let path = PathBuf::from(ptsname_r(&pty)?);
+        // Nothing of what passes is changed or sent back.
+        let mut attributes = tcgetattr(&pty)?;
+        cfmakeraw(&mut attributes);
+        tcsetattr(&pty, SetArg::TCSANOW, &attributes)?;
+        // Linux says that nobody is there only after somebody has been.
+        let other = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(&path)?;
+        drop(other);
+        Ok((Self::of_pty(pty.into())?, path))
+    }
+
+    /// The master of a pseudo-terminal that [`Endpoint::pty`] has made before.
+    ///
+    /// # Errors
+    /// Its flags cannot be changed.
+    pub fn of_pty(master: OwnedFd) -> io::Result<Self> {
+        let flags = OFlag::from_bits_retain(fcntl(&master, FcntlArg::F_GETFL)?);
+        fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        Ok(Self(Kind::Pty(Arc::new(master.into()))))
+    }
+
+    /// A socket at `path`, which is to be free.
+    ///
+    /// # Errors
+    /// There is something at the path, or no way to it.
+    pub fn listen(path: &Path) -> io::Result<Self> {
+        let listener = UnixListener::bind(path)?;
+        listener.set_nonblocking(true)?;
+        Ok(Self(Kind::Socket {
+            listener: Arc::new(listener),
+            stream: None,
+        }))
+    }
+
+    /// Somebody is at the other end. Lets the next one in.
+    pub(super) fn is_open(&mut self) -> bool {
+        match &mut self.0 {
+            Kind::Pty(master) => {
+                let mut fds = [PollFd::new(master.as_fd(), PollFlags::empty())];
+                let polled = poll(&mut fds, PollTimeout::ZERO);
+                let [fd] = fds;
+                // Hung up: nobody has the other end open.
+                polled.is_ok() && !fd.any().unwrap_or(true)
+            }
+            Kind::Socket { listener, stream } => {
+                if stream.is_none()
+                    && let Ok((accepted, _)) = listener.accept()
+                    && accepted.set_nonblocking(true).is_ok()
+                {
+                    *stream = Some(Arc::new(accepted));
+                }
+                stream.is_some()
+            }
+        }
+    }
+
+    /// What to wait for, for bytes or for somebody to come. `None`: for that, nothing can be waited for.
+    pub(super) fn descriptor(&self, open: bool) -> Option<Arc<dyn Descriptor>> {
+        match &self.0 {
+            Kind::Pty(master) => open.then(|| Arc::clone(master) as Arc<dyn Descriptor>),
+            Kind::Socket { listener, stream } => Some(match stream {
+                Some(stream) => Arc::clone(stream) as Arc<dyn Descriptor>,
+                None => Arc::clone(listener) as Arc<dyn Descriptor>,
+            }),
+        }
+    }
+
+    /// The other end is gone.
+    pub(super) fn close(&mut self) {
+        if let Kind::Socket { stream, .. } = &mut self.0 {
+            *stream = None;
+        }
+    }
+
+    pub(super) fn read(&self, data: &mut [u8]) -> io::Result<usize> {
+        match &self.0 {
+            Kind::Pty(master) => (&**master).read(data),
+            Kind::Socket { stream, .. } => {
+                let stream = stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+                (&**stream).read(data)
+            }
+        }
+    }
+
+    pub(super) fn write(&self, data: &[u8]) -> io::Result<usize> {
+        match &self.0 {
+            Kind::Pty(master) => (&**master).write(data),
+            Kind::Socket { stream, .. } => {
+                let stream = stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
+                (&**stream).write(data)
+            }
+        }
+    }
+}
