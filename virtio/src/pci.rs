@@ -37,7 +37,8 @@ pub struct VirtioFunction {
 }
 
 impl VirtioFunction {
-    /// A device that was just reset, with a vector for each queue and one for its configuration.
+    /// A device that was just reset, or goes on from before a restart, with a vector for each queue
+    /// and one for its configuration.
     ///
     /// # Errors
     /// The device has more queues than fit.
@@ -62,12 +63,47 @@ impl VirtioFunction {
             builder = built;
             window = Some(offset);
         }
-        Ok(Self {
+        let mut function = Self {
             core: Core::new(parts, Some(vectors)),
             space: builder.build(),
             regions: plan.regions,
             window,
-        })
+        };
+        function.resume();
+        Ok(function)
+    }
+
+    /// Goes on from before a restart, if there was one.
+    fn resume(&mut self) {
+        let words = self.core.config_space_words();
+        if self.core.is_restart() {
+            let words = (0..words.count()).map(|index| words.get(index));
+            let effects = self.space.restore(&dwords(words));
+            self.follow(effects);
+        }
+        self.core.resume();
+    }
+
+    /// Notes what the driver has written into the configuration space.
+    fn save(&self) {
+        let words = self.core.config_space_words();
+        let registers = self.space.registers();
+        for (index, pair) in registers.chunks_exact(2).enumerate() {
+            if let [low, high] = *pair {
+                words.set(index, u64::from(low) | u64::from(high) << 32);
+            }
+        }
+    }
+
+    /// Does what a write to the configuration space asks for beyond it.
+    fn follow(&self, effects: Effects) {
+        let signals = self.core.signals();
+        if effects.contains(Effects::MSIX) {
+            signals.set_msix_control(self.space.msix_control());
+        }
+        if effects.contains(Effects::INTX) {
+            signals.set_line_disabled(self.space.intx_disabled());
+        }
     }
 
     /// Its type.
@@ -103,13 +139,9 @@ impl VirtioFunction {
             let value = self.space.get(&shown.data) & shown.width.mask();
             self.write_bar(shown.bar, shown.offset, shown.width, value);
         }
-        let signals = self.core.signals();
-        if effects.contains(Effects::MSIX) {
-            signals.set_msix_control(self.space.msix_control());
-        }
-        if effects.contains(Effects::INTX) {
-            signals.set_line_disabled(self.space.intx_disabled());
-        }
+        self.follow(effects);
+        self.save();
+        self.core.save();
     }
 
     /// What an access to configuration space means beyond it: an access to what the window shows
@@ -219,6 +251,16 @@ impl Target for VirtioFunction {
             });
         }
     }
+}
+
+/// The registers of a configuration space from the words in which they are noted.
+fn dwords(words: impl Iterator<Item = u64>) -> emulated::Registers {
+    let mut registers: emulated::Registers = [0; emulated::DWORDS];
+    let halves = words.flat_map(|word| [(word & 0xffff_ffff) as u32, (word >> 32) as u32]);
+    for (place, half) in registers.iter_mut().zip(halves) {
+        *place = half;
+    }
+    registers
 }
 
 /// What the window shows.

@@ -84,6 +84,11 @@ impl Default for DeviceStatus {
 }
 
 impl DeviceStatus {
+    /// As it was before a restart.
+    pub const fn restored(status: Status) -> Self {
+        Self(status)
+    }
+
     /// What the driver reads.
     pub fn get(self) -> Status {
         self.0

@@ -37,8 +37,8 @@ bitflags::bitflags! {
     }
 }
 
-/// Double words of a conventional configuration space.
-const DWORDS: usize = 64;
+/// Double words of the configuration space.
+pub const DWORDS: usize = 64;
 
 /// All that a guest wrote into a configuration space, to be kept over a restart.
 pub type Registers = [u32; DWORDS];

@@ -204,18 +204,18 @@ impl Msix {
         }
     }
 
-    /// The entries and whether each is pending, to be kept over a restart.
-    pub fn entries(&self) -> impl Iterator<Item = (Entry, bool)> {
-        self.vectors
-            .iter()
-            .map(|vector| (vector.entry, vector.pending))
+    /// The entries, to be kept over a restart.
+    pub fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.vectors.iter().map(|vector| vector.entry)
     }
 
-    /// Takes on entries from before a restart. Sends nothing: what is pending stays so until the
-    /// guest unmasks it, or the control word is set.
-    pub fn restore(&mut self, entries: impl IntoIterator<Item = (Entry, bool)>) {
-        for (vector, (entry, pending)) in self.vectors.iter_mut().zip(entries) {
-            *vector = Vector { entry, pending };
+    /// Takes on entries from before a restart, which nothing is pending of.
+    pub fn restore(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        for (vector, entry) in self.vectors.iter_mut().zip(entries) {
+            *vector = Vector {
+                entry,
+                pending: false,
+            };
         }
     }
 }

@@ -202,6 +202,7 @@ impl Registers<Name> for Face<'_> {
             | Name::QueueNotifyOffset
             | Name::QueueNotifyData => {}
         }
+        core.save();
     }
 
     fn held(&self, register: Name) -> u32 {

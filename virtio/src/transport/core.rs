@@ -1,15 +1,18 @@
 //! What all faces of a device have in common: features, status, queues, and the life from reset to
 //! reset (virtio 1.3, sections 2 and 3).
 
+mod queues;
+mod state;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::signals::{InterruptSink, NO_VECTOR, Signals};
+use super::signals::{InterruptSink, Signals};
 use crate::device::{Activation, Device, DeviceKind};
 use crate::features::Features;
-use crate::memory::GuestRam;
-use crate::queue::{Queue, QueueConfig, QueueError, Record};
+use crate::memory::{GuestRam, Words};
+use crate::queue::{QueueConfig, QueueError, Record};
 use crate::status::{Interface, Status, Transition};
 
 /// Page size and alignment of legacy queues on PCI (virtio 1.3, section 4.1.5.1.3.1).
@@ -48,6 +51,14 @@ pub struct Parts {
     pub sink: Arc<dyn InterruptSink>,
     /// Where each queue notes what is in flight: one for each of [`Device::queue_sizes`].
     pub records: Vec<Record>,
+    /// Where what the driver has written is noted, [`state_words`] of them: all zero, or what the
+    /// same device noted before a restart, which then goes on.
+    pub state: Words,
+}
+
+/// How many words a device with so many queues needs to note what its driver has written.
+pub const fn state_words(queues: usize) -> usize {
+    state::Parts::of(queues).count()
 }
 
 /// Features of rings and transports that every driver may have.
@@ -73,6 +84,7 @@ pub(crate) struct Core {
     /// Virtio-mmio version 1: what a page number of the driver counts.
     pub guest_page_size: u32,
     queues: Vec<QueueState>,
+    state: Words,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,11 +118,18 @@ enum QueuePhase {
     Reset,
 }
 
+impl QueuePhase {
+    const ALL: [Self; 4] = [Self::Stopped, Self::Running, Self::Resetting, Self::Reset];
+}
+
 impl Core {
-    /// A device that was just reset. `vectors`: of MSI-X, if the transport has that.
+    /// A device as its notes say: just reset, or as before a restart, to be woken by
+    /// [`Core::resume`]. `vectors`: of MSI-X, if the transport has that.
     pub fn new(parts: Parts, vectors: Option<u16>) -> Self {
         let sizes = parts.device.queue_sizes();
-        let signals = Signals::new(parts.name, sizes.len(), vectors, parts.sink);
+        let notes = state::Parts::of(sizes.len());
+        let table = notes.msix(&parts.state);
+        let signals = Signals::new(parts.name, sizes.len(), vectors, parts.sink, table);
         let queues = sizes
             .iter()
             .zip(parts.records)
@@ -121,7 +140,7 @@ impl Core {
                 align: LEGACY_PAGE,
             })
             .collect();
-        Self {
+        let mut core = Self {
             offered: parts.device.features().union(parts.features),
             device: parts.device,
             ram: parts.ram,
@@ -134,7 +153,10 @@ impl Core {
             queue_select: 0,
             guest_page_size: LEGACY_PAGE,
             queues,
-        }
+            state: parts.state,
+        };
+        core.load();
+        core
     }
 
     pub fn kind(&self) -> DeviceKind {
@@ -322,186 +344,6 @@ impl Core {
         use crate::device::Events;
         self.signals
             .needs_reset(&format_args!("queue {index}: {error}"));
-    }
-
-    // Queues
-
-    fn selected(&self) -> Option<&QueueState> {
-        self.queues.get(usize::from(self.queue_select))
-    }
-
-    /// What the driver has set of the queue that it has selected; `None`: there is no such queue.
-    pub fn queue(&self) -> Option<&QueueConfig> {
-        self.selected().map(|queue| &queue.config)
-    }
-
-    /// The driver sets something of the queue that it has selected. Ignored once the queue is
-    /// enabled.
-    pub fn configure_queue(&mut self, set: impl FnOnce(&mut QueueConfig)) {
-        let resetting = self.is_resetting();
-        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select))
-            && !queue.config.ready
-            && queue.phase != QueuePhase::Resetting
-            && !resetting
-        {
-            set(&mut queue.config);
-        }
-    }
-
-    /// The driver enables the queue that it has selected. With a live device that is possible for a
-    /// queue that was reset.
-    pub fn enable_queue(&mut self) {
-        let phase = self.selected().map(|queue| queue.phase);
-        match (self.phase, phase) {
-            (Phase::Idle, _) => self.configure_queue(|config| config.ready = true),
-            (Phase::Live, Some(QueuePhase::Reset)) => {
-                self.configure_queue(|config| config.ready = true);
-                self.start_queue(self.queue_select);
-            }
-            _ => {}
-        }
-    }
-
-    /// A driver of virtio-mmio takes the selected queue away (virtio 1.3, section 4.2.2).
-    pub fn disable_queue(&mut self) {
-        self.stop_queue();
-        let resetting = self.is_resetting();
-        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select))
-            && matches!(queue.phase, QueuePhase::Stopped | QueuePhase::Reset)
-            && !resetting
-        {
-            queue.config.ready = false;
-        }
-    }
-
-    /// Gives a live device a queue.
-    fn start_queue(&mut self, index: u16) {
-        let features = self.features();
-        let view = self.ram.view();
-        let Some(queue) = self.queues.get_mut(usize::from(index)) else {
-            return;
-        };
-        let record = queue.record.clone();
-        let ring: Result<Queue, _> = queue.config.activate(&view, features, record);
-        match ring {
-            Ok(ring) => {
-                queue.phase = QueuePhase::Running;
-                self.device.enable_queue(index, ring);
-            }
-            Err(error) => self.refuse(index, &error),
-        }
-    }
-
-    /// The driver resets the queue that it has selected (VIRTIO_F_RING_RESET).
-    pub fn reset_queue(&mut self) {
-        if self.features().contains(Features::RING_RESET) {
-            self.stop_queue();
-        }
-    }
-
-    /// Whether the reset of the selected queue is still under way.
-    pub fn is_queue_resetting(&mut self) -> bool {
-        self.poll_queue_reset();
-        self.selected()
-            .is_some_and(|queue| queue.phase == QueuePhase::Resetting)
-    }
-
-    fn stop_queue(&mut self) {
-        let index = self.queue_select;
-        if self.phase != Phase::Live {
-            return;
-        }
-        if let Some(queue) = self.queues.get_mut(usize::from(index))
-            && queue.phase == QueuePhase::Running
-        {
-            queue.phase = QueuePhase::Resetting;
-            self.device.reset_queue(index);
-            self.poll_queue_reset();
-        }
-    }
-
-    fn poll_queue_reset(&mut self) {
-        let index = self.queue_select;
-        if let Some(queue) = self.queues.get_mut(usize::from(index))
-            && queue.phase == QueuePhase::Resetting
-            && self.device.is_queue_reset(index)
-        {
-            queue.phase = QueuePhase::Reset;
-            queue.config.reset();
-            queue.record.clear();
-            self.signals.lock().set_queue_vector(index, NO_VECTOR);
-        }
-    }
-
-    /// How the used ring of the selected legacy queue is aligned.
-    pub fn queue_align(&self) -> u32 {
-        self.selected().map_or(0, |queue| queue.align)
-    }
-
-    pub fn set_queue_align(&mut self, align: u32) {
-        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select)) {
-            queue.align = align;
-        }
-    }
-
-    /// Page number of the selected legacy queue; 0: it is nowhere.
-    pub fn queue_page(&self) -> u32 {
-        let start = self
-            .queue()
-            .filter(|config| config.ready)
-            .map_or(0, |config| config.descriptors);
-        let page = start.checked_div(self.guest_page_size.into()).unwrap_or(0);
-        (page & 0xffff_ffff) as u32
-    }
-
-    /// A legacy driver puts the selected queue somewhere, or takes it away with 0. A device that
-    /// has it already does not move it.
-    pub fn set_queue_page(&mut self, page: u32) {
-        if self.is_resetting() {
-            return;
-        }
-        if page == 0 {
-            self.stop_queue();
-        }
-        let base = u64::from(page).saturating_mul(self.guest_page_size.into());
-        if let Some(queue) = self.queues.get_mut(usize::from(self.queue_select))
-            && matches!(queue.phase, QueuePhase::Stopped | QueuePhase::Reset)
-        {
-            let align = queue.align.into();
-            queue.config.set_legacy(base, align);
-        }
-    }
-
-    /// The driver has made buffers available in a queue.
-    pub fn notify(&mut self, index: u16) {
-        if self.interface == Interface::Legacy {
-            self.start_late(index);
-        }
-        let running = |queue: &QueueState| queue.phase == QueuePhase::Running;
-        if self.phase == Phase::Live && self.queues.get(usize::from(index)).is_some_and(running) {
-            self.device.notify(index);
-        }
-    }
-
-    /// Legacy drivers use the device before they set DRIVER_OK, and may set up a queue after it
-    /// (virtio 1.3, section 3.1.2).
-    fn start_late(&mut self, index: u16) {
-        let status = self.signals.lock().status.get();
-        let broken = Status::FAILED | Status::DEVICE_NEEDS_RESET;
-        if !status.contains(Status::DRIVER) || status.intersects(broken) {
-            return;
-        }
-        let waiting = |queue: &QueueState| {
-            queue.config.ready && matches!(queue.phase, QueuePhase::Stopped | QueuePhase::Reset)
-        };
-        if !self.queues.get(usize::from(index)).is_some_and(waiting) {
-            return;
-        }
-        match self.phase {
-            Phase::Idle => self.activate(),
-            Phase::Live => self.start_queue(index),
-            Phase::Resetting(_) => {}
-        }
     }
 }
 

@@ -127,6 +127,10 @@ impl Registers<Name> for Face<'_> {
             }
             Name::DeviceFeatures | Name::QueueSize | Name::Isr => {}
         }
+        // The path of every request: what it changes, it notes itself.
+        if register != Name::QueueNotify {
+            core.save();
+        }
     }
 
     fn held(&self, register: Name) -> u32 {

@@ -41,12 +41,12 @@ pub struct MmioDevice {
 }
 
 impl MmioDevice {
-    /// A device that was just reset. Its interrupt line is the sink's.
+    /// A device that was just reset, or goes on from before a restart. Its interrupt line is the
+    /// sink's.
     pub fn new(parts: Parts, version: Version) -> Self {
-        Self {
-            core: Core::new(parts, None),
-            version,
-        }
+        let mut core = Core::new(parts, None);
+        core.resume();
+        Self { core, version }
     }
 
     /// Its type.

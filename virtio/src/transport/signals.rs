@@ -6,9 +6,10 @@ use std::fmt::{self, Debug, Display};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use conf_space::emulated::{Message, Msix};
+use conf_space::emulated::{Entry, Message, Msix};
 
 use crate::device::Events;
+use crate::memory::Words;
 use crate::status::{DeviceStatus, Status};
 
 /// "No vector" in a vector register (virtio 1.3, section 4.1.5.1.2).
@@ -41,8 +42,13 @@ pub trait InterruptSink: Send + Sync + Debug {
 pub(crate) struct Signals {
     name: String,
     sink: Arc<dyn InterruptSink>,
+    /// The MSI-X table: address; data, and bit 32 of an entry that is not masked.
+    table: Words,
     state: Mutex<State>,
 }
+
+/// In the second word of an entry: the vector is not masked. So zeroes are an entry after a reset.
+const UNMASKED: u64 = 1 << 32;
 
 /// See [`Signals`].
 #[derive(Debug)]
@@ -69,10 +75,17 @@ impl Signals {
         queues: usize,
         msix: Option<u16>,
         sink: Arc<dyn InterruptSink>,
+        table: Words,
     ) -> Self {
+        let msix = msix.map(|vectors| {
+            let mut msix = Msix::new(vectors);
+            msix.restore(noted_entries(&table));
+            msix
+        });
         Self {
             name,
             sink,
+            table,
             state: Mutex::new(State {
                 status: DeviceStatus::default(),
                 active: false,
@@ -80,7 +93,7 @@ impl Signals {
                 generation: 0,
                 config_vector: NO_VECTOR,
                 queue_vectors: vec![NO_VECTOR; queues],
-                msix: msix.map(Msix::new),
+                msix,
                 line_disabled: false,
                 level: false,
                 complained: None,
@@ -154,6 +167,14 @@ impl Signals {
     pub fn write_msix_table(&self, offset: u64, data: &[u8]) {
         if let Some(msix) = &mut self.lock().msix {
             msix.write_table(offset, data, |message| self.send(message));
+            for (index, entry) in (0usize..).zip(msix.entries()) {
+                let at = index.saturating_mul(2);
+                let high = u64::from(entry.address_high) << 32;
+                self.table.set(at, high | u64::from(entry.address));
+                let unmasked = if entry.masked { 0 } else { UNMASKED };
+                let control = unmasked | u64::from(entry.data);
+                self.table.set(at.saturating_add(1), control);
+            }
         }
     }
 
@@ -161,6 +182,29 @@ impl Signals {
         if let Some(msix) = &self.lock().msix {
             msix.read_pending(offset, data);
         }
+    }
+
+    /// After a restart: says all that may have been said, or not, before it. Also tells the sink the
+    /// level of the line, which it may still have from then.
+    pub fn repeat(&self) {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.status.get().contains(Status::DRIVER_OK) || state.active {
+            state.generation = state.generation.wrapping_add(1);
+            state.isr.insert(Isr::CONFIG);
+            if !state.is_msix_enabled() {
+                state.isr.insert(Isr::QUEUE);
+            }
+            if let Some(msix) = &mut state.msix {
+                for vector in state.queue_vectors.iter().chain([&state.config_vector]) {
+                    if let Some(message) = msix.raise(*vector) {
+                        self.send(message);
+                    }
+                }
+            }
+        }
+        state.level = state.is_line_wanted() && !state.line_disabled;
+        self.sink.intx(state.level);
     }
 
     /// Says in the log what is wrong with the driver, unless it was said a moment ago.
@@ -199,6 +243,19 @@ impl Signals {
             self.sink.intx(level);
         }
     }
+}
+
+/// The entries of the MSI-X table, as they were noted.
+fn noted_entries(table: &Words) -> impl Iterator<Item = Entry> {
+    (0..table.count()).step_by(2).map(|at| {
+        let (address, control) = (table.get(at), table.get(at.saturating_add(1)));
+        Entry {
+            address: (address & 0xffff_ffff) as u32,
+            address_high: (address >> 32) as u32,
+            data: (control & 0xffff_ffff) as u32,
+            masked: control & UNMASKED == 0,
+        }
+    })
 }
 
 impl State {
@@ -331,7 +388,8 @@ mod tests {
 
     fn live(msix: Option<u16>) -> (Signals, Arc<Sink>) {
         let sink = Arc::new(Sink::default());
-        let signals = Signals::new("test".into(), 2, msix, sink.clone());
+        let table = Words::volatile(16).unwrap();
+        let signals = Signals::new("test".into(), 2, msix, sink.clone(), table);
         for value in [3, 0xb, 0xf] {
             signals.lock().status.write(value, Interface::Modern, true);
         }
@@ -416,7 +474,8 @@ mod tests {
     #[test]
     fn a_device_without_queues_is_silent() {
         let sink = Arc::new(Sink::default());
-        let signals = Signals::new("test".into(), 1, None, sink.clone());
+        let table = Words::volatile(0).unwrap();
+        let signals = Signals::new("test".into(), 1, None, sink.clone(), table);
         signals.used(0);
         signals.config_changed();
         signals.needs_reset(&"a test");

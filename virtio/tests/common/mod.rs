@@ -14,9 +14,9 @@ use std::sync::{Arc, Mutex};
 use conf_space::Width;
 use virtio::device::Device;
 use virtio::ioreq::{Claim, Target, Window};
-use virtio::memory::{GuestRam, Memfd};
+use virtio::memory::{GuestRam, Memfd, Words};
 use virtio::queue::Record;
-use virtio::transport::{InterruptSink, Parts, RING_FEATURES};
+use virtio::transport::{InterruptSink, Parts, RING_FEATURES, state_words};
 use xenbus::device_model::IoSpace;
 
 /// Notes interrupts.
@@ -49,45 +49,100 @@ pub fn ram(memory: &Memfd) -> Arc<GuestRam> {
     Arc::new(GuestRam::new(Arc::new(memory.clone()), 64))
 }
 
-pub fn parts(device: impl Device + 'static, ram: Arc<GuestRam>, sink: Arc<Sink>) -> Parts {
-    let records = device
-        .queue_sizes()
-        .iter()
-        .map(|size| Record::volatile(*size).unwrap())
-        .collect();
-    Parts {
-        name: "test".into(),
-        device: Box::new(device),
-        features: RING_FEATURES,
-        ram,
-        sink,
-        records,
+/// What outlives a restart.
+#[derive(Debug, Clone)]
+pub struct Notes {
+    pub state: Words,
+    pub records: Vec<Record>,
+}
+
+impl Notes {
+    /// Of a device that was never used.
+    pub fn new(queue_sizes: &[u16]) -> Self {
+        let records = queue_sizes
+            .iter()
+            .map(|size| Record::volatile(*size).unwrap());
+        Self {
+            state: Words::volatile(state_words(queue_sizes.len())).unwrap(),
+            records: records.collect(),
+        }
+    }
+
+    pub fn parts(
+        &self,
+        device: impl Device + 'static,
+        ram: Arc<GuestRam>,
+        sink: Arc<Sink>,
+    ) -> Parts {
+        Parts {
+            name: "test".into(),
+            device: Box::new(device),
+            features: RING_FEATURES,
+            ram,
+            sink,
+            records: self.records.clone(),
+            state: self.state.clone(),
+        }
     }
 }
 
+pub fn parts(device: impl Device + 'static, ram: Arc<GuestRam>, sink: Arc<Sink>) -> Parts {
+    Notes::new(device.queue_sizes()).parts(device, ram, sink)
+}
+
+/// Makes a machine's target anew, from what outlives a restart.
+pub type Restart = Box<dyn FnMut() -> Box<dyn Target> + Send>;
+
 /// A machine with one target, reached as a guest's CPU reaches it: through the configuration space,
 /// and at the addresses that the target claims.
-#[derive(Debug, Clone)]
-pub struct Machine(Arc<Mutex<Box<dyn Target>>>);
+#[derive(Clone)]
+pub struct Machine(Arc<Mutex<Inner>>);
+
+struct Inner {
+    target: Option<Box<dyn Target>>,
+    restart: Option<Restart>,
+}
+
+impl Inner {
+    fn target(&mut self) -> &mut dyn Target {
+        if let Some(restart) = &mut self.restart {
+            self.target = None;
+            self.target = Some(restart());
+        }
+        self.target.as_mut().unwrap().as_mut()
+    }
+}
 
 impl Machine {
     pub fn new(target: impl Target + 'static) -> Self {
-        Self(Arc::new(Mutex::new(Box::new(target))))
+        Self(Arc::new(Mutex::new(Inner {
+            target: Some(Box::new(target)),
+            restart: None,
+        })))
+    }
+
+    /// A machine whose target is made anew before each access.
+    pub fn restarting(restart: Restart) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            target: None,
+            restart: Some(restart),
+        })))
     }
 
     pub fn read_config(&self, offset: u64, width: Width) -> u32 {
-        self.0.lock().unwrap().read(Window::Config, offset, width)
+        let mut inner = self.0.lock().unwrap();
+        inner.target().read(Window::Config, offset, width)
     }
 
     pub fn write_config(&self, offset: u64, width: Width, value: u32) {
-        let mut target = self.0.lock().unwrap();
-        target.write(Window::Config, offset, width, value);
+        let mut inner = self.0.lock().unwrap();
+        inner.target().write(Window::Config, offset, width, value);
     }
 
     /// All that it answers now.
     pub fn claims(&self) -> Vec<Claim> {
         let mut claims = Vec::new();
-        self.0.lock().unwrap().claims(&mut claims);
+        self.0.lock().unwrap().target().claims(&mut claims);
         claims
     }
 
@@ -103,15 +158,19 @@ impl Machine {
     /// All ones, if nobody answers.
     pub fn read(&self, space: IoSpace, address: u64, width: Width) -> u32 {
         match self.find(space, address) {
-            Some((window, offset)) => self.0.lock().unwrap().read(window, offset, width),
+            Some((window, offset)) => {
+                let mut inner = self.0.lock().unwrap();
+                inner.target().read(window, offset, width)
+            }
             None => width.mask(),
         }
     }
 
     pub fn write(&self, space: IoSpace, address: u64, width: Width, value: u32) {
         if let Some((window, offset)) = self.find(space, address) {
-            let mut target = self.0.lock().unwrap();
-            target.write(window, offset, width, value & width.mask());
+            let mut inner = self.0.lock().unwrap();
+            let value = value & width.mask();
+            inner.target().write(window, offset, width, value);
         }
     }
 }

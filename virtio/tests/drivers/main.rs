@@ -23,7 +23,7 @@ use virtio_drivers::transport::pci::bus::{BarInfo, Command, ConfigurationAccess,
 use virtio_drivers::transport::{DeviceType, InterruptStatus, Transport};
 use xenbus::device_model::IoSpace;
 
-use common::{Machine, Sink, parts};
+use common::{Machine, Notes, Sink, parts};
 use entropy::{Entropy, expected};
 use memory::{GuestHal, ram};
 use transports::{Block, FUNCTION, Legacy, Mmio, Modern, Reach, place_bars};
@@ -50,8 +50,8 @@ fn function(shape: Shape) -> (Machine, Arc<Sink>) {
     (Machine::new(function), sink)
 }
 
-/// Uses the device as long as a driver does, and sees that it is reset when the driver goes.
-fn use_entropy<T: Transport>(transport: T, sink: &Sink) {
+/// Takes bytes from the device, and sees that they are the device's.
+fn request_entropy<T: Transport>(transport: T) -> VirtIORng<GuestHal, T> {
     let mut driver = VirtIORng::<GuestHal, T>::new(transport).unwrap();
     for length in [1, 100, 4096, 10_000] {
         let mut data = vec![0; length];
@@ -59,6 +59,12 @@ fn use_entropy<T: Transport>(transport: T, sink: &Sink) {
         let all = data.iter().enumerate();
         assert!(all.into_iter().all(|(at, byte)| *byte == expected(at)));
     }
+    driver
+}
+
+/// Uses the device as a driver does, with its interrupt line.
+fn use_entropy<T: Transport>(transport: T, sink: &Sink) {
+    let mut driver = request_entropy(transport);
     driver.disable_interrupts();
     driver.request_entropy(&mut [0; 10]).unwrap();
     let _ = driver.ack_interrupt();
@@ -161,6 +167,91 @@ fn drivers_of_both_versions_work_in_any_slot_of_virtio_mmio() {
         assert_eq!(empty.read(0, Four), 0x7472_6976);
         assert_eq!(empty.read(8, Four), 0, "a slot without a device");
     }
+}
+
+/// A machine where the function goes and comes back before each access, as if killed.
+fn restarting_function(shape: Shape) -> Machine {
+    let notes = Notes::new(&[LEGACY_QUEUE]);
+    Machine::restarting(Box::new(move || {
+        let device = Entropy::new(LEGACY_QUEUE);
+        let parts = notes.parts(device, ram(), Arc::new(Sink::default()));
+        Box::new(VirtioFunction::new(parts, &shape).unwrap())
+    }))
+}
+
+#[test]
+fn a_driver_on_pci_does_not_notice_restarts_between_any_two_accesses() {
+    for layout in [Layout::Qemu, Layout::Compact] {
+        let shape = Shape {
+            mode: Mode::Transitional,
+            layout,
+            legacy_in_memory: true,
+        };
+        let machine = restarting_function(shape);
+        let kind = DeviceType::EntropySource;
+        for bar in [0, 3] {
+            let block = legacy_block(&machine, bar);
+            request_entropy(Legacy::new(block, kind, false));
+        }
+        request_entropy(Modern::find(&machine, kind, Reach::Bars));
+        request_entropy(Modern::find(&machine, kind, Reach::Window));
+    }
+}
+
+#[test]
+fn a_driver_of_virtio_mmio_does_not_notice_restarts_between_any_two_accesses() {
+    const BASE: u64 = 0xfe70_0000;
+    for version in [Version::One, Version::Two] {
+        let notes = Notes::new(&[64]);
+        let machine = Machine::restarting(Box::new(move || {
+            let parts = notes.parts(Entropy::new(64), ram(), Arc::new(Sink::default()));
+            let mut board = Board::new(BASE, 1);
+            board.plug(0, MmioDevice::new(parts, version)).unwrap();
+            Box::new(board)
+        }));
+        for _ in 0..2 {
+            request_entropy(Mmio(Block::new(&machine, IoSpace::Memory, BASE)));
+        }
+    }
+}
+
+#[test]
+fn after_a_restart_all_interrupts_are_repeated() {
+    let notes = Notes::new(&[64]);
+    let sink = Arc::new(Sink::default());
+    let restart = {
+        let (notes, sink) = (notes.clone(), sink.clone());
+        move || {
+            let parts = notes.parts(Entropy::new(64), ram(), sink.clone());
+            VirtioFunction::new(parts, &SHAPE).unwrap()
+        }
+    };
+    let machine = Machine::new(restart());
+    let kind = DeviceType::EntropySource;
+    let mut driver = request_entropy(Modern::find(&machine, kind, Reach::Bars));
+    let _ = driver.ack_interrupt();
+    drop(restart());
+    assert!(sink.seen().line, "by line");
+    let entry = |vector: u64| {
+        let bars = PciRoot::new(machine.clone()).bars(FUNCTION).unwrap();
+        let (address, _) = bars[1].as_ref().unwrap().memory_address_size().unwrap();
+        Block::new(&machine, IoSpace::Memory, address + 16 * vector)
+    };
+    for vector in 0..2u32 {
+        let entry = entry(vector.into());
+        for (offset, value) in [(0, 0xfee0_1000), (8, 0x40 + vector), (12, 0)] {
+            entry.write(offset, Four, value);
+        }
+    }
+    machine.write_config(0x42, Two, 0x8000);
+    let modern = Modern::find(&machine, kind, Reach::Bars);
+    modern.common.write(0x10, Two, 0);
+    modern.common.write(0x16, Two, 0);
+    modern.common.write(0x1a, Two, 1);
+    drop(restart());
+    let messages = sink.seen().messages;
+    assert_eq!(messages, [(0xfee0_1000, 0x41), (0xfee0_1000, 0x40)]);
+    assert!(!sink.seen().line);
 }
 
 #[test]

@@ -67,7 +67,7 @@ pub fn place_bars(machine: &Machine) -> Vec<Option<BarInfo>> {
 }
 
 /// A register block, and how it is reached.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Block {
     machine: Machine,
     door: Door,

@@ -265,6 +265,10 @@ impl Registers<Name> for Face<'_> {
             | Name::QueueReset
             | Name::ConfigGeneration => {}
         }
+        // The path of every request: what it changes, it notes itself.
+        if register != Name::QueueNotify {
+            core.save();
+        }
     }
 
     fn held(&self, register: Name) -> u32 {

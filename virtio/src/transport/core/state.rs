@@ -1,0 +1,224 @@
+//! What a driver has written, noted word by word in mapped memory, so that a restart of the daemon
+//! goes unnoticed.
+//!
+//! Noted is what came from the driver, when it was written and before its access is answered. What
+//! came from the device is not: who is killed may have used buffers and not said so, so after a
+//! restart everything is said again. Spurious interrupts do no harm.
+
+use super::{Core, Phase, QueuePhase, QueueState};
+use crate::memory::Words;
+use crate::status::{DeviceStatus, Interface, Status};
+use crate::transport::signals::State;
+
+/// The first word: the others mean something.
+const IN_USE: u64 = u64::from_le_bytes(*b"virtio 1");
+
+/// Words of the device: [`IN_USE`], and those that [`Core::visit`] visits.
+const DEVICE: usize = 6;
+/// Words of a queue.
+const QUEUE: usize = 5;
+/// Words of a vector of MSI-X.
+const VECTOR: usize = 2;
+/// Words of a configuration space of 256 bytes.
+const CONFIG_SPACE: usize = 32;
+
+/// How the words of a device are shared out.
+pub(crate) struct Parts {
+    registers: usize,
+    msix: usize,
+}
+
+impl Parts {
+    pub const fn of(queues: usize) -> Self {
+        Self {
+            registers: DEVICE.saturating_add(queues.saturating_mul(QUEUE)),
+            // One for each queue, one for the configuration.
+            msix: queues.saturating_add(1).saturating_mul(VECTOR),
+        }
+    }
+
+    pub const fn count(&self) -> usize {
+        let end = self.registers.saturating_add(self.msix);
+        end.saturating_add(CONFIG_SPACE)
+    }
+
+    /// Those of the MSI-X table.
+    pub fn msix(&self, all: &Words) -> Words {
+        all.part(self.registers, self.msix)
+    }
+
+    /// Those of the configuration space.
+    pub fn config_space(&self, all: &Words) -> Words {
+        let start = self.registers.saturating_add(self.msix);
+        all.part(start, CONFIG_SPACE)
+    }
+}
+
+impl Core {
+    /// Notes what the driver has written. To be called before its access is answered.
+    pub fn save(&mut self) {
+        let words = self.state.clone();
+        let mut next = 1;
+        self.visit(&mut |value| {
+            if words.get(next) != value {
+                words.set(next, value);
+            }
+            next = next.saturating_add(1);
+            value
+        });
+        if words.get(0) != IN_USE {
+            words.set(0, IN_USE);
+        }
+    }
+
+    /// Takes on what was noted.
+    pub(super) fn load(&mut self) {
+        if !self.is_restart() {
+            return;
+        }
+        let words = self.state.clone();
+        let mut next = 1;
+        self.visit(&mut |_| {
+            let value = words.get(next);
+            next = next.saturating_add(1);
+            value
+        });
+    }
+
+    /// Whether there are notes from before a restart.
+    pub fn is_restart(&self) -> bool {
+        self.state.get(0) == IN_USE
+    }
+
+    /// The notes of the configuration space.
+    pub fn config_space_words(&self) -> Words {
+        Parts::of(self.queues.len()).config_space(&self.state)
+    }
+
+    /// Has a device go on that was live before a restart. All else that belongs to its state is in
+    /// place.
+    pub fn resume(&mut self) {
+        if !self.is_restart() {
+            return;
+        }
+        for queue in &mut self.queues {
+            if queue.phase == QueuePhase::Resetting {
+                queue.phase = QueuePhase::Reset;
+                queue.config.reset();
+            }
+            if !queue.config.ready {
+                queue.record.clear();
+            }
+        }
+        self.poll_reset();
+        let status = self.signals.lock().status.get();
+        let was_live = self.phase == Phase::Live;
+        self.phase = Phase::Idle;
+        if was_live && !status.intersects(Status::FAILED | Status::DEVICE_NEEDS_RESET) {
+            self.activate();
+        }
+        self.signals.repeat();
+        for index in 0..self.queue_count() {
+            self.notify(index);
+        }
+    }
+
+    /// Every word of the state, in order: `word` gets it as it is, and returns what it is to be. So
+    /// what is noted and what is taken on cannot differ.
+    fn visit(&mut self, word: &mut impl FnMut(u64) -> u64) {
+        let signals = std::sync::Arc::clone(&self.signals);
+        let mut state = signals.lock();
+        let noted = word(status_word(self.phase, self.interface, &state));
+        (self.phase, self.interface) = from_status_word(noted, &mut state);
+        let noted = word(join([
+            state.written_config_vector(),
+            self.queue_select,
+            0,
+            0,
+        ]));
+        let [vector, select, _, _] = split(noted);
+        state.set_config_vector(vector);
+        self.queue_select = select;
+        let noted = word(pair(state.generation, self.guest_page_size));
+        (state.generation, self.guest_page_size) = halves(noted);
+        let noted = word(pair(self.device_feature_select, self.driver_feature_select));
+        (self.device_feature_select, self.driver_feature_select) = halves(noted);
+        self.driver_features = word(self.driver_features);
+        for (index, queue) in (0u16..).zip(&mut self.queues) {
+            queue.visit(index, &mut state, word);
+        }
+    }
+}
+
+impl QueueState {
+    fn visit(&mut self, index: u16, state: &mut State, word: &mut impl FnMut(u64) -> u64) {
+        let vector = state.written_queue_vector(index);
+        let ready = self.config.ready.into();
+        let phase = self.phase as u16;
+        let noted = word(join([self.config.size, vector, ready, phase]));
+        let [size, vector, ready, phase] = split(noted);
+        self.config.size = size;
+        state.set_queue_vector(index, vector);
+        self.config.ready = ready != 0;
+        self.phase = QueuePhase::ALL
+            .into_iter()
+            .find(|known| *known as u16 == phase)
+            .unwrap_or(QueuePhase::Stopped);
+        (self.align, _) = halves(word(pair(self.align, 0)));
+        self.config.descriptors = word(self.config.descriptors);
+        self.config.driver = word(self.config.driver);
+        self.config.device = word(self.config.device);
+    }
+}
+
+/// Bits of the status word above the two status bytes: the phase, and the interface.
+const LIVE: u16 = 1 << 0;
+const RESETTING: u16 = 1 << 1;
+const LEGACY: u16 = 1 << 2;
+
+fn status_word(phase: Phase, interface: Interface, state: &State) -> u64 {
+    let (mut flags, before) = match phase {
+        Phase::Idle => (0, Status::empty()),
+        Phase::Live => (LIVE, Status::empty()),
+        Phase::Resetting(before) => (RESETTING, before),
+    };
+    if interface == Interface::Legacy {
+        flags |= LEGACY;
+    }
+    let status = state.status.get().bits().into();
+    join([status, before.bits().into(), flags, 0])
+}
+
+fn from_status_word(word: u64, state: &mut State) -> (Phase, Interface) {
+    let [status, before, flags, _] = split(word);
+    let bits = |byte: u16| Status::from_bits_truncate((byte & 0xff) as u8);
+    state.status = DeviceStatus::restored(bits(status));
+    let phase = match (flags & LIVE != 0, flags & RESETTING != 0) {
+        (_, true) => Phase::Resetting(bits(before)),
+        (true, false) => Phase::Live,
+        (false, false) => Phase::Idle,
+    };
+    let interface = if flags & LEGACY != 0 {
+        Interface::Legacy
+    } else {
+        Interface::Modern
+    };
+    (phase, interface)
+}
+
+/// Four numbers in a word, the first in its lowest bits.
+fn join([a, b, c, d]: [u16; 4]) -> u64 {
+    u64::from(a) | u64::from(b) << 16 | u64::from(c) << 32 | u64::from(d) << 48
+}
+
+fn split(word: u64) -> [u16; 4] {
+    [0, 16, 32, 48].map(|shift| (word.wrapping_shr(shift) & 0xffff) as u16)
+}
+
+fn pair(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+fn halves(word: u64) -> (u32, u32) {
+    ((word & 0xffff_ffff) as u32, (word >> 32) as u32)
+}
