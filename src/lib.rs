@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`daemon`] | start-up, and the loop that starts a session for each guest |
 //! | [`session`] | one guest: states, exported devices, operations |
+//! | [`virtual_devices`] | virtio devices of HVM guests |
 //! | [`host`] | the host's devices and how they change hands |
 //! | [`facade`] | `/sys/bus/pci/drivers/pciback` for unmodified toolstacks |
 //! | [`control`] | the control socket |
@@ -32,3 +33,4 @@ pub mod rate_limit;
 pub mod session;
 pub mod text;
 pub mod trace;
+pub mod virtual_devices;

@@ -27,6 +27,7 @@
 //! | this one | the file as a whole |
 //! | `settings` | what can be set for a device |
 //! | `device` | which devices it is set for |
+//! | `virtio` | a guest's virtio devices |
 //! | `commands` | what is run to act on a guest |
 //! | `live` | the configuration that holds now |
 //! | `origin` | where a setting comes from |
@@ -36,6 +37,7 @@ mod device;
 mod live;
 mod origin;
 mod settings;
+mod virtio;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,6 +59,8 @@ pub use self::origin::{Origin, Setting};
 pub use self::settings::{
     AerPolicy, AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice,
 };
+
+pub use self::virtio::{Model, Slot, SlotError, VirtioDevice};
 
 use self::device::DeviceTable;
 use crate::metrics::Loopback;
@@ -126,6 +130,9 @@ impl From<Topology> for TopologyKind {
 pub struct Guest {
     /// Overrides the general one.
     pub topology: Option<Topology>,
+    /// Virtio devices that it gets, if it is an HVM guest.
+    #[serde(default)]
+    pub virtio: Vec<VirtioDevice>,
 }
 
 /// The whole configuration.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use ::virtio::pci::Mode;
 use conf_space::overlay::Permissive;
 
 use super::*;
@@ -27,12 +28,52 @@ fn a_guest_may_have_a_topology_of_its_own() {
 }
 
 #[test]
+fn a_guest_may_have_virtio_devices() {
+    let config = parse(
+        "[[guest.web.virtio]]\ntype = \"rng\"\n\
+         [[guest.web.virtio]]\ntype = \"rng\"\nslot = \"1d\"\nmode = \"legacy\"\nlegacy_in_memory = true\n",
+    );
+    let devices = config.unwrap().guest["web"].virtio.clone();
+    let seen: Vec<_> = devices
+        .iter()
+        .map(|device| {
+            (
+                device.slot.map(Slot::number),
+                device.shape.mode,
+                device.shape.legacy_in_memory,
+            )
+        })
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (None, Mode::Transitional, false),
+            (Some(0x1d), Mode::Legacy, true)
+        ]
+    );
+}
+
+#[test]
 fn what_is_not_understood_is_refused_with_its_place() {
     for (text, named) in [
         ("facde = \"off\"", "facde"),
         ("facade = \"of\"", "facade"),
         ("[guest.a]\ntopolgy = \"vpci\"", "topolgy"),
         ("[defaults]\npermisive = true", "permisive"),
+        ("[[guest.a.virtio]]\ntype = \"gpu\"", "gpu"),
+        ("[[guest.a.virtio]]\nslot = \"1f\"", "type"),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\nslot = \"1\"",
+            "chipset's",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\nslot = \"20\"",
+            "02 to 1f",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\nmod = \"legacy\"",
+            "mod",
+        ),
         ("[defaults]\nid = \"8086:10d3\"", "id"),
         ("[defaults]\nreset = \"hard\"", "hard"),
         ("[defaults]\naer = { timeout = 0 }", "nonzero"),

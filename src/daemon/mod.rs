@@ -47,6 +47,7 @@ use crate::host::devices::Devices;
 use crate::host::record::RecordError;
 use crate::metrics;
 use crate::text::chain;
+use crate::virtual_devices::VirtualGuests;
 
 /// Where the daemon keeps its sockets and records unless told otherwise.
 pub const DEFAULT_RUN_DIR: &str = "/run/pcibackd";
@@ -131,6 +132,7 @@ const KEEPER: Token = Token(3);
 const HOST: Token = Token(4);
 const ERRORS: Token = Token(5);
 const RELOAD: Token = Token(6);
+const DOMAINS: Token = Token(7);
 
 /// Runs the daemon until it is told to stop. Guests keep their devices then: the next daemon goes on.
 ///
@@ -171,6 +173,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
 /// What goes on after [`serve`] has returned. Dropping it ends it, once the operations under way are done.
 struct Running {
     guests: Arc<Guests>,
+    virtual_guests: VirtualGuests,
     _control: server::Server,
     _metrics: Option<metrics::server::Server>,
 }
@@ -178,6 +181,7 @@ struct Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.guests.end_sessions();
+        self.virtual_guests.end_sessions();
     }
 }
 
@@ -227,6 +231,12 @@ fn serve(
         Arc::clone(&waker),
     );
     // Guests wait for us, and give an operation up after two seconds: their sessions begin before all else that takes time.
+    let virtual_guests = VirtualGuests::new(
+        Arc::clone(&platform.xen),
+        Arc::clone(&live),
+        run_dir.join("virtual"),
+    );
+    let mut domains = virtual_guests.watch()?;
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;
     guests.follow(&mut watcher)?;
@@ -266,6 +276,7 @@ fn serve(
     let register =
         |fd: i32, token| registry.register(&mut SourceFd(&fd), token, Interest::READABLE);
     register(watcher.as_fd().as_raw_fd(), STORE).map_err(system("wait for xenstore"))?;
+    register(domains.as_fd().as_raw_fd(), DOMAINS).map_err(system("wait for domains"))?;
     register(signals.stop.as_raw_fd(), STOP).map_err(system("wait for its end"))?;
     register(signals.reload.as_raw_fd(), RELOAD).map_err(system("wait for signals"))?;
     if let Some(facade) = &facade {
@@ -286,6 +297,7 @@ fn serve(
     let mut events = Events::with_capacity(8);
     loop {
         guests.follow(&mut watcher)?;
+        virtual_guests.follow(&mut domains)?;
         let pause = guests
             .next_sweep()
             .map(|at| at.saturating_duration_since(Instant::now()));
@@ -302,6 +314,7 @@ fn serve(
                     errors.close();
                     return Ok(Running {
                         guests,
+                        virtual_guests,
                         _control: control,
                         _metrics: metrics,
                     });

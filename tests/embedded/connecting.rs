@@ -244,6 +244,7 @@ fn each_guest_has_the_topology_that_is_configured_for_it() {
     let mut config = Config::default();
     let physical = Guest {
         topology: Some(Topology::Passthrough),
+        ..Guest::default()
     };
     config.guest.insert("physical".into(), physical);
     let devices = [NVME, INTX_ONLY, NIC_VF0, NIC_VF1];

@@ -1,0 +1,160 @@
+//! From the configuration to devices in their slots.
+
+use std::io;
+use std::sync::Arc;
+
+use conf_space::emulated::BuildError;
+use virtio::device::Device;
+use virtio::ioreq::{DomainInterrupts, Placed};
+use virtio::memory::GuestRam;
+use virtio::pci::VirtioFunction;
+use virtio::rng::Rng;
+use virtio::transport::{Parts, RING_FEATURES};
+use xenbus::device_model::IntxPin;
+use xenbus::{DomId, PciDevice, Xen};
+
+use super::record::Record;
+use crate::config::{Model, Slot, VirtioDevice};
+
+/// A guest's devices cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum AssemblyError {
+    /// Two want one slot.
+    #[error(
+        "two virtio devices are to be in slot {slot:02x}: give one of them another slot, or none to have one chosen"
+    )]
+    SlotTaken {
+        /// The slot.
+        slot: u8,
+    },
+    /// There are more than slots.
+    #[error("there are more virtio devices than slots; a guest has 30 for them")]
+    NoSlot,
+    /// What a device is made of is not there.
+    #[error("the {kind} device in slot {slot:02x} cannot be made")]
+    Device {
+        /// What it is.
+        kind: &'static str,
+        /// Where it is to be.
+        slot: u8,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It does not fit into a PCI function.
+    #[error("the {kind} device in slot {slot:02x} does not fit into a PCI function")]
+    Function {
+        /// What it is.
+        kind: &'static str,
+        /// Where it is to be.
+        slot: u8,
+        /// Why.
+        #[source]
+        source: BuildError,
+    },
+}
+
+/// Gives each device its slot: first those that ask for one, then the others, from the highest downwards.
+///
+/// # Errors
+/// [`AssemblyError::SlotTaken`], [`AssemblyError::NoSlot`].
+pub(super) fn place(devices: &[VirtioDevice]) -> Result<Vec<(Slot, &VirtioDevice)>, AssemblyError> {
+    let mut placed: Vec<(Slot, &VirtioDevice)> = Vec::with_capacity(devices.len());
+    for device in devices {
+        let Some(slot) = device.slot else { continue };
+        if placed.iter().any(|(taken, _)| *taken == slot) {
+            let slot = slot.number();
+            return Err(AssemblyError::SlotTaken { slot });
+        }
+        placed.push((slot, device));
+    }
+    for device in devices.iter().filter(|device| device.slot.is_none()) {
+        let slot = (Slot::FIRST.number()..=Slot::LAST.number())
+            .rev()
+            .filter_map(|number| Slot::new(number).ok())
+            .find(|slot| placed.iter().all(|(taken, _)| taken != slot))
+            .ok_or(AssemblyError::NoSlot)?;
+        placed.push((slot, device));
+    }
+    Ok(placed)
+}
+
+/// Makes a guest's devices.
+///
+/// # Errors
+/// [`AssemblyError`].
+pub(super) fn assemble(
+    xen: &Arc<dyn Xen>,
+    domain: DomId,
+    ram: &Arc<GuestRam>,
+    record: &Record,
+    devices: &[VirtioDevice],
+) -> Result<Vec<Placed>, AssemblyError> {
+    let each = place(devices)?.into_iter().map(|(slot, configured)| {
+        let (kind, slot) = (configured.model.name(), slot.number());
+        let failed = |source| AssemblyError::Device { kind, slot, source };
+        let device: Box<dyn Device> = match configured.model {
+            Model::Rng => Box::new(Rng::new().map_err(failed)?),
+        };
+        let records = record.queues(slot, device.queue_sizes()).map_err(failed)?;
+        let pin = IntxPin {
+            device: slot,
+            pin: 0,
+        };
+        let parts = Parts {
+            name: format!("domain {domain}, {kind} in slot {slot:02x}"),
+            device,
+            features: RING_FEATURES,
+            ram: Arc::clone(ram),
+            sink: Arc::new(DomainInterrupts::new(Arc::clone(xen) as _, domain, pin)),
+            records,
+        };
+        let function = VirtioFunction::new(parts, &configured.shape)
+            .map_err(|source| AssemblyError::Function { kind, slot, source })?;
+        let address = PciDevice {
+            segment: 0,
+            bus: 0,
+            devfn: slot << 3,
+        };
+        Ok(Placed {
+            function: Some(address),
+            target: Box::new(function),
+        })
+    });
+    each.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn slots(devices: &str) -> Result<Vec<u8>, AssemblyError> {
+        let config: Config = devices.parse().unwrap();
+        let placed = place(&config.guest["web"].virtio)?;
+        Ok(placed.iter().map(|(slot, _)| slot.number()).collect())
+    }
+
+    const ANY: &str = "[[guest.web.virtio]]\ntype = \"rng\"\n";
+
+    fn at(slot: &str) -> String {
+        format!("{ANY}slot = \"{slot}\"\n")
+    }
+
+    #[test]
+    fn devices_without_a_slot_get_the_highest_that_are_free() {
+        let devices = [ANY, &at("1e"), ANY, &at("5")].concat();
+        assert_eq!(slots(&devices).unwrap(), [0x1e, 5, 0x1f, 0x1d]);
+    }
+
+    #[test]
+    fn a_slot_is_one_device_s() {
+        let taken = slots(&[at("10"), at("10")].concat());
+        assert!(matches!(
+            taken,
+            Err(AssemblyError::SlotTaken { slot: 0x10 })
+        ));
+        assert_eq!(slots(&ANY.repeat(30)).unwrap().len(), 30);
+        assert!(matches!(slots(&ANY.repeat(31)), Err(AssemblyError::NoSlot)));
+    }
+}

@@ -1,0 +1,19 @@
+//! Virtio devices of HVM guests, emulated here beside the guest's own device model.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `guests` | which guests have such devices: a session for each |
+//! | `session` | one guest: a thread that answers its CPUs |
+//! | `assembly` | from the configuration to devices in their slots |
+//! | `record` | what the next daemon has to know |
+//!
+//! A guest's firmware looks for PCI functions once, as it starts. So the devices must be there while
+//! the toolstack still builds the guest, and cannot be added later.
+
+mod assembly;
+mod guests;
+mod record;
+mod session;
+
+pub use assembly::AssemblyError;
+pub use guests::VirtualGuests;

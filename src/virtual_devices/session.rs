@@ -1,0 +1,193 @@
+//! One guest: a thread that answers its CPUs.
+//!
+//! It shares nothing with another guest's, and waits for nothing: what takes time is done by the devices'
+//! own threads.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use log::{error, info, warn};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use virtio::ioreq::{Server, ServerError};
+use virtio::memory::{DomainMemory, GuestRam};
+use xenbus::{DomId, Xen};
+
+use super::assembly::{AssemblyError, assemble};
+use super::record::Record;
+use crate::config::VirtioDevice;
+use crate::rate_limit::RateLimit;
+use crate::text::chain;
+
+/// CPUs have the tokens below.
+const WAKE: Token = Token(usize::MAX >> 1);
+
+/// After a failure the guest's CPUs wait for so long at most: what has failed once mostly fails again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// A request's path is short.
+const STACK: usize = 256 * 1024;
+
+/// What a session needs.
+#[derive(Debug, Clone)]
+pub(super) struct Setup {
+    pub xen: Arc<dyn Xen>,
+    pub domain: DomId,
+    pub devices: Vec<VirtioDevice>,
+    /// Pieces of 2 MiB of its memory that may be mapped.
+    pub chunks: usize,
+    /// Where its files are.
+    pub record: PathBuf,
+}
+
+/// A session cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SessionError {
+    #[error(transparent)]
+    Assembly(#[from] AssemblyError),
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    #[error("cannot wait for its CPUs")]
+    Poll(#[source] io::Error),
+    #[error("cannot keep its records in {path}")]
+    Record {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A running session. Dropping it ends it, and leaves the server and its records to the next one.
+#[derive(Debug)]
+pub(super) struct Handle {
+    stop: Arc<AtomicBool>,
+    waker: Arc<Waker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Handle {
+    /// Makes the devices, has Xen send the guest's accesses here, and starts to answer.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub fn start(setup: Setup) -> Result<Self, SessionError> {
+        let poll = Poll::new().map_err(SessionError::Poll)?;
+        let waker = Waker::new(poll.registry(), WAKE).map_err(SessionError::Poll)?;
+        let server = open(&setup)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let session = Session {
+            poll,
+            stop: Arc::clone(&stop),
+            log_limit: RateLimit::new(10, Duration::from_secs(10)),
+            setup,
+        };
+        let thread = thread::Builder::new()
+            .name(format!("virtio {}", session.setup.domain))
+            .stack_size(STACK)
+            .spawn(move || session.run(server))
+            .map_err(SessionError::Poll)?;
+        Ok(Self {
+            stop,
+            waker: Arc::new(waker),
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Err(error) = self.waker.wake() {
+            error!("cannot wake a session: {error}");
+        }
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            error!("a session's thread has panicked; please report this");
+        }
+    }
+}
+
+fn open(setup: &Setup) -> Result<Server, SessionError> {
+    let failed = |source| SessionError::Record {
+        path: setup.record.clone(),
+        source,
+    };
+    let record = Record::open(setup.record.clone()).map_err(failed)?;
+    let ledger = record.ledger().map_err(failed)?;
+    let (xen, domain) = (&setup.xen, setup.domain);
+    let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
+    let ram = Arc::new(GuestRam::new(Arc::new(memory), setup.chunks));
+    let targets = assemble(xen, domain, &ram, &record, &setup.devices)?;
+    Ok(Server::open(Arc::clone(xen), domain, ram, ledger, targets)?)
+}
+
+struct Session {
+    setup: Setup,
+    poll: Poll,
+    stop: Arc<AtomicBool>,
+    log_limit: RateLimit,
+}
+
+impl Session {
+    fn run(mut self, server: Server) {
+        let domain = self.setup.domain;
+        let mut next = Some(server);
+        while !self.stop.load(Ordering::Acquire) {
+            let served = match next.take() {
+                Some(server) => self.serve(server),
+                None => open(&self.setup).and_then(|server| self.serve(server)),
+            };
+            if let Err(error) = served {
+                error!(
+                    "domain {domain}: its virtio devices are not served for now: {}",
+                    chain(&error)
+                );
+                // Woken when it is told to stop.
+                let _ = self.poll.poll(&mut Events::with_capacity(1), Some(PAUSE));
+            }
+        }
+    }
+
+    /// Answers CPUs until it is told to stop.
+    fn serve(&mut self, mut server: Server) -> Result<(), SessionError> {
+        let fds: Vec<_> = server.fds().map(|fd| fd.as_raw_fd()).collect();
+        for (index, fd) in fds.iter().enumerate() {
+            let registry = self.poll.registry();
+            registry
+                .register(&mut SourceFd(fd), Token(index), Interest::READABLE)
+                .map_err(SessionError::Poll)?;
+        }
+        info!(
+            "domain {}: answering for {} virtio devices, as IOREQ server {}",
+            self.setup.domain,
+            self.setup.devices.len(),
+            server.id()
+        );
+        // They may have been waiting.
+        server.serve_all()?;
+        let mut events = Events::with_capacity(8);
+        while !self.stop.load(Ordering::Acquire) {
+            match self.poll.poll(&mut events, None) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other.map_err(SessionError::Poll)?,
+            }
+            for event in &events {
+                if event.token() != WAKE {
+                    server.serve(event.token().0)?;
+                }
+            }
+            if let Some(problem) = server.take_problem()
+                && self.log_limit.allow()
+            {
+                warn!("domain {}: {}", self.setup.domain, chain(&problem));
+            }
+        }
+        Ok(())
+    }
+}
