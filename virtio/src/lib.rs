@@ -7,12 +7,14 @@ pub mod device;
 pub mod features;
 pub mod ioreq;
 pub mod memory;
+pub mod net;
 pub mod pci;
 pub mod queue;
 pub mod register;
 pub mod rng;
 pub mod status;
 pub mod transport;
+mod turn;
 mod worker;
 
 pub use features::Features;

@@ -13,12 +13,13 @@ use super::control::{
     CONSOLE_PORT, DEVICE_READY, Message, PORT_ADD, PORT_NAME, PORT_OPEN, PORT_READY,
 };
 use super::endpoint::Descriptor;
-use super::port::{BATCH, PortState, Progress, Turn};
+use super::port::{BATCH, PortState};
 use super::{CONTROL_RECEIVE, CONTROL_TRANSMIT, Port, feature, queues_of_port};
 use crate::device::{Activation, Events};
 use crate::features::Features;
 use crate::memory::{GuestRam, View};
 use crate::queue::{Chain, Queue, RingError};
+use crate::turn::{Progress, Turn};
 
 /// Control messages that wait for the driver. One that never takes any gets no more.
 const MAX_MESSAGES: usize = 1024;

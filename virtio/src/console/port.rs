@@ -7,9 +7,8 @@ use nix::poll::PollFlags;
 
 use super::Port;
 use super::endpoint::Descriptor;
-use crate::device::Events;
-use crate::memory::View;
-use crate::queue::{Chain, Queue, RingError};
+use crate::queue::{Chain, RingError};
+use crate::turn::{Progress, Turn};
 
 /// Bytes that are moved at a time.
 const PIECE: usize = 4096;
@@ -34,17 +33,6 @@ pub(super) struct PortState {
 struct Sending {
     chain: Chain,
     sent: usize,
-}
-
-/// How far it went.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Progress {
-    /// There is more to be done at once.
-    More,
-    /// The guest has to do something first, and will notify.
-    Guest,
-    /// The host's end has to do something first.
-    Host,
 }
 
 impl PortState {
@@ -201,59 +189,4 @@ enum Sent {
     All,
     Part,
     Blocked,
-}
-
-/// A queue while it is being served.
-pub(super) struct Turn<'a> {
-    queue: &'a mut Queue,
-    index: u16,
-    view: &'a Arc<View>,
-    events: &'a dyn Events,
-    completed: bool,
-}
-
-impl<'a> Turn<'a> {
-    pub fn new(
-        queue: &'a mut Queue,
-        index: u16,
-        view: &'a Arc<View>,
-        events: &'a dyn Events,
-    ) -> Self {
-        Self {
-            queue,
-            index,
-            view,
-            events,
-            completed: false,
-        }
-    }
-
-    pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
-        self.queue.pop(self.view, chain)
-    }
-
-    pub fn complete(&mut self, chain: &Chain, written: usize) -> Result<(), RingError> {
-        let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.queue.complete(self.view, chain.head(), written)?;
-        self.completed = true;
-        Ok(())
-    }
-
-    /// Tells the driver what was completed, if it wants to hear of it.
-    pub fn announce(&mut self) -> Result<(), RingError> {
-        if std::mem::take(&mut self.completed) && self.queue.should_notify(self.view)? {
-            self.events.used(self.index);
-        }
-        Ok(())
-    }
-
-    /// The queue is empty: asks to be notified.
-    pub fn end(&mut self) -> Result<Progress, RingError> {
-        self.announce()?;
-        Ok(if self.queue.enable_notify(self.view)? {
-            Progress::More
-        } else {
-            Progress::Guest
-        })
-    }
 }

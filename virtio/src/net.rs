@@ -1,0 +1,265 @@
+//! The network device (virtio 1.3, section 5.1) over a tap of the host.
+//!
+//! Each pair of queues has a thread and a descriptor of the tap. Packets have the same header on both
+//! sides, so checksums and segmentation are left to whoever does them best: the header goes through as it
+//! is, and the host's kernel checks it.
+
+mod control;
+mod link;
+mod pair;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use crate::device::{Activation, Device, DeviceKind};
+use crate::features::Features;
+use crate::queue::Queue;
+use control::{Control, Mac};
+use pair::{Lane, Pair};
+
+pub use link::{Link, LinkError};
+
+/// Feature bits of the type (section 5.1.3).
+pub mod feature {
+    use crate::features::Features;
+
+    /// The device takes packets whose checksum is still to be computed.
+    pub const CSUM: Features = Features::from_bits_retain(1 << 0);
+    /// So does the driver.
+    pub const GUEST_CSUM: Features = Features::from_bits_retain(1 << 1);
+    /// The device has an address.
+    pub const MAC: Features = Features::from_bits_retain(1 << 5);
+    /// The driver takes unsegmented TCP packets, over IPv4.
+    pub const GUEST_TSO4: Features = Features::from_bits_retain(1 << 7);
+    /// Over IPv6.
+    pub const GUEST_TSO6: Features = Features::from_bits_retain(1 << 8);
+    /// With congestion notification.
+    pub const GUEST_ECN: Features = Features::from_bits_retain(1 << 9);
+    /// The device takes unsegmented TCP packets, over IPv4.
+    pub const HOST_TSO4: Features = Features::from_bits_retain(1 << 11);
+    /// Over IPv6.
+    pub const HOST_TSO6: Features = Features::from_bits_retain(1 << 12);
+    /// With congestion notification.
+    pub const HOST_ECN: Features = Features::from_bits_retain(1 << 13);
+    /// A packet for the driver may be spread over several of its buffers.
+    pub const MRG_RXBUF: Features = Features::from_bits_retain(1 << 15);
+    /// The configuration has the state of the link.
+    pub const STATUS: Features = Features::from_bits_retain(1 << 16);
+    /// There is a control queue.
+    pub const CTRL_VQ: Features = Features::from_bits_retain(1 << 17);
+    /// It takes the driver's wishes as to what is received.
+    pub const CTRL_RX: Features = Features::from_bits_retain(1 << 18);
+    /// There is more than one pair of queues.
+    pub const MQ: Features = Features::from_bits_retain(1 << 22);
+    /// The control queue sets the address.
+    pub const CTRL_MAC_ADDR: Features = Features::from_bits_retain(1 << 23);
+}
+
+/// What every device offers.
+const FEATURES: Features = feature::CSUM
+    .union(feature::GUEST_CSUM)
+    .union(feature::MAC)
+    .union(feature::GUEST_TSO4)
+    .union(feature::GUEST_TSO6)
+    .union(feature::GUEST_ECN)
+    .union(feature::HOST_TSO4)
+    .union(feature::HOST_TSO6)
+    .union(feature::HOST_ECN)
+    .union(feature::MRG_RXBUF)
+    .union(feature::STATUS)
+    .union(feature::CTRL_VQ)
+    .union(feature::CTRL_RX)
+    .union(feature::CTRL_MAC_ADDR);
+
+/// Descriptors of each queue of packets.
+const QUEUE_SIZE: u16 = 256;
+/// Descriptors of the control queue.
+const CONTROL_SIZE: u16 = 64;
+
+/// VIRTIO_NET_S_LINK_UP: the link is always up, as a tap is that somebody holds.
+const LINK_UP: u16 = 1;
+
+/// A network card.
+#[derive(Debug)]
+pub struct Net {
+    mac: Arc<Mac>,
+    pairs: Vec<Arc<Worker>>,
+    queue_sizes: Vec<u16>,
+}
+
+/// The thread of a pair, and what it shares with the device.
+#[derive(Debug)]
+struct Worker {
+    pair: Mutex<Pair>,
+    wake: EventFd,
+    stop: AtomicBool,
+}
+
+impl Worker {
+    fn pair(&self) -> MutexGuard<'_, Pair> {
+        self.pair.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wake(&self) {
+        // Fails when the counter is full, and then the thread wakes anyway.
+        let _ = self.wake.write(1);
+    }
+
+    fn serve(&self) {
+        // Used for every packet from the host, and too large for a stack.
+        let mut packet = pair::packet();
+        while !self.stop.load(Ordering::SeqCst) {
+            let waiting = self.pair().step(&mut packet);
+            waiting.wait(&self.wake);
+        }
+    }
+}
+
+impl Net {
+    /// A card with this address and a pair of queues for each link, at least one; not active.
+    ///
+    /// # Errors
+    /// The host has no thread or descriptor left.
+    pub fn new(links: Vec<Link>, mac: [u8; 6]) -> std::io::Result<Self> {
+        let links: Arc<[Link]> = links.into();
+        let mac = Arc::new(Mac::new(mac));
+        let count = links.len() as u16;
+        let mut net = Self {
+            mac: Arc::clone(&mac),
+            pairs: Vec::new(),
+            queue_sizes: vec![QUEUE_SIZE; usize::from(count).saturating_mul(2)],
+        };
+        net.queue_sizes.push(CONTROL_SIZE);
+        for index in 0..count {
+            let control = (index == 0).then(|| Control::new(Arc::clone(&links), Arc::clone(&mac)));
+            let pair = Pair::new(index, Arc::clone(&links), control);
+            let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+            let worker = Arc::new(Worker {
+                pair: Mutex::new(pair),
+                wake: EventFd::from_value_and_flags(0, flags)?,
+                stop: AtomicBool::new(false),
+            });
+            net.pairs.push(Arc::clone(&worker));
+            std::thread::Builder::new()
+                .name(format!("virtio-net{index}"))
+                .spawn(move || worker.serve())?;
+        }
+        Ok(net)
+    }
+
+    /// Which thread has a queue, and what the queue is there (section 5.1.2): pairs of receive and transmit,
+    /// then control, which is the first thread's.
+    fn lane(&self, queue: u16) -> Option<(&Arc<Worker>, Lane)> {
+        let pair = usize::from(queue / 2);
+        if pair == self.pairs.len() && queue.is_multiple_of(2) {
+            return Some((self.pairs.first()?, Lane::Control));
+        }
+        let lane = if queue.is_multiple_of(2) {
+            Lane::Receive
+        } else {
+            Lane::Transmit
+        };
+        Some((self.pairs.get(pair)?, lane))
+    }
+
+    fn set_queue(&self, index: u16, queue: Option<Queue>) {
+        if let Some((worker, lane)) = self.lane(index) {
+            worker.pair().set_queue(lane, index, queue);
+            worker.wake();
+        }
+    }
+}
+
+impl Drop for Net {
+    fn drop(&mut self) {
+        for worker in &self.pairs {
+            worker.stop.store(true, Ordering::SeqCst);
+            worker.pair().deactivate();
+            worker.wake();
+        }
+    }
+}
+
+impl Device for Net {
+    fn kind(&self) -> DeviceKind {
+        DeviceKind::Net
+    }
+
+    fn features(&self) -> Features {
+        if self.pairs.len() > 1 {
+            FEATURES | feature::MQ
+        } else {
+            FEATURES
+        }
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.queue_sizes
+    }
+
+    /// Address, state of the link, the most pairs (section 5.1.4).
+    fn read_config(&self, offset: usize, data: &mut [u8]) {
+        let [s0, s1] = LINK_UP.to_le_bytes();
+        let [p0, p1] = (self.pairs.len() as u16).to_le_bytes();
+        let [m0, m1, m2, m3, m4, m5] = self.mac.get();
+        let config = [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1];
+        let mut bytes = config.get(offset..).unwrap_or_default().iter();
+        data.fill_with(|| bytes.next().copied().unwrap_or(0));
+    }
+
+    /// Legacy drivers write the address.
+    fn write_config(&mut self, offset: usize, data: &[u8]) {
+        let mut mac = self.mac.get();
+        for (place, byte) in mac.iter_mut().skip(offset).zip(data) {
+            *place = *byte;
+        }
+        self.mac.set(mac);
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        for worker in &self.pairs {
+            let Activation {
+                ram,
+                events,
+                features,
+                ..
+            } = &activation;
+            worker
+                .pair()
+                .activate(Arc::clone(ram), Arc::clone(events), *features);
+        }
+        for (index, queue) in activation.queues {
+            self.set_queue(index, Some(queue));
+        }
+    }
+
+    fn notify(&self, queue: u16) {
+        if let Some((worker, _)) = self.lane(queue) {
+            worker.wake();
+        }
+    }
+
+    fn reset(&mut self) {
+        for worker in &self.pairs {
+            worker.pair().deactivate();
+        }
+    }
+
+    fn is_reset(&self) -> bool {
+        true
+    }
+
+    fn reset_queue(&mut self, queue: u16) {
+        self.set_queue(queue, None);
+    }
+
+    fn is_queue_reset(&self, _queue: u16) -> bool {
+        true
+    }
+
+    fn enable_queue(&mut self, index: u16, queue: Queue) {
+        self.set_queue(index, Some(queue));
+    }
+}

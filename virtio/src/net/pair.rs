@@ -1,0 +1,355 @@
+//! A pair of queues, and packets on their way.
+
+use std::fmt;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::EventFd;
+
+use super::control::Control;
+use super::{Link, feature};
+use crate::device::Events;
+use crate::features::Features;
+use crate::memory::{GuestRam, View};
+use crate::queue::{Chain, Queue, RingError};
+use crate::turn::{Progress, Turn};
+
+/// The header of a packet (virtio 1.3, section 5.1.6), with `num_buffers` at its end.
+const HEADER: usize = 12;
+/// Without, as legacy drivers have it that do not merge buffers.
+const SHORT_HEADER: usize = 10;
+/// Where `num_buffers` is.
+const NUM_BUFFERS: usize = 10;
+/// The longest packet, with its header: what segmentation offload makes of a 64 KiB segment.
+const MAX_PACKET: usize = HEADER + 14 + 65535 + 8;
+
+/// Packets in one direction before the other has its turn.
+const BATCH: usize = 64;
+
+/// Room for a packet.
+pub(super) fn packet() -> Box<[u8]> {
+    vec![0; MAX_PACKET].into()
+}
+
+/// Which of the queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lane {
+    Receive,
+    Transmit,
+    Control,
+}
+
+/// See the module.
+pub(super) struct Pair {
+    index: u16,
+    links: Arc<[Link]>,
+    control: Option<Control>,
+    queues: [Option<(u16, Queue)>; 3],
+    live: Option<Live>,
+    chain: Chain,
+    arriving: Arriving,
+}
+
+struct Live {
+    ram: Arc<GuestRam>,
+    events: Arc<dyn Events>,
+    features: Features,
+}
+
+/// A packet on its way to the driver.
+#[derive(Debug, Default)]
+struct Arriving {
+    /// Bytes of it, header and all, that lie in the thread's buffer; 0: there is none.
+    len: usize,
+    /// How many of them the driver has got.
+    done: usize,
+    /// Buffers that are full, but not given back yet: how many there are is in the first of them.
+    first: Option<(Chain, usize)>,
+    others: Vec<(Chain, usize)>,
+    /// To be used again.
+    spare: Vec<Chain>,
+    /// The link gave an error: it is down, or the kernel uses other queues.
+    failed: bool,
+}
+
+impl fmt::Debug for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pair")
+            .field("index", &self.index)
+            .field("queues", &self.queues)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the thread waits for.
+pub(super) struct Waiting {
+    links: Arc<[Link]>,
+    index: u16,
+    more: bool,
+    packets: bool,
+    /// The link is to be tried again after a while.
+    look: bool,
+}
+
+/// How often a link is tried that gives errors. Nothing tells when it is up again.
+const LOOK_MILLISECONDS: u16 = 200;
+
+impl Waiting {
+    pub fn wait(&self, wake: &EventFd) {
+        let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
+        if self.packets
+            && let Some(link) = self.links.get(usize::from(self.index))
+        {
+            fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
+        }
+        let timeout = match (self.more, self.look) {
+            (true, _) => PollTimeout::ZERO,
+            (false, true) => PollTimeout::from(LOOK_MILLISECONDS),
+            (false, false) => PollTimeout::NONE,
+        };
+        // Interrupted or not, everything is looked at next.
+        let _ = poll(&mut fds, timeout);
+        let _ = wake.read();
+    }
+}
+
+impl Pair {
+    pub fn new(index: u16, links: Arc<[Link]>, control: Option<Control>) -> Self {
+        Self {
+            index,
+            links,
+            control,
+            queues: [None, None, None],
+            live: None,
+            chain: Chain::default(),
+            arriving: Arriving::default(),
+        }
+    }
+
+    pub fn activate(&mut self, ram: Arc<GuestRam>, events: Arc<dyn Events>, features: Features) {
+        let header = header(features);
+        let link = self.links.get(usize::from(self.index));
+        if let Some(Err(error)) = link.map(|link| link.configure(header, features)) {
+            events.needs_reset(&format_args!(
+                "the tap does not do what was agreed on: {error}"
+            ));
+            return;
+        }
+        if let Some(control) = &self.control {
+            control.set_pairs(1);
+        }
+        self.live = Some(Live {
+            ram,
+            events,
+            features,
+        });
+    }
+
+    pub fn deactivate(&mut self) {
+        self.live = None;
+        self.queues = [None, None, None];
+        self.arriving = Arriving::default();
+    }
+
+    pub fn set_queue(&mut self, lane: Lane, index: u16, queue: Option<Queue>) {
+        if lane == Lane::Receive {
+            self.arriving = Arriving::default();
+        }
+        let [receive, transmit, control] = &mut self.queues;
+        let place = match lane {
+            Lane::Receive => receive,
+            Lane::Transmit => transmit,
+            Lane::Control => control,
+        };
+        *place = queue.map(|queue| (index, queue));
+    }
+
+    /// Does all that can be done now. `packet` is where a packet from the host lies.
+    pub fn step(&mut self, packet: &mut [u8]) -> Waiting {
+        let mut waiting = Waiting {
+            links: Arc::clone(&self.links),
+            index: self.index,
+            more: false,
+            packets: false,
+            look: false,
+        };
+        let Some(live) = &self.live else {
+            return waiting;
+        };
+        let (view, events) = (live.ram.view(), Arc::clone(&live.events));
+        if let Err(error) = self.serve(live.features, &view, &*events, packet, &mut waiting) {
+            self.deactivate();
+            events.needs_reset(&error);
+        }
+        waiting
+    }
+
+    fn serve(
+        &mut self,
+        features: Features,
+        view: &Arc<View>,
+        events: &dyn Events,
+        packet: &mut [u8],
+        waiting: &mut Waiting,
+    ) -> Result<(), RingError> {
+        let [receive, transmit, control] = &mut self.queues;
+        let Some(link) = self.links.get(usize::from(self.index)) else {
+            return Ok(());
+        };
+        if let (Some(handler), Some((index, queue))) = (&mut self.control, control) {
+            let mut turn = Turn::new(queue, *index, view, events);
+            waiting.more |= handler.serve(&mut turn, features)? == Progress::More;
+        }
+        if let Some((index, queue)) = transmit {
+            let mut turn = Turn::new(queue, *index, view, events);
+            waiting.more |= transmit_all(link, &mut turn, &mut self.chain)? == Progress::More;
+            self.chain.clear();
+        }
+        if let Some((index, queue)) = receive {
+            let mut turn = Turn::new(queue, *index, view, events);
+            let progress = self.arriving.receive(link, &mut turn, features, packet)?;
+            waiting.more |= progress == Progress::More;
+            waiting.look = self.arriving.failed;
+            waiting.packets = progress == Progress::Host && !waiting.look;
+        }
+        Ok(())
+    }
+}
+
+/// How long the header of each packet is.
+fn header(features: Features) -> usize {
+    if features.intersects(Features::VERSION_1 | feature::MRG_RXBUF) {
+        HEADER
+    } else {
+        SHORT_HEADER
+    }
+}
+
+/// From the driver to the host.
+fn transmit_all(
+    link: &Link,
+    turn: &mut Turn<'_>,
+    chain: &mut Chain,
+) -> Result<Progress, RingError> {
+    for _ in 0..BATCH {
+        if !turn.pop(chain)? {
+            return turn.end();
+        }
+        let mut packet = chain.reader();
+        if packet.len() <= MAX_PACKET {
+            // A packet that the kernel has no room for, or finds fault with, is lost as packets are.
+            let _ = packet.send(link);
+        }
+        turn.complete(chain, 0)?;
+    }
+    turn.announce()?;
+    Ok(Progress::More)
+}
+
+impl Arriving {
+    /// From the host to the driver.
+    fn receive(
+        &mut self,
+        link: &Link,
+        turn: &mut Turn<'_>,
+        features: Features,
+        packet: &mut [u8],
+    ) -> Result<Progress, RingError> {
+        let merge = features.contains(feature::MRG_RXBUF);
+        for _ in 0..BATCH {
+            if self.len == 0 {
+                let received = link.receive(packet);
+                self.failed = received.as_ref().is_err_and(|error| {
+                    !matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+                    )
+                });
+                match received {
+                    Ok(len) if len > 0 => self.len = len,
+                    _ => {
+                        turn.announce()?;
+                        return Ok(Progress::Host);
+                    }
+                }
+                (self.done, self.first) = (0, None);
+            }
+            let bytes = packet.get(..self.len).unwrap_or_default();
+            match self.place(turn, bytes, merge, header(features))? {
+                Some(Progress::More) => continue,
+                Some(waiting) => return Ok(waiting),
+                None => self.len = 0,
+            }
+        }
+        turn.announce()?;
+        Ok(Progress::More)
+    }
+
+    /// Puts the packet into buffers. `None`: all of it is there, and given to the driver.
+    fn place(
+        &mut self,
+        turn: &mut Turn<'_>,
+        bytes: &[u8],
+        merge: bool,
+        header: usize,
+    ) -> Result<Option<Progress>, RingError> {
+        while self.done < bytes.len() {
+            let mut chain = self.spare.pop().unwrap_or_default();
+            if !turn.pop(&mut chain)? {
+                chain.clear();
+                self.spare.push(chain);
+                return turn.end().map(Some);
+            }
+            let rest = bytes.get(self.done..).unwrap_or_default();
+            let mut writer = chain.writer();
+            let fits = if merge { header } else { bytes.len() } <= writer.len();
+            // A buffer in which nothing fits goes back empty, and the packet is lost.
+            let written = if fits || self.first.is_some() {
+                writer.write(rest)
+            } else {
+                0
+            };
+            if written == 0 {
+                self.give_back(turn, chain, 0)?;
+                self.done = bytes.len();
+                continue;
+            }
+            self.done = self.done.saturating_add(written);
+            match self.first {
+                None => self.first = Some((chain, written)),
+                Some(_) => self.others.push((chain, written)),
+            }
+        }
+        let Some((first, written)) = self.first.take() else {
+            return Ok(None);
+        };
+        if header == HEADER {
+            let count = self.others.len().saturating_add(1) as u16;
+            let mut writer = first.writer();
+            writer.take(NUM_BUFFERS);
+            writer.write(&count.to_le_bytes());
+        }
+        self.give_back(turn, first, written)?;
+        // In their order.
+        let mut others = std::mem::take(&mut self.others);
+        for (chain, written) in others.drain(..) {
+            self.give_back(turn, chain, written)?;
+        }
+        self.others = others;
+        Ok(None)
+    }
+
+    fn give_back(
+        &mut self,
+        turn: &mut Turn<'_>,
+        mut chain: Chain,
+        written: usize,
+    ) -> Result<(), RingError> {
+        turn.complete(&chain, written)?;
+        chain.clear();
+        self.spare.push(chain);
+        Ok(())
+    }
+}

@@ -1,0 +1,294 @@
+//! The network device, from its queues to its links.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+mod rings;
+
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use rings::{BUFFERS, Driver, Guest, Live, PATIENCE, Part, readable, writable};
+use virtio::Features;
+use virtio::device::Device;
+use virtio::net::{Link, LinkError, Net, feature};
+
+const MAC: [u8; 6] = [0x00, 0x16, 0x3e, 1, 2, 3];
+const HEADER: usize = 12;
+const RECEIVE: usize = 0;
+const TRANSMIT: usize = 1;
+
+/// A card with one pair of queues and a control queue, and the other end of its link.
+struct Machine {
+    guest: Guest,
+    drivers: Vec<Driver>,
+    device: Live<Net>,
+    host: UnixDatagram,
+}
+
+fn merging() -> Features {
+    Features::EVENT_IDX | feature::MRG_RXBUF | feature::CTRL_VQ
+}
+
+impl Machine {
+    fn new(features: Features) -> Self {
+        let (ours, host) = UnixDatagram::pair().unwrap();
+        host.set_read_timeout(Some(PATIENCE)).unwrap();
+        let guest = Guest::default();
+        let drivers: Vec<Driver> = (0..3)
+            .map(|queue| Driver::new(queue, 64, features | Features::EVENT_IDX))
+            .collect();
+        let net = Net::new(vec![Link::of_socket(ours.into()).unwrap()], MAC).unwrap();
+        assert_eq!(net.queue_sizes(), [256, 256, 64]);
+        let device = Live::new(net, &guest, &drivers.iter().collect::<Vec<_>>());
+        Self {
+            guest,
+            drivers,
+            device,
+            host,
+        }
+    }
+
+    fn transmit(&mut self, packet: &[u8], parts: &[Part]) {
+        let mut at = 0;
+        for part in parts {
+            let end = at + part.len as usize;
+            self.guest.write(part.address, &packet[at..end]);
+            at = end;
+        }
+        self.drivers[TRANSMIT]
+            .offer(&self.guest, parts, None)
+            .unwrap();
+        self.device.notify(TRANSMIT as u16);
+        let (_, written) = self.device.used(&mut self.drivers[TRANSMIT], &self.guest);
+        assert_eq!(written, 0);
+    }
+
+    fn offer(&mut self, slot: u64, len: u32) -> (u16, u64) {
+        let at = BUFFERS + 0x10_0000 + slot * 0x1_0000;
+        let parts = [writable(at, len)];
+        let head = self.drivers[RECEIVE]
+            .offer(&self.guest, &parts, None)
+            .unwrap();
+        self.device.notify(RECEIVE as u16);
+        (head, at)
+    }
+
+    fn received(&mut self) -> (u16, usize) {
+        let (head, len) = self.device.used(&mut self.drivers[RECEIVE], &self.guest);
+        (head, len as usize)
+    }
+
+    fn command(&mut self, bytes: &[u8]) -> u8 {
+        self.guest.write(BUFFERS, bytes);
+        self.guest.write(BUFFERS + 0x1000, &[0xff]);
+        let parts = [
+            readable(BUFFERS, bytes.len() as u32),
+            writable(BUFFERS + 0x1000, 1),
+        ];
+        self.drivers[2].offer(&self.guest, &parts, None).unwrap();
+        self.device.notify(2);
+        assert_eq!(self.device.used(&mut self.drivers[2], &self.guest).1, 1);
+        self.guest.read(BUFFERS + 0x1000, 1)[0]
+    }
+
+    fn mac(&self) -> [u8; 6] {
+        let mut mac = [0; 6];
+        self.device.device.read_config(0, &mut mac);
+        mac
+    }
+}
+
+fn packet(len: usize, seed: u8) -> Vec<u8> {
+    let mut packet = vec![0; HEADER];
+    packet.extend((0..len).map(|byte| (byte as u8).wrapping_mul(3).wrapping_add(seed)));
+    packet
+}
+
+#[test]
+fn a_packet_goes_to_the_host_with_its_header_wherever_the_borders_of_its_buffers_are() {
+    for format in [Features::empty(), Features::RING_PACKED] {
+        let mut machine = Machine::new(merging() | format);
+        for seed in 0..100 {
+            let mut sent = packet(1000, seed);
+            sent[0] = 1;
+            sent[2..4].copy_from_slice(&54u16.to_le_bytes());
+            let parts = [
+                readable(BUFFERS, 5),
+                readable(BUFFERS + 0x1000, 30),
+                readable(BUFFERS + 0x2000, 977),
+            ];
+            machine.transmit(&sent, &parts);
+            let mut bytes = [0; 2000];
+            let len = machine.host.recv(&mut bytes).unwrap();
+            assert_eq!(bytes[..len], sent);
+        }
+    }
+}
+
+#[test]
+fn a_packet_from_the_host_lies_in_one_buffer_if_it_fits() {
+    for features in [merging(), Features::EVENT_IDX, Features::RING_PACKED] {
+        let mut machine = Machine::new(features);
+        for seed in 0..100 {
+            let (head, at) = machine.offer(seed % 8, 2000);
+            let sent = packet(600, seed as u8);
+            machine.host.send(&sent).unwrap();
+            assert_eq!(machine.received(), (head, 612));
+            let mut expected = sent;
+            expected[10] = 1;
+            assert_eq!(machine.guest.read(at, 612), expected);
+        }
+    }
+}
+
+#[test]
+fn a_long_packet_is_spread_over_buffers_and_waits_for_those_that_are_missing() {
+    let mut machine = Machine::new(merging());
+    let sent = packet(2500, 9);
+    machine.host.send(&sent).unwrap();
+    let mut buffers = vec![machine.offer(0, 1000), machine.offer(1, 1000)];
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(machine.drivers[RECEIVE].used(&machine.guest).is_none());
+    buffers.push(machine.offer(2, 1000));
+    let mut whole = Vec::new();
+    for (head, at) in buffers {
+        let (used, len) = machine.received();
+        assert_eq!(used, head);
+        whole.extend(machine.guest.read(at, len));
+    }
+    let mut expected = sent;
+    expected[10] = 3;
+    assert!(whole == expected);
+}
+
+#[test]
+fn without_merging_a_packet_that_does_not_fit_is_lost_and_the_next_one_arrives() {
+    let mut machine = Machine::new(Features::EVENT_IDX);
+    let (first, _) = machine.offer(0, 100);
+    let (second, at) = machine.offer(1, 2000);
+    machine.host.send(&packet(500, 1)).unwrap();
+    machine.host.send(&packet(500, 2)).unwrap();
+    assert_eq!(machine.received(), (first, 0));
+    assert_eq!(machine.received(), (second, 512));
+    assert_eq!(machine.guest.read(at + 12, 500), packet(500, 2)[12..]);
+}
+
+#[test]
+fn a_packet_longer_than_any_is_lost_and_the_next_one_goes() {
+    let mut machine = Machine::new(merging());
+    let long = readable(BUFFERS, 0x2_0000);
+    machine.drivers[TRANSMIT]
+        .offer(&machine.guest, &[long], None)
+        .unwrap();
+    machine.device.notify(1);
+    machine
+        .device
+        .used(&mut machine.drivers[TRANSMIT], &machine.guest);
+    machine.transmit(&packet(20, 3), &[readable(BUFFERS, 32)]);
+    let mut bytes = [0; 100];
+    assert_eq!(machine.host.recv(&mut bytes).unwrap(), 32);
+}
+
+#[test]
+fn the_control_queue_does_what_it_knows_and_refuses_the_rest() {
+    let mut machine = Machine::new(merging());
+    assert_eq!(machine.command(&[0, 0, 1]), 0, "promiscuous");
+    assert_eq!(machine.command(&[0, 6, 1]), 1);
+    assert_eq!(machine.command(&[0, 0]), 1, "on or off?");
+    assert_eq!(machine.command(&[1, 1, 2, 4, 6, 8, 10, 12]), 0);
+    assert_eq!(machine.mac(), [2, 4, 6, 8, 10, 12]);
+    assert_eq!(machine.command(&[1, 1, 2, 4, 6, 8, 10]), 1);
+    assert_eq!(
+        machine.command(&[1, 0, 1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 0, 0, 0, 0]),
+        0
+    );
+    assert_eq!(machine.command(&[1, 0, 0xff, 0xff, 0xff, 0xff, 1, 2, 3]), 1);
+    assert_eq!(
+        machine.command(&[4, 0, 1, 0]),
+        1,
+        "one pair, so the feature is not there"
+    );
+    assert_eq!(machine.command(&[9, 9]), 1);
+    assert_eq!(machine.command(&[0]), 1);
+}
+
+#[test]
+fn a_legacy_driver_writes_the_address() {
+    let mut machine = Machine::new(Features::empty());
+    assert_eq!(machine.mac(), MAC);
+    machine.device.device.write_config(3, &[7, 8]);
+    machine.device.device.write_config(usize::MAX, &[1; 8]);
+    assert_eq!(machine.mac(), [0x00, 0x16, 0x3e, 7, 8, 3]);
+    let mut bytes = [0xff; 6];
+    machine.device.device.read_config(6, &mut bytes);
+    assert_eq!(bytes, [1, 0, 1, 0, 0, 0], "link up, one pair");
+}
+
+#[test]
+fn a_reset_lets_go_of_the_guest_at_once_with_a_packet_half_way() {
+    let mut machine = Machine::new(merging());
+    machine.offer(0, 1000);
+    machine.host.send(&packet(2500, 9)).unwrap();
+    std::thread::sleep(Duration::from_millis(20));
+    machine.device.reset();
+    machine.guest.ram.invalidate();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(machine.guest.memory.mappings(), 0);
+}
+
+#[test]
+fn taps_that_cannot_be_used_are_refused_with_the_reason() {
+    let missing = Link::tap("no-such-tap", 1).unwrap_err();
+    assert!(matches!(missing, LinkError::Missing { .. }), "{missing}");
+    assert!(missing.to_string().contains("ip tuntap add no-such-tap"));
+    let wild = Link::tap("../../etc", 1).unwrap_err();
+    assert!(matches!(wild, LinkError::Missing { .. }));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+
+    #[test]
+    fn any_command_gets_an_answer(
+        commands in prop::collection::vec((0..6u8, 0..3u8, prop::collection::vec(any::<u8>(), 0..24)), 1..20),
+    ) {
+        let mut machine = Machine::new(merging());
+        for (class, command, data) in commands {
+            let mut bytes = vec![class, command];
+            bytes.extend(data);
+            prop_assert!(machine.command(&bytes) <= 1);
+        }
+    }
+
+    #[test]
+    fn packets_arrive_whole_and_in_order_whatever_the_sizes(
+        sizes in prop::collection::vec((1..3000usize, 13..1500u32), 1..30),
+    ) {
+        let mut machine = Machine::new(merging());
+        for (index, (len, room)) in sizes.into_iter().enumerate() {
+            let mut expected = packet(len, index as u8);
+            machine.host.send(&expected).unwrap();
+            let count = expected.len().div_ceil(room as usize);
+            prop_assume!(count <= 32);
+            let offered: Vec<_> = (0..count).map(|slot| {
+                let at = BUFFERS + 0x10_0000 + slot as u64 * 0x1000;
+                let head = machine.drivers[RECEIVE].offer(&machine.guest, &[writable(at, room)], None).unwrap();
+                (head, at)
+            }).collect();
+            machine.device.notify(0);
+            let mut whole = Vec::new();
+            for (head, at) in offered {
+                let (used, len) = machine.received();
+                prop_assert_eq!(used, head);
+                whole.extend(machine.guest.read(at, len));
+            }
+            expected[10..12].copy_from_slice(&(count as u16).to_le_bytes());
+            prop_assert!(whole == expected);
+        }
+    }
+}
