@@ -10,12 +10,12 @@
 
 use std::str::FromStr;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use virtio::pci::{Layout, Mode, Shape};
 
 /// A slot of the guest's first bus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
-#[serde(try_from = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Slot(u8);
 
 /// A text is not a slot that can be had.
@@ -72,6 +72,12 @@ impl TryFrom<String> for Slot {
     }
 }
 
+impl From<Slot> for String {
+    fn from(slot: Slot) -> Self {
+        format!("{:02x}", slot.number())
+    }
+}
+
 /// What a device is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Model {
@@ -89,8 +95,8 @@ impl Model {
 }
 
 /// One device.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(from = "Table")]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Table", into = "Table")]
 pub struct VirtioDevice {
     /// What it is.
     pub model: Model,
@@ -100,8 +106,8 @@ pub struct VirtioDevice {
     pub shape: Shape,
 }
 
-/// The device as it is read.
-#[derive(Deserialize)]
+/// The device as it is read, and written.
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
     r#type: Type,
@@ -114,13 +120,13 @@ struct Table {
     legacy_in_memory: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Type {
     Rng,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum ModeName {
     Legacy,
@@ -129,7 +135,7 @@ enum ModeName {
     Modern,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum LayoutName {
     #[default]
@@ -156,6 +162,27 @@ impl From<Table> for VirtioDevice {
                 },
                 legacy_in_memory: table.legacy_in_memory,
             },
+        }
+    }
+}
+
+impl From<VirtioDevice> for Table {
+    fn from(device: VirtioDevice) -> Self {
+        Self {
+            r#type: match device.model {
+                Model::Rng => Type::Rng,
+            },
+            slot: device.slot,
+            mode: match device.shape.mode {
+                Mode::Legacy => ModeName::Legacy,
+                Mode::Transitional => ModeName::Transitional,
+                Mode::Modern => ModeName::Modern,
+            },
+            layout: match device.shape.layout {
+                Layout::Qemu => LayoutName::Qemu,
+                Layout::Compact => LayoutName::Compact,
+            },
+            legacy_in_memory: device.shape.legacy_in_memory,
         }
     }
 }

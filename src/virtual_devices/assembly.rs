@@ -96,7 +96,7 @@ pub(super) fn assemble(
         let device: Box<dyn Device> = match configured.model {
             Model::Rng => Box::new(Rng::new().map_err(failed)?),
         };
-        let records = record.queues(slot, device.queue_sizes()).map_err(failed)?;
+        let record = record.device(slot, device.queue_sizes()).map_err(failed)?;
         let pin = IntxPin {
             device: slot,
             pin: 0,
@@ -107,7 +107,8 @@ pub(super) fn assemble(
             features: RING_FEATURES,
             ram: Arc::clone(ram),
             sink: Arc::new(DomainInterrupts::new(Arc::clone(xen) as _, domain, pin)),
-            records,
+            records: record.queues,
+            state: record.state,
         };
         let function = VirtioFunction::new(parts, &configured.shape)
             .map_err(|source| AssemblyError::Function { kind, slot, source })?;

@@ -8,7 +8,17 @@ use std::path::{Path, PathBuf};
 use virtio::ioreq::Ledger;
 use virtio::memory::Words;
 use virtio::queue;
+use virtio::transport::state_words;
 use xenbus::DomId;
+
+/// What stands of one device.
+#[derive(Debug)]
+pub(super) struct DeviceRecord {
+    /// What its driver has written.
+    pub state: Words,
+    /// What each queue has in flight.
+    pub queues: Vec<queue::Record>,
+}
 
 /// A guest's files. Dropping this leaves them.
 #[derive(Debug)]
@@ -59,21 +69,25 @@ impl Record {
         Ok(Ledger::new(words))
     }
 
-    /// Those of the queues of the device in a slot.
+    /// That of the device in a slot, which has queues of these sizes.
     ///
     /// # Errors
     /// When the file cannot be mapped.
-    pub fn queues(&self, slot: u8, sizes: &[u16]) -> io::Result<Vec<queue::Record>> {
+    pub fn device(&self, slot: u8, sizes: &[u16]) -> io::Result<DeviceRecord> {
+        let state = state_words(sizes.len());
         let counts = || sizes.iter().map(|size| queue::Record::words(*size));
         let file = self.file(&format!("slot-{slot:02x}"))?;
-        let words = Words::of_file(&file, counts().fold(0, usize::saturating_add))?;
-        let mut first = 0usize;
+        let words = Words::of_file(&file, counts().fold(state, usize::saturating_add))?;
+        let mut first = state;
         let record = |count| {
             let part = words.part(first, count);
             first = first.saturating_add(count);
             queue::Record::new(part)
         };
-        Ok(counts().map(record).collect())
+        Ok(DeviceRecord {
+            queues: counts().map(record).collect(),
+            state: words.part(0, state),
+        })
     }
 }
 
@@ -100,11 +114,13 @@ mod tests {
             .set_server(Some(xenbus::device_model::IoreqServerId(3)));
         assert!(record.ledger().unwrap().server().is_some());
         let sizes = [4, 8];
-        assert_eq!(record.queues(0x1f, &sizes).unwrap().len(), 2);
+        let device = record.device(0x1f, &sizes).unwrap();
+        assert_eq!(device.queues.len(), 2);
         let length = fs::metadata(run_dir.path().join("a/b/slot-1f"))
             .unwrap()
             .len();
-        let words = queue::Record::words(4) + queue::Record::words(8);
+        let queues = queue::Record::words(4) + queue::Record::words(8);
+        let words = device.state.count() + queues;
         assert_eq!(length, 8 * words as u64);
     }
 }
