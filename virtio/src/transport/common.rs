@@ -167,8 +167,11 @@ impl Registers<Name> for Face<'_> {
             | Name::DriverFeature
             | Name::QueueSelect
             | Name::QueueSize
-            | Name::QueueEnable
             | Name::Address(..) => self.held(register),
+            Name::QueueEnable => {
+                core.poll_queue_reset();
+                self.held(register)
+            }
         }
     }
 

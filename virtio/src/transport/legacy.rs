@@ -107,7 +107,11 @@ impl Registers<Name> for Face<'_> {
                 let queue = core.queue_select;
                 core.signals().lock().queue_vector(queue).into()
             }
-            Name::DriverFeatures | Name::QueueAddress | Name::QueueSelect => self.held(register),
+            Name::QueueAddress => {
+                core.poll_queue_reset();
+                self.held(register)
+            }
+            Name::DriverFeatures | Name::QueueSelect => self.held(register),
         }
     }
 

@@ -9,6 +9,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod devices;
 mod entropy;
 mod memory;
 mod transports;

@@ -262,6 +262,9 @@ impl Transport for Modern {
 
     fn set_status(&mut self, status: DeviceStatus) {
         self.common.write(0x14, One, status_bits(status));
+        while status.is_empty() && !self.get_status().is_empty() {
+            std::thread::yield_now();
+        }
     }
 
     fn set_guest_page_size(&mut self, _: u32) {}
@@ -500,13 +503,11 @@ impl Transport for Mmio {
 
     fn queue_unset(&mut self, queue: u16) {
         self.select(queue);
-        let (register, used) = if self.is_legacy() {
-            (0x040, 0)
-        } else {
-            (0x044, 0)
-        };
-        self.0.write(register, Four, used);
-        assert!(!self.queue_used(queue));
+        let register = if self.is_legacy() { 0x040 } else { 0x044 };
+        self.0.write(register, Four, 0);
+        while self.queue_used(queue) {
+            std::thread::yield_now();
+        }
     }
 
     fn queue_used(&mut self, queue: u16) -> bool {

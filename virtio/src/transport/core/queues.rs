@@ -101,7 +101,8 @@ impl Core {
         }
     }
 
-    fn poll_queue_reset(&mut self) {
+    /// Finishes the reset of the selected queue when the device has.
+    pub fn poll_queue_reset(&mut self) {
         let index = self.queue_select;
         if let Some(queue) = self.queues.get_mut(usize::from(index))
             && queue.phase == QueuePhase::Resetting

@@ -207,7 +207,10 @@ impl Registers<Name> for Face<'_> {
             Name::VendorId => VENDOR,
             Name::DeviceFeatures => core.device_features(interface, core.device_feature_select),
             Name::QueueSizeMax => core.queue().map_or(0, |queue| queue.max_size().into()),
-            Name::QueuePage | Name::QueueReady => self.held(register),
+            Name::QueuePage | Name::QueueReady => {
+                core.poll_queue_reset();
+                self.held(register)
+            }
             Name::InterruptStatus => core.signals().lock().isr.bits().into(),
             Name::Status => core.status().into(),
             Name::SharedMemory => NO_REGION,
