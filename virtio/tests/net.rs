@@ -9,8 +9,10 @@
 mod rings;
 
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::time::Duration;
 
+use nix::sched::{CloneFlags, unshare};
 use proptest::prelude::*;
 use rings::{BUFFERS, Driver, Guest, Live, PATIENCE, Part, readable, writable};
 use virtio::Features;
@@ -248,6 +250,91 @@ fn taps_that_cannot_be_used_are_refused_with_the_reason() {
     assert!(missing.to_string().contains("ip tuntap add no-such-tap"));
     let wild = Link::tap("../../etc", 1).unwrap_err();
     assert!(matches!(wild, LinkError::Missing { .. }));
+}
+
+/// A network of this thread's own with one tap, or nothing if that is not allowed here.
+fn own_network(options: &[&str]) -> bool {
+    let run = |arguments: &[&str]| {
+        let status = Command::new("ip").args(arguments).status().unwrap();
+        assert!(status.success(), "ip {arguments:?}");
+    };
+    if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+        eprintln!("skipped: making networks takes root");
+        return false;
+    }
+    run(&[&["tuntap", "add", "tap0", "mode", "tap"], options].concat());
+    run(&["addr", "add", "10.0.0.1/24", "dev", "tap0"]);
+    run(&["link", "set", "tap0", "up"]);
+    true
+}
+
+/// Who has 10.0.0.1?
+fn arp_request() -> Vec<u8> {
+    let mut packet = vec![0; HEADER];
+    packet.extend([0xff; 6]);
+    packet.extend(MAC);
+    packet.extend([0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 1]);
+    packet.extend(MAC);
+    packet.extend([10, 0, 0, 2, 0, 0, 0, 0, 0, 0, 10, 0, 0, 1]);
+    packet
+}
+
+#[test]
+fn the_hosts_kernel_answers_through_a_tap() {
+    for (queues, options) in [(1, &[][..]), (2, &["multi_queue"][..])] {
+        std::thread::spawn(move || {
+            if !own_network(options) {
+                return;
+            }
+            let links = Link::tap("tap0", queues).unwrap();
+            let busy = Link::tap("tap0", 1).unwrap_err();
+            assert!(matches!(
+                busy,
+                LinkError::Busy { .. } | LinkError::Kind { .. }
+            ));
+            let guest = Guest::default();
+            let features = merging() | feature::GUEST_CSUM | feature::GUEST_TSO4 | feature::MQ;
+            let mut drivers: Vec<Driver> = (0..2 * queues + 1)
+                .map(|queue| Driver::new(queue, 16, features))
+                .collect();
+            let net = Net::new(links, MAC).unwrap();
+            assert_eq!(net.features().contains(feature::MQ), queues > 1);
+            let device = Live::new(net, &guest, &drivers.iter().collect::<Vec<_>>());
+            let request = arp_request();
+            guest.write(BUFFERS, &request);
+            let parts = [readable(BUFFERS, request.len() as u32)];
+            for slot in 0..16 {
+                let at = BUFFERS + 0x10_0000 + slot * 0x1000;
+                drivers[RECEIVE]
+                    .offer(&guest, &[writable(at, 2000)], None)
+                    .unwrap();
+            }
+            device.notify(RECEIVE as u16);
+            // The kernel also says things of its own, and does not answer before it has seen that
+            // somebody holds the tap.
+            let (mut heard, mut answered) = (0, false);
+            for _ in 0..100 {
+                drivers[TRANSMIT].offer(&guest, &parts, None).unwrap();
+                device.notify(TRANSMIT as u16);
+                device.used(&mut drivers[TRANSMIT], &guest);
+                std::thread::sleep(Duration::from_millis(50));
+                while let Some((_, len)) = drivers[RECEIVE].used(&guest) {
+                    let at = BUFFERS + 0x10_0000 + heard * 0x1000;
+                    let packet = guest.read(at, len as usize);
+                    answered |= packet[HEADER..HEADER + 6] == MAC
+                        && packet[HEADER + 12..HEADER + 22] == [8, 6, 0, 1, 8, 0, 6, 4, 0, 2]
+                        && packet[HEADER + 28..HEADER + 32] == [10, 0, 0, 1];
+                    heard += 1;
+                }
+                if answered {
+                    return;
+                }
+            }
+            panic!("no answer, but {heard} packets");
+        })
+        .join()
+        .unwrap();
+    }
 }
 
 proptest! {

@@ -4,9 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::net::if_::if_nametoindex;
 
 use super::feature;
 use crate::features::Features;
@@ -72,7 +72,7 @@ impl Link {
     /// It does not exist, is in use, or has too few queues.
     pub fn tap(name: &str, queues: u16) -> Result<Vec<Self>, LinkError> {
         // Linux would make one, which nobody has given an address or a bridge.
-        if name.contains('/') || !Path::new("/sys/class/net").join(name).exists() {
+        if if_nametoindex(name).is_err() {
             return Err(LinkError::Missing { name: name.into() });
         }
         (0..queues)

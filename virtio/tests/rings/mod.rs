@@ -449,6 +449,8 @@ impl<D: Device> Live<D> {
             if timeout.timed_out() && driver.has_used(guest) {
                 panic!("a chain was given back and no interrupt came");
             }
+            let broken = self.told.broken.lock().unwrap().clone();
+            assert_eq!(broken, None, "the device needs a reset");
             assert!(Instant::now() < until, "nothing was given back");
         }
     }
