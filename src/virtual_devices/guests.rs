@@ -149,14 +149,17 @@ impl VirtualGuests {
         };
         let home = format!("{DOMAINS}/{domain}");
         let name = optional(store.read_string(&format!("{home}/name")))?.unwrap_or_default();
-        let config = self.config.get();
-        let devices = match config.guest.get(&name) {
-            Some(guest) if !guest.virtio.is_empty() => guest.virtio.clone(),
-            _ => return Ok(()),
-        };
         let vm = optional(store.read_string(&format!("{home}/vm")))?.unwrap_or_default();
         let uuid = vm.rsplit('/').next().unwrap_or_default();
         let record = record::directory(&self.directory, domain, uuid);
+        let config = self.config.get();
+        let configured = config
+            .guest
+            .get(&name)
+            .map_or(&[][..], |guest| &guest.virtio);
+        if configured.is_empty() && !record.exists() {
+            return Ok(());
+        }
         let name = printable(&name);
         if !info.paused && !record.exists() {
             error!(
@@ -170,7 +173,7 @@ impl VirtualGuests {
         let setup = Setup {
             xen: Arc::clone(&self.xen),
             domain,
-            devices,
+            configured: configured.to_vec(),
             chunks: chunks(memory.as_deref()),
             record,
         };

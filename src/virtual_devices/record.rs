@@ -11,6 +11,11 @@ use virtio::queue;
 use virtio::transport::state_words;
 use xenbus::DomId;
 
+use crate::config::VirtioDevice;
+
+/// The list of devices.
+const DEVICES: &str = "devices.json";
+
 /// What stands of one device.
 #[derive(Debug)]
 pub(super) struct DeviceRecord {
@@ -60,6 +65,28 @@ impl Record {
             .open(self.directory.join(name))
     }
 
+    /// The devices that the guest has; `None`: it is a new one.
+    ///
+    /// # Errors
+    /// When what stands there cannot be read.
+    pub fn devices(&self) -> io::Result<Option<Vec<VirtioDevice>>> {
+        match fs::read(self.directory.join(DEVICES)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => Ok(Some(serde_json::from_slice(&other?)?)),
+        }
+    }
+
+    /// Writes down which devices a new guest has. All of it or nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_devices(&self, devices: &[VirtioDevice]) -> io::Result<()> {
+        let path = self.directory.join(DEVICES);
+        let new = path.with_extension("new");
+        fs::write(&new, serde_json::to_vec(devices)?)?;
+        fs::rename(new, path)
+    }
+
     /// The IOREQ server's.
     ///
     /// # Errors
@@ -101,6 +128,29 @@ mod tests {
         assert_eq!(path, Path::new("/run/7-0a-1b"));
         assert_eq!(owner("7-0a-1b"), Some(DomId(7)));
         assert_eq!(owner("x-1"), None);
+    }
+
+    #[test]
+    fn the_devices_stay_those_that_the_guest_was_made_with() {
+        let run_dir = tempfile::tempdir().unwrap();
+        let record = Record::open(run_dir.path().to_owned()).unwrap();
+        assert_eq!(record.devices().unwrap(), None);
+        let config: crate::config::Config = "[[guest.web.virtio]]
+            type = \"rng\"
+            slot = \"1d\"
+            mode = \"legacy\"
+            layout = \"compact\"
+            legacy_in_memory = true
+            [[guest.web.virtio]]
+            type = \"rng\"
+            mode = \"modern\""
+            .parse()
+            .unwrap();
+        let devices = config.guest["web"].virtio.clone();
+        record.set_devices(&devices).unwrap();
+        assert_eq!(record.devices().unwrap(), Some(devices));
+        fs::write(run_dir.path().join(DEVICES), "[{").unwrap();
+        assert!(record.devices().is_err());
     }
 
     #[test]

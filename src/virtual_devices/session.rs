@@ -38,7 +38,8 @@ const STACK: usize = 256 * 1024;
 pub(super) struct Setup {
     pub xen: Arc<dyn Xen>,
     pub domain: DomId,
-    pub devices: Vec<VirtioDevice>,
+    /// What the configuration says. It counts for a guest that is new.
+    pub configured: Vec<VirtioDevice>,
     /// Pieces of 2 MiB of its memory that may be mapped.
     pub chunks: usize,
     /// Where its files are.
@@ -120,10 +121,17 @@ fn open(setup: &Setup) -> Result<Server, SessionError> {
     };
     let record = Record::open(setup.record.clone()).map_err(failed)?;
     let ledger = record.ledger().map_err(failed)?;
+    let devices = match record.devices().map_err(failed)? {
+        Some(devices) => devices,
+        None => {
+            record.set_devices(&setup.configured).map_err(failed)?;
+            setup.configured.clone()
+        }
+    };
     let (xen, domain) = (&setup.xen, setup.domain);
     let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
     let ram = Arc::new(GuestRam::new(Arc::new(memory), setup.chunks));
-    let targets = assemble(xen, domain, &ram, &record, &setup.devices)?;
+    let targets = assemble(xen, domain, &ram, &record, &devices)?;
     Ok(Server::open(Arc::clone(xen), domain, ram, ledger, targets)?)
 }
 
@@ -164,9 +172,8 @@ impl Session {
                 .map_err(SessionError::Poll)?;
         }
         info!(
-            "domain {}: answering for {} virtio devices, as IOREQ server {}",
+            "domain {}: answering for its virtio devices, as IOREQ server {}",
             self.setup.domain,
-            self.setup.devices.len(),
             server.id()
         );
         // They may have been waiting.

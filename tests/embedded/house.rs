@@ -102,6 +102,11 @@ impl House {
         Arc::clone(&self.life.lock().unwrap())
     }
 
+    /// The configuration of the daemons that are started from now on.
+    pub fn configure(&mut self, config: Config) {
+        self.config = config;
+    }
+
     pub fn start(&self) {
         let life = Life::new();
         let xen = mortal::Machine::new(&self.machine, &life);

@@ -202,3 +202,45 @@ fn a_cpu_that_waits_while_the_daemon_is_killed_is_answered_by_the_next() {
         Reach::Bars,
     ));
 }
+
+#[test]
+fn a_driver_does_not_notice_that_the_daemon_was_killed() {
+    let house = with_rng("");
+    let machine = guest(&house);
+    let modern = Modern::find(&machine, DeviceType::EntropySource, Reach::Bars);
+    let mut driver = VirtIORng::<GuestHal, _>::new(modern).unwrap();
+    let claims = machine.claims();
+    for pause in 0..8 {
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(pause));
+                house.kill();
+                house.start();
+            });
+            for _ in 0..20 {
+                draw(&mut driver);
+            }
+        });
+        draw(&mut driver);
+        assert_eq!(machine.claims(), claims);
+    }
+}
+
+#[test]
+fn a_guest_keeps_its_devices_whatever_the_configuration_says_later() {
+    let mut house = with_rng("slot = \"1f\"");
+    let machine = guest(&house);
+    let rng = |slot| format!("[[guest.web.virtio]]\ntype = \"rng\"\nslot = \"{slot}\"");
+    for config in [String::new(), rng("10")] {
+        house.kill();
+        house.configure(config.parse().unwrap());
+        house.start();
+        let seen = [0xf8, 0x80].map(|function| machine.vcpu().config_read(function, 0, 4));
+        assert_eq!(seen, [Ok(0x1005_1af4), Ok(u32::MAX)]);
+    }
+    use_rng(Modern::find(
+        &machine,
+        DeviceType::EntropySource,
+        Reach::Bars,
+    ));
+}
