@@ -60,7 +60,7 @@ pub use self::settings::{
     AerPolicy, AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice,
 };
 
-pub use self::virtio::{Model, Slot, SlotError, VirtioDevice};
+pub use self::virtio::{Disk, Model, Slot, SlotError, TableError, VirtioDevice};
 
 use self::device::DeviceTable;
 use crate::metrics::Loopback;

@@ -61,6 +61,11 @@ fn what_is_not_understood_is_refused_with_its_place() {
         ("[guest.a]\ntopolgy = \"vpci\"", "topolgy"),
         ("[defaults]\npermisive = true", "permisive"),
         ("[[guest.a.virtio]]\ntype = \"gpu\"", "gpu"),
+        ("[[guest.a.virtio]]\ntype = \"blk\"", "path"),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\nserial = \"1\"",
+            "no key",
+        ),
         ("[[guest.a.virtio]]\nslot = \"1f\"", "type"),
         (
             "[[guest.a.virtio]]\ntype = \"rng\"\nslot = \"1\"",

@@ -6,8 +6,18 @@
 //! slot = "1f"               # default: the highest that is free
 //! mode = "transitional"     # or "modern", "legacy"
 //! layout = "qemu"           # or "compact"
+//!
+//! [[guest."web".virtio]]
+//! type = "blk"
+//! path = "/var/lib/images/web.raw"
+//! read_only = false
+//! direct = false            # past the host's cache
+//! queues = 1
+//! serial = "web-0"
 //! ```
 
+use std::num::NonZeroU8;
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
@@ -83,6 +93,44 @@ impl From<Slot> for String {
 pub enum Model {
     /// A source of random numbers.
     Rng,
+    /// A disk.
+    Blk(Disk),
+}
+
+/// A disk's image, and how it is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// A file or a block device.
+    pub path: PathBuf,
+    /// The guest cannot write.
+    pub read_only: bool,
+    /// Past the host's cache (O_DIRECT).
+    pub direct: bool,
+    /// How many queues, at least one.
+    pub queues: NonZeroU8,
+    /// What the guest sees as its serial number: the first 20 bytes of it.
+    pub serial: String,
+}
+
+/// Keys that do not go together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TableError {
+    /// One is missing.
+    #[error("a {kind} device needs the key {key:?}")]
+    Missing {
+        /// The device's type.
+        kind: &'static str,
+        /// The key.
+        key: &'static str,
+    },
+    /// One is another type's.
+    #[error("a {kind} device has no key {key:?}")]
+    Foreign {
+        /// The device's type.
+        kind: &'static str,
+        /// The key.
+        key: &'static str,
+    },
 }
 
 impl Model {
@@ -90,13 +138,14 @@ impl Model {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Rng => "rng",
+            Self::Blk(_) => "blk",
         }
     }
 }
 
 /// One device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Table", into = "Table")]
+#[serde(try_from = "Table", into = "Table")]
 pub struct VirtioDevice {
     /// What it is.
     pub model: Model,
@@ -107,23 +156,33 @@ pub struct VirtioDevice {
 }
 
 /// The device as it is read, and written.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 struct Table {
-    r#type: Type,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    r#type: Option<Type>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     slot: Option<Slot>,
-    #[serde(default)]
     mode: ModeName,
-    #[serde(default)]
     layout: LayoutName,
-    #[serde(default)]
     legacy_in_memory: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    path: Option<PathBuf>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_only: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queues: Option<NonZeroU8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Type {
     Rng,
+    Blk,
 }
 
 #[derive(Default, Serialize, Deserialize)]
@@ -143,12 +202,49 @@ enum LayoutName {
     Compact,
 }
 
-impl From<Table> for VirtioDevice {
-    fn from(table: Table) -> Self {
-        Self {
-            model: match table.r#type {
-                Type::Rng => Model::Rng,
-            },
+impl Table {
+    /// Refuses keys that are a disk's alone.
+    fn refuse_disk_keys(&self, kind: &'static str) -> Result<(), TableError> {
+        let given = [
+            ("path", self.path.is_some()),
+            ("read_only", self.read_only.is_some()),
+            ("direct", self.direct.is_some()),
+            ("queues", self.queues.is_some()),
+            ("serial", self.serial.is_some()),
+        ];
+        match given.into_iter().find(|(_, given)| *given) {
+            Some((key, _)) => Err(TableError::Foreign { kind, key }),
+            None => Ok(()),
+        }
+    }
+
+    fn disk(&mut self) -> Result<Disk, TableError> {
+        let (kind, key) = ("blk", "path");
+        Ok(Disk {
+            path: self.path.take().ok_or(TableError::Missing { kind, key })?,
+            read_only: self.read_only.unwrap_or_default(),
+            direct: self.direct.unwrap_or_default(),
+            queues: self.queues.unwrap_or(NonZeroU8::MIN),
+            serial: self.serial.take().unwrap_or_default(),
+        })
+    }
+}
+
+impl TryFrom<Table> for VirtioDevice {
+    type Error = TableError;
+
+    fn try_from(mut table: Table) -> Result<Self, TableError> {
+        let (kind, key) = ("virtio", "type");
+        let model = match table.r#type {
+            None => return Err(TableError::Missing { kind, key }),
+            Some(Type::Rng) => {
+                table.refuse_disk_keys("rng")?;
+                Model::Rng
+            }
+            Some(Type::Blk) => Model::Blk(table.disk()?),
+        };
+        Ok(Self {
+            model,
             slot: table.slot,
             shape: Shape {
                 mode: match table.mode {
@@ -162,16 +258,28 @@ impl From<Table> for VirtioDevice {
                 },
                 legacy_in_memory: table.legacy_in_memory,
             },
-        }
+        })
     }
 }
 
 impl From<VirtioDevice> for Table {
     fn from(device: VirtioDevice) -> Self {
-        Self {
-            r#type: match device.model {
-                Model::Rng => Type::Rng,
+        let of_model = match device.model {
+            Model::Rng => Self {
+                r#type: Some(Type::Rng),
+                ..Self::default()
             },
+            Model::Blk(disk) => Self {
+                r#type: Some(Type::Blk),
+                path: Some(disk.path),
+                read_only: Some(disk.read_only),
+                direct: Some(disk.direct),
+                queues: Some(disk.queues),
+                serial: Some(disk.serial),
+                ..Self::default()
+            },
+        };
+        Self {
             slot: device.slot,
             mode: match device.shape.mode {
                 Mode::Legacy => ModeName::Legacy,
@@ -183,6 +291,7 @@ impl From<VirtioDevice> for Table {
                 Layout::Compact => LayoutName::Compact,
             },
             legacy_in_memory: device.shape.legacy_in_memory,
+            ..of_model
         }
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use conf_space::emulated::BuildError;
+use virtio::blk::{self, Blk, Image, ImageError};
 use virtio::device::Device;
 use virtio::ioreq::{DomainInterrupts, Placed};
 use virtio::memory::GuestRam;
@@ -40,6 +41,15 @@ pub enum AssemblyError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// A disk's image cannot be used.
+    #[error("the disk in slot {slot:02x} cannot be made")]
+    Image {
+        /// Where it is to be.
+        slot: u8,
+        /// Why.
+        #[source]
+        source: ImageError,
     },
     /// It does not fit into a PCI function.
     #[error("the {kind} device in slot {slot:02x} does not fit into a PCI function")]
@@ -93,8 +103,18 @@ pub(super) fn assemble(
     let each = place(devices)?.into_iter().map(|(slot, configured)| {
         let (kind, slot) = (configured.model.name(), slot.number());
         let failed = |source| AssemblyError::Device { kind, slot, source };
-        let device: Box<dyn Device> = match configured.model {
+        let device: Box<dyn Device> = match &configured.model {
             Model::Rng => Box::new(Rng::new().map_err(failed)?),
+            Model::Blk(disk) => {
+                let image = Image::open(&disk.path, disk.read_only, disk.direct)
+                    .map_err(|source| AssemblyError::Image { slot, source })?;
+                let options = blk::Options {
+                    queues: disk.queues.get().into(),
+                    serial: disk.serial.clone(),
+                    ..blk::Options::default()
+                };
+                Box::new(Blk::new(image, &options))
+            }
         };
         let record = record.device(slot, device.queue_sizes()).map_err(failed)?;
         let pin = IntxPin {

@@ -142,7 +142,11 @@ mod tests {
             layout = \"compact\"
             legacy_in_memory = true
             [[guest.web.virtio]]
-            type = \"rng\"
+            type = \"blk\"
+            path = \"/disk\"
+            read_only = true
+            queues = 3
+            serial = \"a\"
             mode = \"modern\""
             .parse()
             .unwrap();

@@ -24,6 +24,7 @@ use std::thread;
 use std::time::Duration;
 
 use conf_space::Width::{Four, Two};
+use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::pci::bus::{BarInfo, PciRoot};
 use virtio_drivers::transport::{DeviceType, Transport};
@@ -243,4 +244,64 @@ fn a_guest_keeps_its_devices_whatever_the_configuration_says_later() {
         DeviceType::EntropySource,
         Reach::Bars,
     ));
+}
+
+#[test]
+fn a_disk_keeps_what_is_written_while_the_daemon_is_killed_again_and_again() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    image.as_file().set_len(1 << 20).unwrap();
+    let path = image.path().display();
+    let disk = format!("type = \"blk\"\npath = \"{path}\"\nserial = \"web-0\"");
+    let house = house(&format!("[[guest.web.virtio]]\n{disk}"));
+    let machine = guest(&house);
+    let modern = Modern::find(&machine, DeviceType::Block, Reach::Bars);
+    let mut driver = VirtIOBlk::<GuestHal, _>::new(modern).unwrap();
+    assert_eq!(driver.capacity(), 2048);
+    let mut serial = [0; 20];
+    driver.device_id(&mut serial).unwrap();
+    assert_eq!(&serial[..5], b"web-0");
+    let content = |sector: usize| [sector as u8 ^ (sector >> 8) as u8; 512];
+    thread::scope(|scope| {
+        let killer = scope.spawn(|| {
+            for pause in 0..6 {
+                thread::sleep(Duration::from_millis(pause));
+                house.kill();
+                house.start();
+            }
+        });
+        for sector in 0..2048 {
+            driver.write_blocks(sector, &content(sector)).unwrap();
+        }
+        killer.join().unwrap();
+    });
+    driver.flush().unwrap();
+    for sector in 0..2048 {
+        let mut read = [0; 512];
+        driver.read_blocks(sector, &mut read).unwrap();
+        assert_eq!(read, content(sector));
+    }
+    let written = std::fs::read(image.path()).unwrap();
+    let sectors = written.chunks(512).enumerate();
+    assert!(
+        sectors
+            .into_iter()
+            .all(|(sector, data)| data == content(sector))
+    );
+}
+
+#[test]
+fn a_guest_whose_disk_is_missing_gets_no_devices_at_all() {
+    let rng = "[[guest.web.virtio]]\ntype = \"rng\"\n";
+    let house = house(&format!(
+        "{rng}[[guest.web.virtio]]\ntype = \"blk\"\npath = \"/does/not/exist\"\n\
+         [[guest.other.virtio]]\ntype = \"rng\""
+    ));
+    let create = |name| {
+        let domain = house.machine.create_domain(name, DomainKind::Hvm).unwrap();
+        Machine::new(&house.machine, domain)
+    };
+    let web = create("web");
+    let other = create("other");
+    until("the other guest has its device", || other.is_served());
+    assert!(!web.is_served());
 }
