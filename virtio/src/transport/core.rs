@@ -278,6 +278,7 @@ impl Core {
             )),
             Transition::Found | Transition::FeaturesAccepted | Transition::Unchanged => {}
         }
+        self.save_all();
     }
 
     fn reset(&mut self, before: Status, wait: ResetWait) {
@@ -312,6 +313,7 @@ impl Core {
             queue.phase = QueuePhase::Stopped;
             queue.align = LEGACY_PAGE;
         }
+        self.save_all();
     }
 
     /// Gives the device its queues.

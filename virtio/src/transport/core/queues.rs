@@ -184,6 +184,6 @@ impl Core {
             Phase::Live => self.start_queue(index),
             Phase::Resetting(_) => return,
         }
-        self.save();
+        self.save_all();
     }
 }

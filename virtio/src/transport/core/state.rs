@@ -5,6 +5,8 @@
 //! came from the device is not: who is killed may have used buffers and not said so, so after a
 //! restart everything is said again. Spurious interrupts do no harm.
 
+use std::sync::Arc;
+
 use super::{Core, Phase, QueuePhase, QueueState};
 use crate::memory::Words;
 use crate::status::{DeviceStatus, Interface, Status};
@@ -55,15 +57,23 @@ impl Parts {
 }
 
 impl Core {
-    /// Notes what the driver has written. To be called before its access is answered.
+    /// Notes what the driver has written of the device and of the queue that it has selected. To be
+    /// called before its access is answered.
     pub fn save(&mut self) {
+        self.store(|index, selected| index == selected);
+    }
+
+    /// Notes everything, after a step that concerns all queues.
+    pub fn save_all(&mut self) {
+        self.store(|_, _| true);
+    }
+
+    fn store(&mut self, concerns: fn(u16, u16) -> bool) {
         let words = self.state.clone();
-        let mut next = 1;
-        self.visit(&mut |value| {
-            if words.get(next) != value {
-                words.set(next, value);
+        self.visit(concerns, &mut |at, value| {
+            if words.get(at) != value {
+                words.set(at, value);
             }
-            next = next.saturating_add(1);
             value
         });
         if words.get(0) != IN_USE {
@@ -73,16 +83,10 @@ impl Core {
 
     /// Takes on what was noted.
     pub(super) fn load(&mut self) {
-        if !self.is_restart() {
-            return;
+        if self.is_restart() {
+            let words = self.state.clone();
+            self.visit(|_, _| true, &mut |at, _| words.get(at));
         }
-        let words = self.state.clone();
-        let mut next = 1;
-        self.visit(&mut |_| {
-            let value = words.get(next);
-            next = next.saturating_add(1);
-            value
-        });
     }
 
     /// Whether there are notes from before a restart.
@@ -121,41 +125,44 @@ impl Core {
         for index in 0..self.queue_count() {
             self.notify(index);
         }
+        self.save_all();
     }
 
-    /// Every word of the state, in order: `word` gets it as it is, and returns what it is to be. So
-    /// what is noted and what is taken on cannot differ.
-    fn visit(&mut self, word: &mut impl FnMut(u64) -> u64) {
-        let signals = std::sync::Arc::clone(&self.signals);
+    /// The words of the device and of the queues that it `concerns`, of which it gets the number and
+    /// that of the selected one. `word` gets the place of each and what it is, and returns what it is
+    /// to be. So what is noted and what is taken on cannot differ.
+    fn visit(&mut self, concerns: fn(u16, u16) -> bool, word: &mut impl FnMut(usize, u64) -> u64) {
+        let signals = Arc::clone(&self.signals);
         let mut state = signals.lock();
-        let noted = word(status_word(self.phase, self.interface, &state));
+        let noted = word(1, status_word(self.phase, self.interface, &state));
         (self.phase, self.interface) = from_status_word(noted, &mut state);
-        let noted = word(join([
-            state.written_config_vector(),
-            self.queue_select,
-            0,
-            0,
-        ]));
+        let vector = state.written_config_vector();
+        let noted = word(2, join([vector, self.queue_select, 0, 0]));
         let [vector, select, _, _] = split(noted);
         state.set_config_vector(vector);
         self.queue_select = select;
-        let noted = word(pair(state.generation, self.guest_page_size));
+        let noted = word(3, pair(state.generation, self.guest_page_size));
         (state.generation, self.guest_page_size) = halves(noted);
-        let noted = word(pair(self.device_feature_select, self.driver_feature_select));
-        (self.device_feature_select, self.driver_feature_select) = halves(noted);
-        self.driver_features = word(self.driver_features);
-        for (index, queue) in (0u16..).zip(&mut self.queues) {
-            queue.visit(index, &mut state, word);
+        let selects = pair(self.device_feature_select, self.driver_feature_select);
+        (self.device_feature_select, self.driver_feature_select) = halves(word(4, selects));
+        self.driver_features = word(5, self.driver_features);
+        let places = (DEVICE..).step_by(QUEUE);
+        for ((index, queue), place) in (0u16..).zip(&mut self.queues).zip(places) {
+            if concerns(index, select) {
+                queue.visit(index, &mut state, &mut |at, value| {
+                    word(place.saturating_add(at), value)
+                });
+            }
         }
     }
 }
 
 impl QueueState {
-    fn visit(&mut self, index: u16, state: &mut State, word: &mut impl FnMut(u64) -> u64) {
+    fn visit(&mut self, index: u16, state: &mut State, word: &mut impl FnMut(usize, u64) -> u64) {
         let vector = state.written_queue_vector(index);
         let ready = self.config.ready.into();
         let phase = self.phase as u16;
-        let noted = word(join([self.config.size, vector, ready, phase]));
+        let noted = word(0, join([self.config.size, vector, ready, phase]));
         let [size, vector, ready, phase] = split(noted);
         self.config.size = size;
         state.set_queue_vector(index, vector);
@@ -164,10 +171,10 @@ impl QueueState {
             .into_iter()
             .find(|known| *known as u16 == phase)
             .unwrap_or(QueuePhase::Stopped);
-        (self.align, _) = halves(word(pair(self.align, 0)));
-        self.config.descriptors = word(self.config.descriptors);
-        self.config.driver = word(self.config.driver);
-        self.config.device = word(self.config.device);
+        (self.align, _) = halves(word(1, pair(self.align, 0)));
+        self.config.descriptors = word(2, self.config.descriptors);
+        self.config.driver = word(3, self.config.driver);
+        self.config.device = word(4, self.config.device);
     }
 }
 
