@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 use crate::device::{Activation, Device, DeviceKind};
 use crate::features::Features;
 use crate::queue::Queue;
-use crate::worker::{Service, Workers};
+use crate::worker::{Handler, Service, Workers};
 use config::Config;
 use request::Executor;
 
@@ -95,6 +95,14 @@ impl Negotiated {
             self.has(feature::FLUSH)
         }
     }
+}
+
+/// What carries out requests, on a disk of 64 sectors in memory. For the fuzz target.
+pub(crate) fn fuzz_handler() -> Option<Arc<dyn Handler>> {
+    let negotiated = Arc::new(Negotiated::default());
+    negotiated.features.store(u64::MAX, Ordering::Relaxed);
+    let image = Arc::new(Image::in_memory(64)?);
+    Some(Arc::new(Executor::new(image, negotiated, "fuzz")))
 }
 
 /// A disk.

@@ -5,6 +5,8 @@ pub mod blk;
 pub mod console;
 pub mod device;
 pub mod features;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod ioreq;
 pub mod memory;
 pub mod net;

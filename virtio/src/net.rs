@@ -81,6 +81,11 @@ const CONTROL_SIZE: u16 = 64;
 /// VIRTIO_NET_S_LINK_UP: the link is always up, as a tap is that somebody holds.
 const LINK_UP: u16 = 1;
 
+/// What carries out commands, without a link. For the fuzz target.
+pub(crate) fn fuzz_control() -> Control {
+    Control::new(Arc::new([]), Arc::new(Mac::new([0; 6])))
+}
+
 /// A network card.
 #[derive(Debug)]
 pub struct Net {

@@ -119,6 +119,20 @@ impl Image {
         })
     }
 
+    /// One that is nowhere but in memory.
+    pub(super) fn in_memory(sectors: u64) -> Option<Self> {
+        let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
+        let file = File::from(nix::sys::memfd::memfd_create(c"disk", flags).ok()?);
+        file.set_len(sectors.checked_mul(SECTOR)?).ok()?;
+        Some(Self {
+            file,
+            direct: None,
+            read_only: false,
+            sectors,
+            block_size: SECTOR as u32,
+        })
+    }
+
     /// Nothing may be written to it.
     pub fn is_read_only(&self) -> bool {
         self.read_only

@@ -27,7 +27,7 @@ const BATCH: usize = 16;
 
 /// The card's address.
 #[derive(Debug)]
-pub(super) struct Mac(AtomicU64);
+pub(crate) struct Mac(AtomicU64);
 
 impl Mac {
     pub fn new(mac: [u8; 6]) -> Self {
@@ -49,7 +49,7 @@ impl Mac {
 
 /// What carries out commands.
 #[derive(Debug)]
-pub(super) struct Control {
+pub(crate) struct Control {
     links: Arc<[Link]>,
     mac: Arc<Mac>,
     chain: Chain,
