@@ -17,6 +17,8 @@
 pub(crate) mod common;
 pub(crate) mod config;
 pub(crate) mod core;
+#[doc(hidden)]
+pub mod fuzzing;
 pub(crate) mod legacy;
 pub mod mmio;
 pub(crate) mod notify;
