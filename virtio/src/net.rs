@@ -224,6 +224,11 @@ impl Device for Net {
     }
 
     fn activate(&mut self, activation: Activation) {
+        // After a restart the kernel still uses the pairs that the driver has chosen.
+        let resumed = activation
+            .queues
+            .iter()
+            .any(|(_, queue)| queue.is_resumed());
         for worker in &self.pairs {
             let Activation {
                 ram,
@@ -233,7 +238,7 @@ impl Device for Net {
             } = &activation;
             worker
                 .pair()
-                .activate(Arc::clone(ram), Arc::clone(events), *features);
+                .activate(Arc::clone(ram), Arc::clone(events), *features, resumed);
         }
         for (index, queue) in activation.queues {
             self.set_queue(index, Some(queue));

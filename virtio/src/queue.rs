@@ -149,6 +149,11 @@ impl Queue {
         either!(self, ring => ring.has_next(view))
     }
 
+    /// It goes on where another process left it.
+    pub fn is_resumed(&self) -> bool {
+        either!(self, ring => ring.is_resumed())
+    }
+
     /// How many descriptors its ring has.
     pub fn size(&self) -> u16 {
         either!(self, ring => ring.size())

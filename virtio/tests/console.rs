@@ -176,6 +176,38 @@ fn ports_are_made_known_with_their_names_and_tell_when_somebody_comes_and_goes()
 }
 
 #[test]
+fn after_a_restart_the_driver_is_told_who_is_there_and_bytes_go_on() {
+    let mut machine = Machine::new(nowhere(), feature::MULTIPORT);
+    machine.tell(1, 3, 1);
+    machine.told();
+    let agent = machine.agent();
+    assert_eq!(machine.told(), (1, 6, 1, vec![]));
+    // The connection goes with the process that had it.
+    drop(agent);
+    std::fs::remove_file(machine.directory.path().join("agent")).unwrap();
+    let ports = vec![
+        Port {
+            name: String::new(),
+            endpoint: nowhere(),
+        },
+        Port {
+            name: "org.agent".into(),
+            endpoint: Endpoint::listen(&machine.directory.path().join("agent")).unwrap(),
+        },
+    ];
+    machine.device.reset();
+    let drivers: Vec<&Driver> = machine.drivers.iter().collect();
+    machine.device = Live::new(Console::new(ports).unwrap(), &machine.guest, &drivers);
+    assert_eq!(machine.told(), (0, 6, 0, vec![]));
+    assert_eq!(machine.told(), (1, 6, 0, vec![]));
+    let mut agent = machine.agent();
+    assert_eq!(machine.told(), (1, 6, 1, vec![]));
+    machine.send(5, b"hello");
+    let mut bytes = [0; 5];
+    agent.read_exact(&mut bytes).unwrap();
+}
+
+#[test]
 fn a_reader_that_is_slow_gets_every_byte_and_the_guest_waits() {
     let mut machine = Machine::new(nowhere(), feature::MULTIPORT);
     machine.tell(1, 3, 1);

@@ -92,6 +92,12 @@ impl Engine {
             features: activation.features,
         });
         for (index, queue) in activation.queues {
+            // Before the restart the driver has said all that it says only once.
+            if index == CONTROL_TRANSMIT && queue.is_resumed() {
+                for port in &mut self.ports {
+                    (port.ready, port.told) = (true, None);
+                }
+            }
             self.set_queue(index, Some(queue));
         }
     }
@@ -200,9 +206,7 @@ impl Engine {
                 let Some(state) = self.ports.get_mut(port) else {
                     return;
                 };
-                state.ready = true;
-                // So that `note_openings` says it anew.
-                state.open = false;
+                (state.ready, state.told) = (true, Some(false));
                 let name = state.port.name.clone();
                 if port == 0 {
                     self.say(Message::new(port, CONSOLE_PORT, true), &[]);
@@ -223,7 +227,9 @@ impl Engine {
                 continue;
             };
             let open = state.port.endpoint.is_open();
-            if std::mem::replace(&mut state.open, open) != open && state.ready {
+            state.open = open;
+            if state.ready && state.told != Some(open) {
+                state.told = Some(open);
                 self.say(Message::new(port, PORT_OPEN, open), &[]);
             }
         }

@@ -22,6 +22,8 @@ pub(super) struct PortState {
     pub open: bool,
     /// The driver is ready for it.
     pub ready: bool,
+    /// What the driver was told of `open`; `None` after a restart, as it was not us who told it.
+    pub told: Option<bool>,
     /// From the guest: taken from its queue, and sent as far as `sent` says.
     sending: Option<Sending>,
     /// From the host, not yet taken by the guest.
@@ -41,6 +43,7 @@ impl PortState {
             port,
             open: false,
             ready: false,
+            told: Some(false),
             sending: None,
             incoming: Vec::new(),
             spare: Chain::default(),
@@ -49,7 +52,7 @@ impl PortState {
 
     /// The guest has started over.
     pub fn reset(&mut self) {
-        (self.ready, self.open) = (false, false);
+        (self.ready, self.open, self.told) = (false, false, Some(false));
         self.sending = None;
     }
 

@@ -128,7 +128,13 @@ impl Pair {
         }
     }
 
-    pub fn activate(&mut self, ram: Arc<GuestRam>, events: Arc<dyn Events>, features: Features) {
+    pub fn activate(
+        &mut self,
+        ram: Arc<GuestRam>,
+        events: Arc<dyn Events>,
+        features: Features,
+        resumed: bool,
+    ) {
         let header = header(features);
         let link = self.links.get(usize::from(self.index));
         if let Some(Err(error)) = link.map(|link| link.configure(header, features)) {
@@ -137,7 +143,9 @@ impl Pair {
             ));
             return;
         }
-        if let Some(control) = &self.control {
+        if let Some(control) = &self.control
+            && !resumed
+        {
             control.set_pairs(1);
         }
         self.live = Some(Live {

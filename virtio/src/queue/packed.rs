@@ -100,6 +100,7 @@ pub struct PackedQueue {
     in_flight: u16,
     order: u32,
     again: Vec<u16>,
+    resumed: bool,
     /// Copies that no chain in flight uses.
     free: Vec<u16>,
     /// The descriptors of the chain being taken.
@@ -131,6 +132,7 @@ impl PackedQueue {
             in_flight: 0,
             order: 0,
             again: Vec::new(),
+            resumed: false,
             free: Vec::new(),
             taken: Vec::new(),
         };
@@ -143,6 +145,7 @@ impl PackedQueue {
         let size = self.size;
         let broken = QueueError::Record { size };
         if let Some(header) = self.record.header() {
+            self.resumed = true;
             self.used = Position::new(header.used, size);
             if let Some((head, slots)) = header.completing {
                 // Its slots were available with this wrap counter, so both bits equal to it mean that it
@@ -367,6 +370,10 @@ impl PackedQueue {
 
     pub(super) fn has_next(&self, view: &View) -> Result<bool, RingError> {
         Ok(!self.again.is_empty() || self.is_available(view, self.available)?)
+    }
+
+    pub(super) fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     pub(super) fn size(&self) -> u16 {

@@ -29,6 +29,7 @@ pub struct SplitQueue {
     order: u32,
     /// Chains that were in flight before a restart, the first one last.
     again: Vec<u16>,
+    resumed: bool,
 }
 
 impl SplitQueue {
@@ -73,6 +74,7 @@ impl SplitQueue {
             in_flight: 0,
             order: 0,
             again: Vec::new(),
+            resumed: false,
         };
         queue.go_on(view)?;
         Ok(queue)
@@ -86,6 +88,7 @@ impl SplitQueue {
         }
         let mut used = 0;
         if let Some(header) = self.record.header() {
+            self.resumed = true;
             used = header.used;
             if let Some((head, _)) = header.completing {
                 let shown = self
@@ -232,6 +235,10 @@ impl SplitQueue {
         let index = self.rings.avail_idx(view, Ordering::Acquire);
         let index = index.map_err(|error| self.error(error))?;
         Ok(index.0 != self.rings.next_avail() || !self.again.is_empty())
+    }
+
+    pub(super) fn is_resumed(&self) -> bool {
+        self.resumed
     }
 
     pub(super) fn size(&self) -> u16 {
