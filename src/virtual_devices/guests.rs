@@ -157,11 +157,12 @@ impl VirtualGuests {
             .guest
             .get(&name)
             .map_or(&[][..], |guest| &guest.virtio);
-        if configured.is_empty() && !record.exists() {
+        let new = !record::is_kept(&record);
+        if configured.is_empty() && new {
             return Ok(());
         }
         let name = printable(&name);
-        if !info.paused && !record.exists() {
+        if !info.paused && new {
             error!(
                 "domain {domain} ({name}): it runs already, so its firmware would not find the virtio devices that it is to have: it gets \
                  none. Shut it down and create it anew"
@@ -175,7 +176,8 @@ impl VirtualGuests {
             domain,
             configured: configured.to_vec(),
             chunks: chunks(memory.as_deref()),
-            record,
+            record: record.clone(),
+            is_new: new,
         };
         match Handle::start(setup) {
             Ok(session) => {
@@ -186,6 +188,10 @@ impl VirtualGuests {
                     "domain {domain} ({name}): it has no virtio devices: {}",
                     chain(&error)
                 );
+                // It starts without, and is not to get them later.
+                if new && let Err(error) = fs::remove_dir_all(&record) {
+                    error!("{}: {error}", record.display());
+                }
                 lock(&self.refused).insert(domain);
             }
         }

@@ -41,6 +41,11 @@ pub(super) fn directory(below: &Path, domain: DomId, uuid: &str) -> PathBuf {
     below.join(format!("{domain}-{plain}"))
 }
 
+/// Whether a guest's devices stand there. Without them all else means nothing.
+pub(super) fn is_kept(directory: &Path) -> bool {
+    directory.join(DEVICES).exists()
+}
+
 /// Whose files a directory of this name has.
 pub(super) fn owner(name: &str) -> Option<DomId> {
     name.split_once('-')?.0.parse().ok()

@@ -6,8 +6,8 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -44,6 +44,9 @@ pub(super) struct Setup {
     pub chunks: usize,
     /// Where its files are.
     pub record: PathBuf,
+    /// It has not started yet, and can do without. One that had devices before is served as soon as
+    /// that is possible: its CPUs wait.
+    pub is_new: bool,
 }
 
 /// A session cannot go on.
@@ -67,7 +70,7 @@ pub(super) enum SessionError {
 #[derive(Debug)]
 pub(super) struct Handle {
     stop: Arc<AtomicBool>,
-    waker: Arc<Waker>,
+    waker: Waker,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -75,11 +78,10 @@ impl Handle {
     /// Makes the devices, has Xen send the guest's accesses here, and starts to answer.
     ///
     /// # Errors
-    /// [`SessionError`].
+    /// [`SessionError`]; of a guest that is not new only when there is no thread for it.
     pub fn start(setup: Setup) -> Result<Self, SessionError> {
         let poll = Poll::new().map_err(SessionError::Poll)?;
         let waker = Waker::new(poll.registry(), WAKE).map_err(SessionError::Poll)?;
-        let server = open(&setup)?;
         let stop = Arc::new(AtomicBool::new(false));
         let session = Session {
             poll,
@@ -87,16 +89,33 @@ impl Handle {
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
             setup,
         };
+        // The thread first: a server that nobody answers for would hang the guest.
+        let (tell, told) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("virtio {}", session.setup.domain))
             .stack_size(STACK)
-            .spawn(move || session.run(server))
+            .spawn(move || {
+                // Whoever started us waits for what is told.
+                match open(&session.setup) {
+                    Err(error) if session.setup.is_new => {
+                        let _ = tell.send(Err(error));
+                    }
+                    opened => {
+                        let _ = tell.send(Ok(()));
+                        session.run(opened);
+                    }
+                }
+            })
             .map_err(SessionError::Poll)?;
-        Ok(Self {
+        let handle = Self {
             stop,
-            waker: Arc::new(waker),
+            waker,
             thread: Some(thread),
-        })
+        };
+        match told.recv() {
+            Ok(opened) => opened.map(|()| handle),
+            Err(_) => Err(SessionError::Poll(io::ErrorKind::Interrupted.into())),
+        }
     }
 }
 
@@ -143,22 +162,23 @@ struct Session {
 }
 
 impl Session {
-    fn run(mut self, server: Server) {
+    fn run(mut self, mut opened: Result<Server, SessionError>) {
         let domain = self.setup.domain;
-        let mut next = Some(server);
-        while !self.stop.load(Ordering::Acquire) {
-            let served = match next.take() {
-                Some(server) => self.serve(server),
-                None => open(&self.setup).and_then(|server| self.serve(server)),
-            };
-            if let Err(error) = served {
-                error!(
-                    "domain {domain}: its virtio devices are not served for now: {}",
-                    chain(&error)
-                );
+        loop {
+            if let Err(error) = opened.and_then(|server| self.serve(server)) {
+                if self.log_limit.allow() {
+                    error!(
+                        "domain {domain}: its virtio devices are not served for now, and its CPUs wait: {}",
+                        chain(&error)
+                    );
+                }
                 // Woken when it is told to stop.
                 let _ = self.poll.poll(&mut Events::with_capacity(1), Some(PAUSE));
             }
+            if self.stop.load(Ordering::Acquire) {
+                return;
+            }
+            opened = open(&self.setup);
         }
     }
 

@@ -98,27 +98,21 @@ impl Server {
         targets: Vec<Placed>,
     ) -> Result<Self, ServerError> {
         let failed = |source| ServerError::Xen { domain, source };
-        let id = match ledger.server() {
-            Some(id) => id,
+        let (id, new) = match ledger.server() {
+            Some(id) => (id, false),
             // Killed here it leaves a server that is disabled and claims nothing: no harm is done.
-            None => xen.create_ioreq_server(domain).map_err(failed)?,
+            None => (xen.create_ioreq_server(domain).map_err(failed)?, true),
         };
         ledger.set_server(Some(id));
-        let page = IoreqPage::new(xen.map_ioreq_page(domain, id).map_err(failed)?);
-        xen.set_ioreq_server_state(domain, id, true)
-            .map_err(failed)?;
-        let count = xen.vcpu_count(domain).map_err(failed)?;
-        let channel = |slot| {
-            let port = xen.bind_interdomain(domain, page.port(slot));
-            port.map(|port| Channel {
-                port,
-                masked: false,
-            })
-        };
-        let slots = 0..usize::try_from(count).unwrap_or(SLOTS).min(SLOTS);
-        let channels: Result<_, _> = slots.map(channel).collect();
+        let connected = connect(&*xen, domain, id);
+        if connected.is_err() && new {
+            // Enabled without anybody to answer it would hang the guest at the next broadcast.
+            let _ = xen.destroy_ioreq_server(domain, id);
+            ledger.set_server(None);
+        }
+        let (page, channels) = connected.map_err(failed)?;
         let mut server = Self {
-            channels: channels.map_err(failed)?,
+            channels,
             xen,
             domain,
             id,
@@ -319,6 +313,25 @@ impl Server {
         let _ = self.ledger.set_ranges(&claimed);
         self.claimed = claimed;
     }
+}
+
+/// Maps a server's page, enables it, and binds to the CPUs' event channels.
+fn connect(
+    xen: &dyn Xen,
+    domain: DomId,
+    id: IoreqServerId,
+) -> Result<(IoreqPage, Vec<Channel>), XenError> {
+    let page = IoreqPage::new(xen.map_ioreq_page(domain, id)?);
+    xen.set_ioreq_server_state(domain, id, true)?;
+    let count = xen.vcpu_count(domain)?;
+    let slots = 0..usize::try_from(count).unwrap_or(SLOTS).min(SLOTS);
+    let channel = |slot| {
+        let port = xen.bind_interdomain(domain, page.port(slot))?;
+        let masked = false;
+        Ok(Channel { port, masked })
+    };
+    let channels: Result<_, XenError> = slots.map(channel).collect();
+    Ok((page, channels?))
 }
 
 fn waits(state: Option<State>) -> bool {
