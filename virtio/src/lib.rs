@@ -1,6 +1,14 @@
 //! Virtio devices and their transports.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
+// Tests of private parts use drivers that tests of the whole share.
+#[cfg(test)]
+extern crate self as virtio;
+#[cfg(test)]
+#[path = "../tests/rings/mod.rs"]
+#[allow(clippy::indexing_slicing, clippy::unwrap_used, missing_docs)]
+mod rings;
+
 pub mod blk;
 pub mod console;
 pub mod device;

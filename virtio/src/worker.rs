@@ -404,3 +404,81 @@ impl fmt::Debug for Workers {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::indexing_slicing, clippy::unwrap_used, missing_docs)]
+mod tests {
+    use super::*;
+    use crate::features::Features;
+    use crate::rings::{BUFFERS, Driver, Guest, PATIENCE, writable};
+
+    struct Nobody;
+
+    impl Events for Nobody {
+        fn used(&self, _: u16) {}
+        fn config_changed(&self) {}
+        fn needs_reset(&self, why: &dyn fmt::Display) {
+            panic!("{why}");
+        }
+    }
+
+    /// Takes its time, and notes how many take theirs with it.
+    #[derive(Default)]
+    struct Slow {
+        now: AtomicUsize,
+        most: AtomicUsize,
+    }
+
+    impl Handler for Slow {
+        fn handle(&self, _: &Chain) -> Result<u32, TooShort> {
+            let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(now, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(3));
+            self.now.fetch_sub(1, Ordering::SeqCst);
+            Ok(1)
+        }
+    }
+
+    #[test]
+    fn slow_work_is_shared_by_the_threads_and_each_chain_given_back_once() {
+        for events in [Features::empty(), Features::EVENT_IDX] {
+            let guest = Guest::default();
+            let mut driver = Driver::new(0, 64, events);
+            let slow = Arc::new(Slow::default());
+            let worker = Worker::start(
+                0,
+                driver.queue(&guest),
+                &guest.ram,
+                &(Arc::new(Nobody) as Arc<dyn Events>),
+                &(Arc::clone(&slow) as Arc<dyn Handler>),
+                Service {
+                    threads: 4,
+                    poll: Duration::from_micros(50),
+                },
+            )
+            .unwrap();
+            let mut open = Vec::new();
+            let until = Instant::now() + PATIENCE;
+            for _ in 0..6 {
+                for _ in 0..20 {
+                    open.push(driver.offer(&guest, &[writable(BUFFERS, 1)], None).unwrap());
+                }
+                worker.notify();
+                while !open.is_empty() {
+                    match driver.used(&guest) {
+                        Some((head, 1)) => open.retain(|open| *open != head),
+                        Some(other) => panic!("{other:?}"),
+                        None => assert!(Instant::now() < until, "{} are missing", open.len()),
+                    }
+                    std::thread::yield_now();
+                }
+            }
+            assert!(slow.most.load(Ordering::SeqCst) > 1);
+            worker.stop();
+            while !worker.is_stopped() {
+                assert!(Instant::now() < until, "the threads do not end");
+                std::thread::yield_now();
+            }
+        }
+    }
+}
