@@ -141,8 +141,8 @@ fn settle(device: &Device, command: u16, is_wanted: impl Fn() -> bool) -> bool {
         thread::sleep(BETWEEN_RESETS);
         let begin = Instant::now();
         answers = wait_for(UNTIL_BACK, || device.responds() || !is_wanted());
-        // A look at a device that is being reset takes until it has been.
-        if begin.elapsed() < BETWEEN_RESETS {
+        // A look at a device that is being reset takes until it has been. One that does not answer is given up.
+        if !answers || begin.elapsed() < BETWEEN_RESETS {
             break;
         }
     }

@@ -110,18 +110,24 @@ fn to_number<T: Copy + PartialEq>(numbers: &[(u32, T)], value: Option<T>) -> u32
     found.map_or(0, |(number, _)| *number)
 }
 
-/// The same in a record. Words of zero are nothing set.
+/// The same in a record. Words of zero are nothing set. An earlier daemon's records are read, so nothing that is there ever moves.
 #[repr(C)]
 pub(super) struct Words {
     /// Odd while the rest is being written.
     version: AtomicU32,
     flags: AtomicU32,
     meant_for: AtomicU32,
+    ranges: [AtomicU32; Ranges::CAPACITY],
     /// In seconds.
     aer_timeout: AtomicU32,
-    ranges: [AtomicU32; Ranges::CAPACITY],
     quirks: [AtomicU64; Quirks::CAPACITY],
 }
+
+const _: () = {
+    use std::mem::offset_of;
+    assert!(offset_of!(Words, ranges) == 12 && offset_of!(Words, aer_timeout) == 76);
+    assert!(offset_of!(Words, quirks) == 80);
+};
 
 impl Words {
     /// Changes with each [`Words::store`].

@@ -169,12 +169,14 @@ impl Image {
         whole(written, len)
     }
 
-    /// Past the cache if that is wished for. The guest's buffers need not be aligned as that needs;
-    /// those that are not go through the cache, which the kernel keeps coherent.
+    /// Past the cache if that is wished for. The guest's buffers need not be aligned as that needs, and
+    /// storage cannot reach pages that privcmd has mapped (EFAULT): what cannot go past the cache goes
+    /// through it, which the kernel keeps coherent.
     fn either(&self, access: impl Fn(&File) -> io::Result<usize>) -> io::Result<usize> {
         if let Some(direct) = &self.direct {
             match access(direct) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EFAULT)) => {
+                }
                 done => return done,
             }
         }
