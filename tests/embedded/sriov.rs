@@ -395,12 +395,12 @@ fn a_physical_function_that_is_hidden_is_left_alone_while_guests_have_what_its_d
         method: None,
         force,
     };
-    let unhide = Request::Unhide {
+    let unhide = |force| Request::Unhide {
         devices: devices(),
-        force: false,
+        force,
     };
     let told = format!("domain {domain} has {NIC_VF0}");
-    for request in [reset(false), unhide] {
+    for request in [reset(false), unhide(false)] {
         let entry = &entries(house.ask(&request)).unwrap()[0];
         assert!(!entry.ok && entry.message.contains(&told), "{entry:?}");
     }
@@ -414,6 +414,8 @@ fn a_physical_function_that_is_hidden_is_left_alone_while_guests_have_what_its_d
     assert!(entry.ok, "{entry:?}");
     assert_eq!(house.bus.resets(NIC), resets + 1);
     assert_eq!(house.pirqs(domain), 0);
+    let entry = &entries(house.ask(&unhide(true))).unwrap()[0];
+    assert!(entry.ok, "{entry:?}");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 #   must "sentence" COMMAND...     the same, and the scenario ends if it is not
 #   has TEXT COMMAND...            succeeds if the command does and its output contains the text
 #   lacks TEXT COMMAND...          succeeds if the command does and its output does not contain the text
+#   no_wait COMMAND...             succeeds if the command does, and in less than the 10 s that libxl waits for a backend; the stock one may take its time
 #   wait_for SECONDS COMMAND...    tries the command until it succeeds
 #   start_backend, stop_backend    the daemon's log is $LOG; PCIBACKD_FLAGS are its flags
 #   create_guest NAME LINE...      xl create with these lines added to the configuration; returns when the guest takes commands
@@ -56,6 +57,14 @@ lacks() {
 }
 
 not() { ! "$@"; }
+
+no_wait() {
+  local begin took
+  begin=$(hundredths)
+  "$@" || return
+  took=$(($(hundredths) - begin))
+  [ $took -lt 900 ] || [ $BACKEND = stock ] || { echo "it took $(seconds $took) s"; return 1; }
+}
 
 wait_for() {
   local deadline=$(($(date +%s) + $1))

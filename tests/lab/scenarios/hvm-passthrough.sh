@@ -15,18 +15,18 @@ story() {
   check "the device as exported" has 3 xenstore-read "$(backend)/state-0"
   [ $BACKEND = stock ] || check "pciback knows whose it is" has 'hvm' pciback list
 
-  check "the other card comes" xl pci-attach hvm 00:06.0
+  check "the other card comes" no_wait xl pci-attach hvm 00:06.0
   check "the guest sees it" guest hvm 'wait_until [ -e /sys/class/net/eth1 ]'
   [ $BACKEND = stock ] || check "it is assigned" wait_for 5 is_at 00:06.0 assigned
   begin=$(hundredths)
-  check "it goes" xl pci-detach hvm 00:06.0
+  check "it goes" no_wait xl pci-detach hvm 00:06.0
   echo "VALUE hvm.detach $(seconds $(($(hundredths) - begin))) s"
   check "the guest sees it no more" guest hvm '[ ! -e /sys/class/net/eth1 ]'
   [ $BACKEND = stock ] || check "it is free" wait_for 5 is_at 00:06.0 hidden
   check "the first card still pings" guest hvm ping -c 3 -A -W 5 10.0.2.2
 
   begin=$(hundredths)
-  check "the guest is destroyed" destroy hvm
+  check "the guest is destroyed" no_wait destroy hvm
   echo "VALUE hvm.destroy $(seconds $(($(hundredths) - begin))) s"
   check "nothing is left of it" wait_for 5 nothing_left
   [ $BACKEND = stock ] || check "its card is free" wait_for 5 is_at 00:05.0 hidden

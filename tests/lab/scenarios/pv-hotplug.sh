@@ -7,7 +7,7 @@ story() {
   must "a guest starts without a device" create_guest pv 'passthrough="enabled"; e820_host=1'
   what_is_held >$STATE/none
 
-  check "a card comes, its first" xl pci-attach pv 00:05.0
+  check "a card comes, its first" attach 00:05.0
   check "its driver brings it up" guest pv nic_up e1000e
   must "it carries traffic" guest pv start_ping
   must "another comes and goes" come_and_go
@@ -28,7 +28,7 @@ story() {
   check "the guest has none" guest_has ''
   check "nor a backend" nothing_left
   check "and nobody holds anything for it" wait_for 10 holds_as_much_as none
-  check "a card comes again" xl pci-attach pv 01:00.0
+  check "a card comes again" attach 01:00.0
   check "and works" guest pv 'nic_up && ping -c 3 -A -W 5 10.0.2.2'
   check "the guest shuts down" shut_down pv
 }
@@ -41,8 +41,8 @@ come_and_go() {
     guest pv '[ ! -e /sys/bus/pci/devices/0000:00:01.0 ]'
 }
 
-attach() { for device in "$@"; do xl pci-attach pv $device || return; done; }
-detach() { for device in "$@"; do xl pci-detach pv $device || return; done; }
+attach() { for device in "$@"; do no_wait xl pci-attach pv $device || return; done; }
+detach() { for device in "$@"; do no_wait xl pci-detach pv $device || return; done; }
 
 # guest_has 'ID ...': these devices, in the order of their addresses
 guest_has() { has "<$1>" guest pv "wait_until has_devices '$1'; echo \"<\$(device_ids)>\""; }

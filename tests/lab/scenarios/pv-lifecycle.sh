@@ -66,18 +66,12 @@ without_frontend() {
 ends_at_once() {
   local begin
   begin=$(hundredths)
-  check "it is destroyed" destroy pv
-  echo $(($(hundredths) - begin)) >$STATE/pcibackd.unloaded
-  check "which takes no 10 s" [ "$(cat $STATE/pcibackd.unloaded)" -lt 900 ]
-  echo "VALUE destroy_without_frontend $(seconds "$(cat $STATE/pcibackd.unloaded)") s"
+  check "it is destroyed at once" no_wait destroy pv
+  echo "VALUE destroy_without_frontend $(seconds $(($(hundredths) - begin))) s"
   check "nothing is left of it" wait_for 5 nothing_left
 }
 
-detach_and_attach() {
-  local begin
-  begin=$(hundredths)
-  xl pci-detach pv $1 && xl pci-attach pv $1 && [ $(($(hundredths) - begin)) -lt 900 ]
-}
+detach_and_attach() { no_wait xl pci-detach pv $1 && no_wait xl pci-attach pv $1; }
 
 in_time() { [ "$(cat $STATE/pcibackd.$1)" -le $(($(cat $STATE/stock.$1) - $2 * 1000 + 100)) ]; }
 
