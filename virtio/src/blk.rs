@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
-use crate::device::{Activation, Device, DeviceKind};
+use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
 use crate::queue::Queue;
 use crate::worker::{Handler, Service, Workers};
@@ -168,10 +168,7 @@ impl Device for Blk {
     }
 
     fn read_config(&self, offset: usize, data: &mut [u8]) {
-        let config = self.config();
-        let bytes = config.as_bytes().get(offset..).unwrap_or_default();
-        let mut bytes = bytes.iter();
-        data.fill_with(|| bytes.next().copied().unwrap_or(0));
+        read_bytes(self.config().as_bytes(), offset, data);
     }
 
     fn write_config(&mut self, offset: usize, data: &[u8]) {

@@ -9,14 +9,12 @@ mod endpoint;
 mod engine;
 mod port;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
-use crate::device::{Activation, Device, DeviceKind};
+use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
 use crate::queue::Queue;
+use crate::served::Served;
 use engine::Engine;
 
 pub use endpoint::Endpoint;
@@ -44,36 +42,9 @@ const QUEUE_SIZE: u16 = 64;
 /// A console device.
 #[derive(Debug)]
 pub struct Console {
-    shared: Arc<Shared>,
+    engine: Arc<Served<Engine>>,
     queue_sizes: Vec<u16>,
     ports: u32,
-}
-
-/// What the thread and the device have in common.
-#[derive(Debug)]
-struct Shared {
-    engine: Mutex<Engine>,
-    wake: EventFd,
-    stop: AtomicBool,
-}
-
-impl Shared {
-    fn engine(&self) -> MutexGuard<'_, Engine> {
-        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        // Fails when the counter is full, and then the thread wakes anyway.
-        let _ = self.wake.write(1);
-    }
-
-    /// Until the device is gone.
-    fn serve(&self) {
-        while !self.stop.load(Ordering::SeqCst) {
-            let waiting = self.engine().step();
-            waiting.wait(&self.wake);
-        }
-    }
 }
 
 /// The queues of port `port`: to the guest, and from it (section 5.3.2).
@@ -99,18 +70,9 @@ impl Console {
         let count = ports.len();
         let (_, last) = queues_of_port(count.saturating_sub(1));
         let queues = usize::from(last.max(CONTROL_TRANSMIT)).saturating_add(1);
-        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-        let shared = Arc::new(Shared {
-            engine: Mutex::new(Engine::new(ports, queues)),
-            wake: EventFd::from_value_and_flags(0, flags)?,
-            stop: AtomicBool::new(false),
-        });
-        let served = Arc::clone(&shared);
-        std::thread::Builder::new()
-            .name("virtio-console".into())
-            .spawn(move || served.serve())?;
+        let engine = Engine::new(ports, queues);
         Ok(Self {
-            shared,
+            engine: Served::start("virtio-console".into(), engine, Engine::step)?,
             queue_sizes: vec![QUEUE_SIZE; queues],
             ports: count as u32,
         })
@@ -119,9 +81,7 @@ impl Console {
 
 impl Drop for Console {
     fn drop(&mut self) {
-        self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.engine().deactivate();
-        self.shared.wake();
+        self.engine.end(Engine::deactivate);
     }
 }
 
@@ -142,23 +102,22 @@ impl Device for Console {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let [p0, p1, p2, p3] = self.ports.to_le_bytes();
         let config = [0, 0, 0, 0, p0, p1, p2, p3];
-        let mut bytes = config.get(offset..).unwrap_or_default().iter();
-        data.fill_with(|| bytes.next().copied().unwrap_or(0));
+        read_bytes(&config, offset, data);
     }
 
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
     fn activate(&mut self, activation: Activation) {
-        self.shared.engine().activate(activation);
-        self.shared.wake();
+        self.engine.lock().activate(activation);
+        self.engine.wake();
     }
 
     fn notify(&self, _queue: u16) {
-        self.shared.wake();
+        self.engine.wake();
     }
 
     fn reset(&mut self) {
-        self.shared.engine().deactivate();
+        self.engine.lock().deactivate();
     }
 
     fn is_reset(&self) -> bool {
@@ -166,7 +125,7 @@ impl Device for Console {
     }
 
     fn reset_queue(&mut self, queue: u16) {
-        self.shared.engine().set_queue(queue, None);
+        self.engine.lock().set_queue(queue, None);
     }
 
     fn is_queue_reset(&self, _queue: u16) -> bool {
@@ -174,7 +133,7 @@ impl Device for Console {
     }
 
     fn enable_queue(&mut self, index: u16, queue: Queue) {
-        self.shared.engine().set_queue(index, Some(queue));
-        self.shared.wake();
+        self.engine.lock().set_queue(index, Some(queue));
+        self.engine.wake();
     }
 }

@@ -104,3 +104,9 @@ pub trait Events: Send + Sync {
     /// in the log.
     fn needs_reset(&self, why: &dyn Display);
 }
+
+/// Reads a device's configuration from `offset` on. Zero behind its end.
+pub(crate) fn read_bytes(config: &[u8], offset: usize, data: &mut [u8]) {
+    let mut bytes = config.get(offset..).unwrap_or_default().iter();
+    data.fill_with(|| bytes.next().copied().unwrap_or(0));
+}

@@ -22,6 +22,7 @@ pub mod pci;
 pub mod queue;
 pub mod register;
 pub mod rng;
+mod served;
 pub mod status;
 pub mod transport;
 mod turn;

@@ -8,14 +8,12 @@ mod control;
 mod link;
 mod pair;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
-
-use crate::device::{Activation, Device, DeviceKind};
+use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
 use crate::queue::Queue;
+use crate::served::Served;
 use control::{Control, Mac};
 use pair::{Lane, Pair};
 
@@ -90,36 +88,9 @@ pub(crate) fn fuzz_control() -> Control {
 #[derive(Debug)]
 pub struct Net {
     mac: Arc<Mac>,
-    pairs: Vec<Arc<Worker>>,
+    /// Each with its thread.
+    pairs: Vec<Arc<Served<Pair>>>,
     queue_sizes: Vec<u16>,
-}
-
-/// The thread of a pair, and what it shares with the device.
-#[derive(Debug)]
-struct Worker {
-    pair: Mutex<Pair>,
-    wake: EventFd,
-    stop: AtomicBool,
-}
-
-impl Worker {
-    fn pair(&self) -> MutexGuard<'_, Pair> {
-        self.pair.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wake(&self) {
-        // Fails when the counter is full, and then the thread wakes anyway.
-        let _ = self.wake.write(1);
-    }
-
-    fn serve(&self) {
-        // Used for every packet from the host, and too large for a stack.
-        let mut packet = pair::packet();
-        while !self.stop.load(Ordering::SeqCst) {
-            let waiting = self.pair().step(&mut packet);
-            waiting.wait(&self.wake);
-        }
-    }
 }
 
 impl Net {
@@ -140,23 +111,18 @@ impl Net {
         for index in 0..count {
             let control = (index == 0).then(|| Control::new(Arc::clone(&links), Arc::clone(&mac)));
             let pair = Pair::new(index, Arc::clone(&links), control);
-            let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-            let worker = Arc::new(Worker {
-                pair: Mutex::new(pair),
-                wake: EventFd::from_value_and_flags(0, flags)?,
-                stop: AtomicBool::new(false),
-            });
-            net.pairs.push(Arc::clone(&worker));
-            std::thread::Builder::new()
-                .name(format!("virtio-net{index}"))
-                .spawn(move || worker.serve())?;
+            // Used for every packet from the host, and too large for a stack.
+            let mut packet = pair::packet();
+            let step = move |pair: &mut Pair| pair.step(&mut packet);
+            net.pairs
+                .push(Served::start(format!("virtio-net{index}"), pair, step)?);
         }
         Ok(net)
     }
 
     /// Which thread has a queue, and what the queue is there (section 5.1.2): pairs of receive and transmit,
     /// then control, which is the first thread's.
-    fn lane(&self, queue: u16) -> Option<(&Arc<Worker>, Lane)> {
+    fn lane(&self, queue: u16) -> Option<(&Arc<Served<Pair>>, Lane)> {
         let pair = usize::from(queue / 2);
         if pair == self.pairs.len() && queue.is_multiple_of(2) {
             return Some((self.pairs.first()?, Lane::Control));
@@ -170,19 +136,17 @@ impl Net {
     }
 
     fn set_queue(&self, index: u16, queue: Option<Queue>) {
-        if let Some((worker, lane)) = self.lane(index) {
-            worker.pair().set_queue(lane, index, queue);
-            worker.wake();
+        if let Some((pair, lane)) = self.lane(index) {
+            pair.lock().set_queue(lane, index, queue);
+            pair.wake();
         }
     }
 }
 
 impl Drop for Net {
     fn drop(&mut self) {
-        for worker in &self.pairs {
-            worker.stop.store(true, Ordering::SeqCst);
-            worker.pair().deactivate();
-            worker.wake();
+        for pair in &self.pairs {
+            pair.end(Pair::deactivate);
         }
     }
 }
@@ -210,8 +174,7 @@ impl Device for Net {
         let [p0, p1] = (self.pairs.len() as u16).to_le_bytes();
         let [m0, m1, m2, m3, m4, m5] = self.mac.get();
         let config = [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1];
-        let mut bytes = config.get(offset..).unwrap_or_default().iter();
-        data.fill_with(|| bytes.next().copied().unwrap_or(0));
+        read_bytes(&config, offset, data);
     }
 
     /// Legacy drivers write the address.
@@ -229,15 +192,14 @@ impl Device for Net {
             .queues
             .iter()
             .any(|(_, queue)| queue.is_resumed());
-        for worker in &self.pairs {
+        for pair in &self.pairs {
             let Activation {
                 ram,
                 events,
                 features,
                 ..
             } = &activation;
-            worker
-                .pair()
+            pair.lock()
                 .activate(Arc::clone(ram), Arc::clone(events), *features, resumed);
         }
         for (index, queue) in activation.queues {
@@ -246,14 +208,14 @@ impl Device for Net {
     }
 
     fn notify(&self, queue: u16) {
-        if let Some((worker, _)) = self.lane(queue) {
-            worker.wake();
+        if let Some((pair, _)) = self.lane(queue) {
+            pair.wake();
         }
     }
 
     fn reset(&mut self) {
-        for worker in &self.pairs {
-            worker.pair().deactivate();
+        for pair in &self.pairs {
+            pair.lock().deactivate();
         }
     }
 

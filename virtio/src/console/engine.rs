@@ -2,11 +2,10 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
+use nix::poll::PollFlags;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::control::{
@@ -19,12 +18,11 @@ use crate::device::{Activation, Events};
 use crate::features::Features;
 use crate::memory::{GuestRam, View};
 use crate::queue::{Chain, Queue, RingError};
+use crate::served::Next;
 use crate::turn::{Progress, Turn};
 
 /// Control messages that wait for the driver. One that never takes any gets no more.
 const MAX_MESSAGES: usize = 1024;
-/// How often it is looked whether somebody has opened a pseudo-terminal, which nothing tells us.
-const LOOK_MILLISECONDS: u16 = 200;
 
 /// All ports, and the queues while the device is active.
 pub(super) struct Engine {
@@ -53,25 +51,18 @@ impl fmt::Debug for Engine {
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     descriptors: Vec<(Arc<dyn Descriptor>, PollFlags)>,
-    /// Go on at once.
-    more: bool,
-    /// Go on after a while.
-    look: bool,
+    /// Whether somebody has opened a pseudo-terminal is looked at after a while: nothing tells us.
+    next: Next,
 }
 
-impl Waiting {
-    pub fn wait(&self, wake: &EventFd) {
-        let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-        let others = self.descriptors.iter();
-        fds.extend(others.map(|(fd, flags)| PollFd::new(fd.as_fd(), *flags)));
-        let timeout = match (self.more, self.look) {
-            (true, _) => PollTimeout::ZERO,
-            (false, true) => PollTimeout::from(LOOK_MILLISECONDS),
-            (false, false) => PollTimeout::NONE,
-        };
-        // Interrupted or not, everything is looked at next.
-        let _ = poll(&mut fds, timeout);
-        let _ = wake.read();
+impl crate::served::Waiting for Waiting {
+    fn next(&self) -> Next {
+        self.next
+    }
+
+    fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let descriptors = self.descriptors.iter();
+        descriptors.map(|(fd, flags)| (fd.as_fd(), *flags))
     }
 }
 
@@ -147,7 +138,7 @@ impl Engine {
     ) -> Result<Waiting, RingError> {
         let mut waiting = Waiting::default();
         if multiport {
-            waiting.more |= self.take_messages(view, events)?;
+            waiting.next.more |= self.take_messages(view, events)?;
         }
         self.note_openings();
         if multiport {
@@ -163,10 +154,10 @@ impl Engine {
                 progress[1] = state.receive(&mut Turn::new(queue, receive, view, events))?;
             }
             let [transmit, receive] = progress;
-            waiting.more |= progress.contains(&Progress::More);
+            waiting.next.more |= progress.contains(&Progress::More);
             match state.watch(transmit, receive) {
                 Some(watched) => waiting.descriptors.push(watched),
-                None => waiting.look |= !state.open,
+                None => waiting.next.look |= !state.open,
             }
         }
         Ok(waiting)

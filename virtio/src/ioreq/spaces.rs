@@ -85,14 +85,6 @@ impl Spaces {
         self.refresh();
     }
 
-    /// Whether somebody answers at one of the addresses.
-    pub fn is_taken(&self, range: &IoRange) -> bool {
-        let overlaps = |there: &IoRange| {
-            there.space == range.space && there.first <= range.last && there.last >= range.first
-        };
-        self.routes.iter().any(|(claim, _)| overlaps(&claim.range))
-    }
-
     /// Asks all targets for their claims.
     pub(super) fn refresh(&mut self) {
         self.routes.clear();

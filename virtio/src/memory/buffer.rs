@@ -357,18 +357,6 @@ impl<'a> Writer<'a> {
             unsafe { libc::preadv(fd, iovecs, count, at) }
         })
     }
-
-    /// Fills what is left from a descriptor that has no offsets, in one call, which takes one packet.
-    ///
-    /// # Errors
-    /// Those of readv(2), and InvalidInput when there are more pieces than one call takes.
-    pub fn receive(&mut self, fd: &impl AsRawFd) -> io::Result<usize> {
-        let fd = fd.as_raw_fd();
-        self.0.once(|iovecs, count| {
-            // SAFETY: as in `read_from`.
-            unsafe { libc::readv(fd, iovecs, count) }
-        })
-    }
 }
 
 impl Cursor<'_> {

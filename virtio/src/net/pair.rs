@@ -2,11 +2,10 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::eventfd::EventFd;
+use nix::poll::PollFlags;
 
 use super::control::Control;
 use super::{Link, feature};
@@ -14,6 +13,7 @@ use crate::device::Events;
 use crate::features::Features;
 use crate::memory::{GuestRam, View};
 use crate::queue::{Chain, Queue, RingError};
+use crate::served::Next;
 use crate::turn::{Progress, Turn};
 
 /// The header of a packet (virtio 1.3, section 5.1.6), with `num_buffers` at its end.
@@ -87,31 +87,21 @@ impl fmt::Debug for Pair {
 pub(super) struct Waiting {
     links: Arc<[Link]>,
     index: u16,
-    more: bool,
+    /// A link that gives errors is tried after a while: nothing tells when it is up again.
+    next: Next,
     packets: bool,
-    /// The link is to be tried again after a while.
-    look: bool,
 }
 
-/// How often a link is tried that gives errors. Nothing tells when it is up again.
-const LOOK_MILLISECONDS: u16 = 200;
+impl crate::served::Waiting for Waiting {
+    fn next(&self) -> Next {
+        self.next
+    }
 
-impl Waiting {
-    pub fn wait(&self, wake: &EventFd) {
-        let mut fds = vec![PollFd::new(wake.as_fd(), PollFlags::POLLIN)];
-        if self.packets
-            && let Some(link) = self.links.get(usize::from(self.index))
-        {
-            fds.push(PollFd::new(link.as_fd(), PollFlags::POLLIN));
-        }
-        let timeout = match (self.more, self.look) {
-            (true, _) => PollTimeout::ZERO,
-            (false, true) => PollTimeout::from(LOOK_MILLISECONDS),
-            (false, false) => PollTimeout::NONE,
-        };
-        // Interrupted or not, everything is looked at next.
-        let _ = poll(&mut fds, timeout);
-        let _ = wake.read();
+    fn descriptors(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let link = self.links.get(usize::from(self.index));
+        let link = link.filter(|_| self.packets);
+        link.into_iter()
+            .map(|link| (link.as_fd(), PollFlags::POLLIN))
     }
 }
 
@@ -179,9 +169,8 @@ impl Pair {
         let mut waiting = Waiting {
             links: Arc::clone(&self.links),
             index: self.index,
-            more: false,
+            next: Next::default(),
             packets: false,
-            look: false,
         };
         let Some(live) = &self.live else {
             return waiting;
@@ -208,19 +197,19 @@ impl Pair {
         };
         if let (Some(handler), Some((index, queue))) = (&mut self.control, control) {
             let mut turn = Turn::new(queue, *index, view, events);
-            waiting.more |= handler.serve(&mut turn, features)? == Progress::More;
+            waiting.next.more |= handler.serve(&mut turn, features)? == Progress::More;
         }
         if let Some((index, queue)) = transmit {
             let mut turn = Turn::new(queue, *index, view, events);
-            waiting.more |= transmit_all(link, &mut turn, &mut self.chain)? == Progress::More;
+            waiting.next.more |= transmit_all(link, &mut turn, &mut self.chain)? == Progress::More;
             self.chain.clear();
         }
         if let Some((index, queue)) = receive {
             let mut turn = Turn::new(queue, *index, view, events);
             let progress = self.arriving.receive(link, &mut turn, features, packet)?;
-            waiting.more |= progress == Progress::More;
-            waiting.look = self.arriving.failed;
-            waiting.packets = progress == Progress::Host && !waiting.look;
+            waiting.next.more |= progress == Progress::More;
+            waiting.next.look = self.arriving.failed;
+            waiting.packets = progress == Progress::Host && !waiting.next.look;
         }
         Ok(())
     }

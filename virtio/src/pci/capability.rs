@@ -47,35 +47,30 @@ pub enum Kind {
     Window = 5,
 }
 
+const REGISTERS: &[&Register] = &[
+    &capability::ID,
+    &capability::NEXT,
+    &LENGTH,
+    &KIND,
+    &BAR,
+    &ID,
+    &OFFSET,
+    &BLOCK_LENGTH,
+    &MULTIPLIER,
+];
+/// Those of every capability.
+const COMMON: usize = 8;
+
 /// A capability that points to a block.
 pub const BLOCK: Block = Block {
     name: "Virtio",
-    registers: &[
-        &capability::ID,
-        &capability::NEXT,
-        &LENGTH,
-        &KIND,
-        &BAR,
-        &ID,
-        &OFFSET,
-        &BLOCK_LENGTH,
-    ],
+    registers: REGISTERS.split_at(COMMON).0,
 };
 
 /// The one that points to notifications.
 pub const NOTIFY: Block = Block {
     name: "Virtio notifications",
-    registers: &[
-        &capability::ID,
-        &capability::NEXT,
-        &LENGTH,
-        &KIND,
-        &BAR,
-        &ID,
-        &OFFSET,
-        &BLOCK_LENGTH,
-        &MULTIPLIER,
-    ],
+    registers: REGISTERS,
 };
 
 /// The window.

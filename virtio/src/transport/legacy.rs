@@ -46,17 +46,7 @@ const ISR: Register = register("ISR Status", 19, One);
 const CONFIG_VECTOR: Register = register("Configuration Vector", 20, Two).rw(0xffff);
 const QUEUE_VECTOR: Register = register("Queue Vector", 22, Two).rw(0xffff);
 
-static WITHOUT_MSIX: Table<Name> = Table::new(&[
-    (Name::DeviceFeatures, DEVICE_FEATURES),
-    (Name::DriverFeatures, DRIVER_FEATURES),
-    (Name::QueueAddress, QUEUE_ADDRESS),
-    (Name::QueueSize, QUEUE_SIZE),
-    (Name::QueueSelect, QUEUE_SELECT),
-    (Name::QueueNotify, QUEUE_NOTIFY),
-    (Name::Status, STATUS),
-    (Name::Isr, ISR),
-]);
-static WITH_MSIX: Table<Name> = Table::new(&[
+const REGISTERS: &[(Name, Register)] = &[
     (Name::DeviceFeatures, DEVICE_FEATURES),
     (Name::DriverFeatures, DRIVER_FEATURES),
     (Name::QueueAddress, QUEUE_ADDRESS),
@@ -67,7 +57,12 @@ static WITH_MSIX: Table<Name> = Table::new(&[
     (Name::Isr, ISR),
     (Name::ConfigVector, CONFIG_VECTOR),
     (Name::QueueVector, QUEUE_VECTOR),
-]);
+];
+/// Those in front of the vectors.
+const COMMON: usize = 8;
+
+static WITHOUT_MSIX: Table<Name> = Table::new(REGISTERS.split_at(COMMON).0);
+static WITH_MSIX: Table<Name> = Table::new(REGISTERS);
 
 fn table(core: &Core) -> &'static Table<Name> {
     if core.signals().is_msix_enabled() {

@@ -9,7 +9,8 @@ use nix::errno::Errno;
 use super::Hvm;
 use super::interrupts::Message;
 use super::memory::Mapped;
-use crate::device_model::{DeviceModel, ForeignMapping, IntxPin, IoRange, IoreqServerId};
+use super::ranges::Ranges;
+use crate::device_model::{DeviceModel, ForeignMapping, IntxPin, IoRange, IoSpace, IoreqServerId};
 use crate::platform::{PageMapping, XenError};
 use crate::sim::evtchn::Ports;
 use crate::sim::grants::MappedPage;
@@ -33,6 +34,20 @@ impl Machine {
         let mut hypervisor = lock(&self.inner.hypervisor);
         let domain = hypervisor.alive(domain)?;
         body(domain.hvm.as_mut().ok_or(Errno::EINVAL)?, &mut domain.ports)
+    }
+
+    /// Changes what a server has claimed in one space.
+    fn with_ranges(
+        &self,
+        domain: DomId,
+        server: IoreqServerId,
+        space: IoSpace,
+        change: impl FnOnce(&mut Ranges) -> Result<(), Errno>,
+    ) -> Result<(), Errno> {
+        self.with_hvm(domain, |hvm, _| {
+            let ranges = hvm.servers.get_mut(server)?.ranges(space);
+            change(ranges.ok_or(Errno::EINVAL)?)
+        })
     }
 
     /// Counts a mapping as dom0's.
@@ -141,9 +156,8 @@ impl DeviceModel for Machine {
         server: IoreqServerId,
         range: IoRange,
     ) -> Result<(), XenError> {
-        let result = self.with_hvm(domain, |hvm, _| {
-            let ranges = hvm.servers.get_mut(server)?.ranges(range.space);
-            ranges.ok_or(Errno::EINVAL)?.add(range.first, range.last)
+        let result = self.with_ranges(domain, server, range.space, |ranges| {
+            ranges.add(range.first, range.last)
         });
         about(
             format!("claiming {range} of domain {domain} for IOREQ server {server}"),
@@ -157,9 +171,8 @@ impl DeviceModel for Machine {
         server: IoreqServerId,
         range: IoRange,
     ) -> Result<(), XenError> {
-        let result = self.with_hvm(domain, |hvm, _| {
-            let ranges = hvm.servers.get_mut(server)?.ranges(range.space);
-            ranges.ok_or(Errno::EINVAL)?.remove(range.first, range.last)
+        let result = self.with_ranges(domain, server, range.space, |ranges| {
+            ranges.remove(range.first, range.last)
         });
         about(
             format!("taking {range} of domain {domain} from IOREQ server {server}"),
