@@ -67,7 +67,7 @@ pub fn play(data: &[u8]) -> Result<(), String> {
     let mut control = net::fuzz_control();
     let mut chain = Chain::default();
     if choice & 0x18 == 0x18 {
-        let mut turn = Turn::new(&mut queue, 0, &view, &Nobody);
+        let mut turn = Turn::new(&mut queue, 0, &ram, &Nobody);
         let _ = control.serve(&mut turn, features | net::feature::MQ);
         return Ok(());
     }

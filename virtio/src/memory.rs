@@ -3,6 +3,13 @@
 //! [`GuestRam`] is what a guest's devices share. It hands out [`View`]s: a view never loses a page
 //! that it has, so a request under way keeps what it works on, whatever happens meanwhile. A page
 //! that is not there - ballooned out, device memory, beyond the end - is an error and never a fault.
+//!
+//! When a guest gives pages back, Xen has its CPU wait until we have answered an INVALIDATE request. So
+//! what the driver makes available after that must be looked up in a view from after it: an older one
+//! may have a page that was there before, and is nobody's now. The rule for a request's pages is: first
+//! its entry in the ring is seen, then [`GuestRam::renew`] is called, then its addresses are looked up.
+//! [`Queue::take`](crate::queue::Queue::take) does that for all devices. A request that was taken before keeps
+//! its view until it is given back, and with that the pages.
 
 mod buffer;
 mod memfd;
@@ -11,6 +18,7 @@ mod view;
 mod words;
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use xenbus::device_model::{DeviceModel, ForeignMapping};
@@ -61,6 +69,8 @@ impl PageMapper for DomainMemory {
 pub struct GuestRam {
     mapper: Arc<dyn PageMapper>,
     chunks: usize,
+    /// How often what is mapped was forgotten.
+    generation: AtomicU64,
     view: RwLock<Arc<View>>,
 }
 
@@ -69,27 +79,38 @@ impl GuestRam {
     /// memory. A guest can scatter its pages over all its address space, and each piece costs the
     /// host's kernel a mapping, of which a process has 65530.
     pub fn new(mapper: Arc<dyn PageMapper>, chunks: usize) -> Self {
-        let view = Arc::new(View::new(Arc::clone(&mapper), chunks));
+        let view = Arc::new(View::new(Arc::clone(&mapper), chunks, 0));
         Self {
             mapper,
             chunks,
+            generation: AtomicU64::new(0),
             view: RwLock::new(view),
         }
     }
 
-    /// The memory as it is now. To be taken anew for each batch of requests.
+    /// The memory as it is now.
     pub fn view(&self) -> Arc<View> {
         Arc::clone(&self.view.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Makes of `view` the memory as it is now. Costs next to nothing if that is what it was.
+    pub fn renew(&self, view: &mut Arc<View>) {
+        if view.generation() != self.generation.load(Ordering::Acquire) {
+            *view = self.view();
+        }
     }
 
     /// Frames of the guest may be others than before (Xen's INVALIDATE request): what is mapped is
     /// forgotten, and unmapped when the last request that uses it is done.
     pub fn invalidate(&self) {
-        let empty = Arc::new(View::new(Arc::clone(&self.mapper), self.chunks));
-        let old = std::mem::replace(
-            &mut *self.view.write().unwrap_or_else(PoisonError::into_inner),
-            empty,
-        );
+        let old = {
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            let generation = view.generation().wrapping_add(1);
+            let empty = View::new(Arc::clone(&self.mapper), self.chunks, generation);
+            let old = std::mem::replace(&mut *view, Arc::new(empty));
+            self.generation.store(generation, Ordering::Release);
+            old
+        };
         // Unmapping takes time, so not under the lock.
         drop(old);
     }

@@ -12,7 +12,7 @@ mod split;
 
 use std::sync::Arc;
 
-use crate::memory::{MemoryError, View};
+use crate::memory::{GuestRam, MemoryError, View};
 
 pub use chain::Chain;
 pub use config::{LegacyLayout, QueueConfig, QueueError};
@@ -100,7 +100,26 @@ macro_rules! either {
 }
 
 impl Queue {
-    /// Takes the next chain, if there is one. After a restart those come first that were in flight.
+    /// Takes the next chain, if there is one, from the guest's memory as it is when the chain is there,
+    /// which `view` becomes.
+    ///
+    /// # Errors
+    /// The driver broke the rules.
+    pub fn take(
+        &mut self,
+        ram: &GuestRam,
+        view: &mut Arc<View>,
+        chain: &mut Chain,
+    ) -> Result<bool, RingError> {
+        if !self.has_next(view)? {
+            return Ok(false);
+        }
+        ram.renew(view);
+        self.pop(view, chain)
+    }
+
+    /// Takes the next chain, if there is one. After a restart those come first that were in flight. The
+    /// view is not to be older than the chain: see [`Queue::take`].
     ///
     /// # Errors
     /// The driver broke the rules.

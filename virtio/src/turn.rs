@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::device::Events;
-use crate::memory::View;
+use crate::memory::{GuestRam, View};
 use crate::queue::{Chain, Queue, RingError};
 
 /// How far it went.
@@ -21,7 +21,8 @@ pub(crate) enum Progress {
 pub(crate) struct Turn<'a> {
     queue: &'a mut Queue,
     index: u16,
-    view: &'a Arc<View>,
+    ram: &'a GuestRam,
+    view: Arc<View>,
     events: &'a dyn Events,
     completed: bool,
 }
@@ -30,32 +31,33 @@ impl<'a> Turn<'a> {
     pub fn new(
         queue: &'a mut Queue,
         index: u16,
-        view: &'a Arc<View>,
+        ram: &'a GuestRam,
         events: &'a dyn Events,
     ) -> Self {
         Self {
             queue,
             index,
-            view,
+            ram,
+            view: ram.view(),
             events,
             completed: false,
         }
     }
 
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
-        self.queue.pop(self.view, chain)
+        self.queue.take(self.ram, &mut self.view, chain)
     }
 
     pub fn complete(&mut self, chain: &Chain, written: usize) -> Result<(), RingError> {
         let written = u32::try_from(written).unwrap_or(u32::MAX);
-        self.queue.complete(self.view, chain.head(), written)?;
+        self.queue.complete(&self.view, chain.head(), written)?;
         self.completed = true;
         Ok(())
     }
 
     /// Tells the driver what was completed, if it wants to hear of it.
     pub fn announce(&mut self) -> Result<(), RingError> {
-        if std::mem::take(&mut self.completed) && self.queue.should_notify(self.view)? {
+        if std::mem::take(&mut self.completed) && self.queue.should_notify(&self.view)? {
             self.events.used(self.index);
         }
         Ok(())
@@ -64,7 +66,7 @@ impl<'a> Turn<'a> {
     /// The queue is empty: asks to be notified.
     pub fn end(&mut self) -> Result<Progress, RingError> {
         self.announce()?;
-        Ok(if self.queue.enable_notify(self.view)? {
+        Ok(if self.queue.enable_notify(&self.view)? {
             Progress::More
         } else {
             Progress::Guest

@@ -24,6 +24,11 @@ pub(crate) trait Handler: Send + Sync + 'static {
     /// # Errors
     /// It is no request, and there is no place in it to say so.
     fn handle(&self, chain: &Chain) -> Result<u32, TooShort>;
+
+    /// Whether that takes long by its nature: what was done before it is announced first.
+    fn takes_long(&self, _chain: &Chain) -> bool {
+        false
+    }
 }
 
 /// How a queue is served.
@@ -211,7 +216,7 @@ impl Shared {
     /// Gives back the last chain, and takes the next, if there is one.
     fn exchange(&self, written: Option<u32>, chain: &mut Chain) -> Result<bool, RingError> {
         let slow = self.service.threads > 1 && self.is_slow();
-        let view = self.ram.view();
+        let mut view = self.ram.view();
         let mut guard = self.lane();
         let lane = &mut *guard;
         if let Some(bytes) = written {
@@ -221,9 +226,12 @@ impl Shared {
                 self.announce(lane, &view)?;
             }
         }
-        if !lane.queue.pop(&view, chain)? {
+        if !lane.queue.take(&self.ram, &mut view, chain)? {
             self.announce(lane, &view)?;
             return Ok(false);
+        }
+        if lane.unannounced > 0 && self.handler.takes_long(chain) {
+            self.announce(lane, &view)?;
         }
         // While this thread works, others see to what is there and to what comes.
         let more = slow && !lane.watched && lane.queue.enable_notify(&view)?;
@@ -410,7 +418,7 @@ impl fmt::Debug for Workers {
 mod tests {
     use super::*;
     use crate::features::Features;
-    use crate::rings::{BUFFERS, Driver, Guest, PATIENCE, writable};
+    use crate::rings::{BUFFERS, Driver, Guest, PATIENCE, readable, writable};
 
     struct Nobody;
 
@@ -437,6 +445,74 @@ mod tests {
             self.now.fetch_sub(1, Ordering::SeqCst);
             Ok(1)
         }
+    }
+
+    /// Chains to be read take long, and all wait for the test.
+    #[derive(Default)]
+    struct Flushes {
+        begun: AtomicBool,
+        go_on: AtomicBool,
+    }
+
+    impl Handler for Flushes {
+        fn handle(&self, chain: &Chain) -> Result<u32, TooShort> {
+            if self.takes_long(chain) {
+                self.begun.store(true, Ordering::SeqCst);
+                wait_for(&self.go_on);
+            }
+            Ok(0)
+        }
+
+        fn takes_long(&self, chain: &Chain) -> bool {
+            !chain.reader().is_empty()
+        }
+    }
+
+    #[derive(Default)]
+    struct Announced(AtomicBool);
+
+    impl Events for Announced {
+        fn used(&self, _: u16) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+        fn config_changed(&self) {}
+        fn needs_reset(&self, why: &dyn fmt::Display) {
+            panic!("{why}");
+        }
+    }
+
+    fn wait_for(flag: &AtomicBool) {
+        let until = Instant::now() + PATIENCE;
+        while !flag.load(Ordering::SeqCst) {
+            assert!(Instant::now() < until, "it does not come");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_was_quick_is_announced_before_what_takes_long() {
+        let guest = Guest::default();
+        let mut driver = Driver::new(0, 8, Features::empty());
+        driver.offer(&guest, &[writable(BUFFERS, 1)], None).unwrap();
+        driver.offer(&guest, &[readable(BUFFERS, 1)], None).unwrap();
+        let (flushes, announced) = (Arc::new(Flushes::default()), Arc::new(Announced::default()));
+        let worker = Worker::start(
+            0,
+            driver.queue(&guest),
+            &guest.ram,
+            &(Arc::clone(&announced) as Arc<dyn Events>),
+            &(Arc::clone(&flushes) as Arc<dyn Handler>),
+            Service {
+                threads: 1,
+                poll: Duration::ZERO,
+            },
+        )
+        .unwrap();
+        wait_for(&flushes.begun);
+        let told = announced.0.load(Ordering::SeqCst);
+        flushes.go_on.store(true, Ordering::SeqCst);
+        assert!(told, "the first waits for the second");
+        drop(worker);
     }
 
     #[test]

@@ -244,6 +244,18 @@ fn a_reset_lets_go_of_the_guest_at_once_with_a_packet_half_way() {
 }
 
 #[test]
+fn a_driver_that_breaks_its_ring_gets_its_memory_back_at_once() {
+    let mut machine = Machine::new(merging());
+    let wrong = [(readable(1 << 45, 1), 0)];
+    machine.drivers[TRANSMIT].put(&machine.guest, &wrong);
+    machine.device.notify(TRANSMIT as u16);
+    machine.device.broken();
+    machine.guest.ram.invalidate();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(machine.guest.memory.mappings(), 0);
+}
+
+#[test]
 fn taps_that_cannot_be_used_are_refused_with_the_reason() {
     let missing = Link::tap("no-such-tap", 1).unwrap_err();
     assert!(matches!(missing, LinkError::Missing { .. }), "{missing}");

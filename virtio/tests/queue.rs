@@ -359,6 +359,22 @@ fn the_driver_notifies_when_the_device_waits_and_not_while_it_looks() {
     }
 }
 
+#[test]
+fn a_chain_is_looked_up_in_the_memory_that_the_guest_has_when_the_chain_is_there() {
+    both(Features::empty(), |guest, mut driver| {
+        let mut queue = driver.queue(guest);
+        let mut chain = Chain::default();
+        let mut view = guest.view();
+        // Mapped, and then given back.
+        guest.write(BUFFERS, &[1]);
+        guest.memory.set_page(page_of(BUFFERS), false);
+        guest.ram.invalidate();
+        driver.offer(guest, &[readable(BUFFERS, 1)], None).unwrap();
+        let taken = queue.take(&guest.ram, &mut view, &mut chain);
+        assert!(matches!(taken, Err(RingError::Memory(_))), "{taken:?}");
+    });
+}
+
 /// Words of the record, whose layout `record.rs` describes.
 fn completing(words: &Words, head: u16) -> u64 {
     let slots = words.get(1 + usize::from(head)) >> 32 & 0xffff;

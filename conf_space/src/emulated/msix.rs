@@ -194,7 +194,8 @@ impl Msix {
             vector.entry.set(within, *byte);
             // Only when all that is written to an entry is there.
             let complete = bytes.peek().is_none_or(|(next, _)| place(*next).0 != index);
-            if complete && sending {
+            // What is still masked may be half written: that it is an event shows when it is raised.
+            if complete && sending && !vector.entry.masked {
                 release(vector, &mut send);
             }
         }
@@ -301,6 +302,30 @@ mod tests {
         );
         program(&mut msix, 0, 0xfee1_6000, 0x31, true);
         assert_eq!(msix.raise(0), None);
+    }
+
+    #[test]
+    fn a_message_that_waits_does_not_go_out_while_its_entry_is_being_written() {
+        let mut msix = Msix::new(1);
+        msix.set_control(ON, |_| {});
+        assert_eq!(msix.raise(0), None);
+        // The address comes first, when the data is still 0.
+        msix.write_table(0, &0xfee0_1000u32.to_le_bytes(), |sent| panic!("{sent:?}"));
+        msix.write_table(8, &0x41u32.to_le_bytes(), |sent| panic!("{sent:?}"));
+        let mut sent = Vec::new();
+        msix.write_table(12, &[0], |message| sent.push(message.data));
+        assert_eq!(sent, [0x41]);
+    }
+
+    #[test]
+    fn an_event_that_waited_for_the_function_mask_goes_out_with_it() {
+        let mut msix = Msix::new(1);
+        msix.set_control(HELD, |_| {});
+        program(&mut msix, 0, 0xfee1_6000, 0, true);
+        assert_eq!(msix.raise(0), None);
+        let mut sent = 0;
+        msix.set_control(ON, |_| sent += 1);
+        assert_eq!(sent, 1);
     }
 
     #[test]

@@ -94,9 +94,10 @@ impl Executor {
         }
     }
 
-    fn execute(&self, header: &Header, input: Reader<'_>, output: Writer<'_>) -> Status {
+    /// Also tells how many bytes of `output` were written from its beginning on.
+    fn execute(&self, header: &Header, input: Reader<'_>, output: Writer<'_>) -> (Status, usize) {
         let sector = header.sector.get();
-        match header.kind.get() {
+        let status = match header.kind.get() {
             IN => self.read(sector, output),
             OUT => self.write(sector, input),
             FLUSH => self.image.flush().into(),
@@ -112,7 +113,13 @@ impl Executor {
                 })
             }
             _ => Status::Unsupported,
-        }
+        };
+        let written = match (header.kind.get(), status) {
+            (IN, Status::Ok) => output.len(),
+            (GET_ID, Status::Ok) => ID_LEN,
+            _ => 0,
+        };
+        (status, written)
     }
 
     fn read(&self, sector: u64, output: Writer<'_>) -> Status {
@@ -204,10 +211,24 @@ impl Handler for Executor {
         // The status is the last byte, wherever the buffers' borders are.
         let mut status = chain.writer();
         let output = status.take(status.len().saturating_sub(1));
-        let answer = self.execute(&header, input, output);
+        let (answer, written) = self.execute(&header, input, output);
         status.write_all(&[answer as u8])?;
-        Ok(u32::try_from(output.len())
-            .unwrap_or(u32::MAX)
-            .saturating_add(1))
+        // The status counts only where everything before it was written (section 2.7.8.2).
+        let status = usize::from(written == output.len());
+        Ok(u32::try_from(written.saturating_add(status)).unwrap_or(u32::MAX))
+    }
+
+    /// What makes the storage write, and wait for that.
+    fn takes_long(&self, chain: &Chain) -> bool {
+        let mut header = [0; size_of::<Header>()];
+        if chain.reader().read_exact(&mut header).is_err() {
+            return false;
+        }
+        let header: Header = zerocopy::transmute!(header);
+        match header.kind.get() {
+            FLUSH | DISCARD | WRITE_ZEROES => true,
+            OUT => !self.negotiated.is_writeback(),
+            _ => false,
+        }
     }
 }

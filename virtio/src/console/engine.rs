@@ -16,7 +16,7 @@ use super::port::{BATCH, PortState};
 use super::{CONTROL_RECEIVE, CONTROL_TRANSMIT, Port, feature, queues_of_port};
 use crate::device::{Activation, Events};
 use crate::features::Features;
-use crate::memory::{GuestRam, View};
+use crate::memory::GuestRam;
 use crate::queue::{Chain, Queue, RingError};
 use crate::served::Next;
 use crate::turn::{Progress, Turn};
@@ -118,9 +118,9 @@ impl Engine {
         let Some(live) = &self.live else {
             return Waiting::default();
         };
-        let (view, events) = (live.ram.view(), Arc::clone(&live.events));
+        let (ram, events) = (Arc::clone(&live.ram), Arc::clone(&live.events));
         let multiport = live.features.contains(feature::MULTIPORT);
-        match self.serve(multiport, &view, &*events) {
+        match self.serve(multiport, &ram, &*events) {
             Ok(waiting) => waiting,
             Err(error) => {
                 self.deactivate();
@@ -133,25 +133,25 @@ impl Engine {
     fn serve(
         &mut self,
         multiport: bool,
-        view: &Arc<View>,
+        ram: &GuestRam,
         events: &dyn Events,
     ) -> Result<Waiting, RingError> {
         let mut waiting = Waiting::default();
         if multiport {
-            waiting.next.more |= self.take_messages(view, events)?;
+            waiting.next.more |= self.take_messages(ram, events)?;
         }
         self.note_openings();
         if multiport {
-            self.give_messages(view, events)?;
+            self.give_messages(ram, events)?;
         }
         for (port, state) in self.ports.iter_mut().enumerate() {
             let (receive, transmit) = queues_of_port(port);
             let mut progress = [Progress::Guest; 2];
             if let Some(Some(queue)) = self.queues.get_mut(usize::from(transmit)) {
-                progress[0] = state.transmit(&mut Turn::new(queue, transmit, view, events))?;
+                progress[0] = state.transmit(&mut Turn::new(queue, transmit, ram, events))?;
             }
             if let Some(Some(queue)) = self.queues.get_mut(usize::from(receive)) {
-                progress[1] = state.receive(&mut Turn::new(queue, receive, view, events))?;
+                progress[1] = state.receive(&mut Turn::new(queue, receive, ram, events))?;
             }
             let [transmit, receive] = progress;
             waiting.next.more |= progress.contains(&Progress::More);
@@ -164,13 +164,13 @@ impl Engine {
     }
 
     /// Takes what the driver says. True: there may be more.
-    fn take_messages(&mut self, view: &Arc<View>, events: &dyn Events) -> Result<bool, RingError> {
+    fn take_messages(&mut self, ram: &GuestRam, events: &dyn Events) -> Result<bool, RingError> {
         let mut chain = Chain::default();
         for _ in 0..BATCH {
             let Some(Some(queue)) = self.queues.get_mut(usize::from(CONTROL_TRANSMIT)) else {
                 return Ok(false);
             };
-            let mut turn = Turn::new(queue, CONTROL_TRANSMIT, view, events);
+            let mut turn = Turn::new(queue, CONTROL_TRANSMIT, ram, events);
             if !turn.pop(&mut chain)? {
                 return Ok(turn.end()? == Progress::More);
             }
@@ -234,11 +234,11 @@ impl Engine {
         }
     }
 
-    fn give_messages(&mut self, view: &Arc<View>, events: &dyn Events) -> Result<(), RingError> {
+    fn give_messages(&mut self, ram: &GuestRam, events: &dyn Events) -> Result<(), RingError> {
         let Some(Some(queue)) = self.queues.get_mut(usize::from(CONTROL_RECEIVE)) else {
             return Ok(());
         };
-        let mut turn = Turn::new(queue, CONTROL_RECEIVE, view, events);
+        let mut turn = Turn::new(queue, CONTROL_RECEIVE, ram, events);
         let mut chain = Chain::default();
         while let Some(message) = self.messages.front() {
             if !turn.pop(&mut chain)? {

@@ -54,6 +54,7 @@ impl PortState {
     pub fn reset(&mut self) {
         (self.ready, self.open, self.told) = (false, false, Some(false));
         self.sending = None;
+        self.spare.clear();
     }
 
     /// The guest has taken back the queue to the host.

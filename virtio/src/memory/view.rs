@@ -134,18 +134,25 @@ pub struct View {
     mapper: Arc<dyn PageMapper>,
     leaves: Box<[OnceLock<Box<Leaf>>]>,
     limit: usize,
+    generation: u64,
     /// Chunks mapped. Held while the table changes.
     mapped: Mutex<usize>,
 }
 
 impl View {
-    pub(super) fn new(mapper: Arc<dyn PageMapper>, limit: usize) -> Self {
+    pub(super) fn new(mapper: Arc<dyn PageMapper>, limit: usize, generation: u64) -> Self {
         Self {
             mapper,
             leaves: (0..LEAVES).map(|_| OnceLock::new()).collect(),
             limit,
+            generation,
             mapped: Mutex::new(0),
         }
+    }
+
+    /// How often the guest's memory was forgotten before this.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// The longest part of `len` bytes at `address`, from its beginning, that lies together in our

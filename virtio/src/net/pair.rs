@@ -11,7 +11,7 @@ use super::control::Control;
 use super::{Link, feature};
 use crate::device::Events;
 use crate::features::Features;
-use crate::memory::{GuestRam, View};
+use crate::memory::GuestRam;
 use crate::queue::{Chain, Queue, RingError};
 use crate::served::Next;
 use crate::turn::{Progress, Turn};
@@ -149,6 +149,8 @@ impl Pair {
         self.live = None;
         self.queues = [None, None, None];
         self.arriving = Arriving::default();
+        // It holds the guest's memory if the driver broke its ring in the middle of a packet.
+        self.chain.clear();
     }
 
     pub fn set_queue(&mut self, lane: Lane, index: u16, queue: Option<Queue>) {
@@ -175,8 +177,8 @@ impl Pair {
         let Some(live) = &self.live else {
             return waiting;
         };
-        let (view, events) = (live.ram.view(), Arc::clone(&live.events));
-        if let Err(error) = self.serve(live.features, &view, &*events, packet, &mut waiting) {
+        let (ram, events) = (Arc::clone(&live.ram), Arc::clone(&live.events));
+        if let Err(error) = self.serve(live.features, &ram, &*events, packet, &mut waiting) {
             self.deactivate();
             events.needs_reset(&error);
         }
@@ -186,7 +188,7 @@ impl Pair {
     fn serve(
         &mut self,
         features: Features,
-        view: &Arc<View>,
+        ram: &GuestRam,
         events: &dyn Events,
         packet: &mut [u8],
         waiting: &mut Waiting,
@@ -196,16 +198,16 @@ impl Pair {
             return Ok(());
         };
         if let (Some(handler), Some((index, queue))) = (&mut self.control, control) {
-            let mut turn = Turn::new(queue, *index, view, events);
+            let mut turn = Turn::new(queue, *index, ram, events);
             waiting.next.more |= handler.serve(&mut turn, features)? == Progress::More;
         }
         if let Some((index, queue)) = transmit {
-            let mut turn = Turn::new(queue, *index, view, events);
+            let mut turn = Turn::new(queue, *index, ram, events);
             waiting.next.more |= transmit_all(link, &mut turn, &mut self.chain)? == Progress::More;
             self.chain.clear();
         }
         if let Some((index, queue)) = receive {
-            let mut turn = Turn::new(queue, *index, view, events);
+            let mut turn = Turn::new(queue, *index, ram, events);
             let progress = self.arriving.receive(link, &mut turn, features, packet)?;
             waiting.next.more |= progress == Progress::More;
             waiting.next.look = self.arriving.failed;
