@@ -29,12 +29,14 @@
 //! | `device` | which devices it is set for |
 //! | `virtio` | a guest's virtio devices |
 //! | `commands` | what is run to act on a guest |
+//! | `mmio` | a guest's slots of virtio-mmio |
 //! | `live` | the configuration that holds now |
 //! | `origin` | where a setting comes from |
 
 mod commands;
 mod device;
 mod live;
+mod mmio;
 mod origin;
 mod settings;
 mod virtio;
@@ -55,6 +57,7 @@ use toml::Spanned;
 pub use self::commands::Commands;
 pub use self::device::{Defaults, DeviceEntry, Keys};
 pub use self::live::Live;
+pub use self::mmio::{MmioSlot, MmioSlotError};
 pub use self::origin::{Origin, Setting};
 pub use self::settings::{
     AerPolicy, AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice,

@@ -5,6 +5,7 @@
 //! | `guests` | which guests have such devices: a session for each |
 //! | `session` | one guest: a thread that answers its CPUs |
 //! | `assembly` | from the configuration to devices in their slots |
+//! | `mmio` | where virtio-mmio is in a guest |
 //! | `record` | what the next daemon has to know |
 //!
 //! A guest's firmware looks for PCI functions once, as it starts. So the devices must be there while
@@ -12,6 +13,7 @@
 
 mod assembly;
 mod guests;
+pub mod mmio;
 mod record;
 mod session;
 

@@ -6,7 +6,8 @@ use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
 use crate::commands::{
-    doctor, exec, facade, hide, list, metrics, persist, reset, set, shell, show, status, trace, vf,
+    acpi, doctor, exec, facade, hide, list, metrics, persist, reset, set, shell, show, status,
+    trace, vf,
 };
 use crate::demo::Demo;
 
@@ -60,6 +61,8 @@ pub enum Command {
     Persist(persist::Persist),
     /// Say what is wrong with the host or a device, and what to do about it
     Doctor(doctor::Doctor),
+    /// Write the ACPI table by which an HVM guest finds its virtio-mmio devices
+    Acpi(acpi::Acpi),
     /// Run a command that finds the hidden devices in /sys/bus/pci/drivers/pciback
     Exec(exec::Exec),
     /// Lay the facade for a daemon that runs in a sandbox; pcibackd-facade.service does that
@@ -122,6 +125,8 @@ mod tests {
             &["pciback", "hide", "--no-initramfs", "03:00.0"],
             &["pciback", "unhide", "--root", "/mnt", "03:00.0"],
             &["pciback", "hide", "--persist", "--root", "/mnt", "03:00.0"],
+            &["pciback", "acpi"],
+            &["pciback", "acpi", "../web"],
             &["pciback", "vf"],
             &["pciback", "vf", "create", "0", "03:00.0"],
             &["pciback", "vf", "create", "03:00.0"],

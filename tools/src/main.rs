@@ -10,6 +10,7 @@
 //! | [`output`] | tables, colours, the words for device classes |
 //! | [`persist`] | hiding devices at every boot |
 //! | [`progress`] | what takes long, told while somebody waits |
+//! | [`ssdt`] | the ACPI table of virtio-mmio |
 //! | [`outcome`] | exit codes and what ends a command |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
@@ -22,6 +23,7 @@ mod outcome;
 mod output;
 mod persist;
 mod progress;
+mod ssdt;
 
 use std::process::ExitCode;
 
@@ -55,6 +57,7 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Trace(arguments) => commands::trace::run(run_dir, &arguments),
         Command::Persist(arguments) => commands::persist::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(run_dir, &arguments),
+        Command::Acpi(arguments) => commands::acpi::run(&arguments),
         Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
         Command::Facade(_) => commands::facade::run(run_dir),
         Command::Demo(arguments) => demo::run(&arguments),

@@ -82,6 +82,17 @@ pub struct IntxPin {
     pub pin: u8,
 }
 
+impl IntxPin {
+    /// The line of the guest's IO-APIC that it drives, as ACPI counts them: 16 to 47, level-triggered
+    /// (`hvm_pci_intx_gsi`, Xen `xen/arch/x86/include/asm/hvm/irq.h`). Each line is that of four pins.
+    pub const fn gsi(self) -> u32 {
+        let Self { device, pin } = self;
+        let (device, pin) = (device as u32, pin as u32);
+        let line = (device << 2).wrapping_add(device >> 3).wrapping_add(pin);
+        (line & 31).wrapping_add(16)
+    }
+}
+
 /// Pages of a guest's memory in this process, one after the other. Unmapped on drop. While there is
 /// one, a dead guest's memory is not freed.
 ///

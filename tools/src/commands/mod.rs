@@ -1,5 +1,6 @@
 //! The commands.
 
+pub mod acpi;
 pub mod doctor;
 mod dropped;
 pub mod exec;
