@@ -366,7 +366,7 @@ impl Session {
             .store
             .switch_state(&self.paths.backend, current, state)?;
         // A guest can make us do this again and again.
-        if self.log_limit.allow() {
+        if current != state && self.log_limit.allow() {
             info!("domain {}: {current} -> {state}", self.setup.domain);
         }
         debug!("domain {}: {switched:?}", self.setup.domain);

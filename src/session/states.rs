@@ -10,9 +10,9 @@ use xenbus::XenbusState::{
     Reconfiguring, Unknown,
 };
 
-/// A frontend that has not begun, or is closed, gets this long; then the toolstack is not kept waiting for it. Long enough for a kernel that
-/// was started by kexec to see that the backend has followed to 6 (Linux `xenbus_reset_frontend`), and short, for a driver that is loaded
-/// anew must not find 6: xen-pcifront would close again.
+/// A frontend that has not begun, or has closed in order, gets this long; then the toolstack is not kept waiting for it. Long enough for one
+/// that closes in order to see that the backend has followed to 6, without which it does not go on (Mini-OS; Linux's
+/// `xenbus_reset_frontend`, in the kernel that kexec starts).
 const ABSENT_AFTER: Duration = Duration::from_millis(300);
 
 /// The same for one that is closing: it waits for the backend's 5.
@@ -96,9 +96,16 @@ pub fn next(view: View) -> Step {
         View {
             peer: Peer::Nobody, ..
         } => without_frontend(view),
-        _ if is_absent(view) => without_frontend(view),
+        _ if hurried(view) || is_absent(view) => without_frontend(view),
         _ => with_frontend(view),
     }
+}
+
+/// Whether the frontend went to 6 without waiting for the backend's 5, as xen-pcifront does when it is unbound. It waits for no 6 either;
+/// and when it is bound again at once, it takes a 6 that it finds for the backend's end, and closes for good.
+fn hurried(view: View) -> bool {
+    let waits_for_us = matches!(view.backend, Closing | Closed);
+    view.frontend == Closed && !waits_for_us && view.online
 }
 
 /// Whether the guest runs no frontend: its driver is not loaded, not yet or not any more.
@@ -166,9 +173,8 @@ fn with_frontend(view: View) -> Step {
         (Unknown, _) => Step::Release,
 
         // The toolstack takes devices away, and the frontend will not answer any more: done without it.
-        (Closing | Closed, Reconfiguring) if view.linked => Step::Disconnect(Reconfiguring),
+        (Closing, Reconfiguring) if view.linked => Step::Disconnect(Reconfiguring),
         (Closing, Reconfiguring) => Step::Reconfigure(Closing),
-        (Closed, Reconfiguring) if view.online => Step::Reconfigure(Closed),
 
         (Closing, Closing | Closed) if !view.linked => Step::Wait,
         (Closing, _) => Step::Disconnect(Closing),
@@ -196,6 +202,8 @@ fn with_frontend(view: View) -> Step {
 
         (Reconfiguring, Reconfiguring) => Step::Reconfigure(Reconfigured),
         (Connected, Reconfigured) => Step::Show(Connected),
+        // It was loaded while devices came or went, which was then done without it: it looks for devices when it sees 8.
+        (Reconfiguring, Connected) => Step::Show(Reconfigured),
 
         _ => Step::Wait,
     }
@@ -324,6 +332,38 @@ mod tests {
         });
         assert_eq!(steps, [Step::Show(Initialised), Step::Connect]);
         assert_eq!(end.backend, Connected);
+    }
+
+    #[test]
+    fn a_driver_that_went_in_a_hurry_leaves_a_backend_that_the_next_one_can_connect_to() {
+        for backend in ALL.into_iter().filter(|state| *state != Unknown) {
+            for peer in [Peer::Frontend, Peer::Expected] {
+                for linked in [false, true] {
+                    let (steps, end) = run(View {
+                        linked,
+                        peer,
+                        ..view(backend, Closed)
+                    });
+                    // Those that wait for it are shown 6 for a while.
+                    let in_order = matches!(backend, Closing | Closed);
+                    let expected = if in_order { Closed } else { Connected };
+                    assert_eq!(end.backend, expected, "{backend}: {steps:?}");
+                    assert!(in_order || !steps.contains(&Step::Show(Closed)));
+                    assert!(!end.linked);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_frontend_that_answers_what_was_done_without_it_is_told_to_look_for_devices() {
+        let (steps, end) = run(view(Connected, Reconfiguring));
+        assert_eq!(steps, [Step::Relink, Step::Show(Reconfigured)]);
+        let (_, end) = run(View {
+            frontend: Connected,
+            ..end
+        });
+        assert_eq!((end.backend, end.linked), (Connected, true));
     }
 
     #[test]

@@ -1,11 +1,9 @@
 //! A guest's frontend goes and comes back: its driver is loaded anew, or another kernel is started.
 
-use std::time::Duration;
-
 use pcibackd::host::record::Phase;
-use pcibackd::host::sim::NVME;
+use pcibackd::host::sim::{INTX_ONLY, NVME};
 use xenbus::sim::{Frontend, Variant};
-use xenbus::{DomId, PciDevice, XenbusState};
+use xenbus::{PciDevice, XenbusState};
 
 use crate::house::{House, LONG, at, until};
 
@@ -20,32 +18,17 @@ fn works(house: &House, frontend: &mut Frontend) {
     assert_eq!(house.phase(NVME), Some(Phase::Assigned));
 }
 
-/// The driver that is loaded next. It does not look at the backend before that serves its page.
-fn loaded(house: &House, domain: DomId) -> Frontend {
-    let mut frontend = house.frontend(domain, Variant::Linux);
-    frontend.publish().unwrap();
-    frontend.set_op_timeout(Some(Duration::from_millis(20)));
-    until("the new page is served", || {
-        frontend.conf_read(FIRST, 0, 4).is_ok()
-    });
-    frontend.set_op_timeout(Some(LONG));
-    frontend
-        .wait_for_backend(XenbusState::Connected, LONG)
-        .unwrap();
-    frontend
-}
-
 #[test]
-fn a_frontend_that_closes_in_order_is_connected_again() {
+fn a_frontend_that_closes_in_order_sees_the_backend_follow_and_is_connected_again() {
     let house = House::new(&[NVME]);
     let (domain, mut frontend) = house.boot(&[NVME]);
     for _ in 0..3 {
         works(&house, &mut frontend);
         frontend.close(LONG).unwrap();
-        house.until_node(domain, "state", "6");
         assert_eq!(house.machine.mapped_grants(domain), 0);
         assert_eq!(house.phase(NVME), Some(Phase::Assigned));
-        frontend = loaded(&house, domain);
+        house.until_node(domain, "state", "4");
+        frontend = house.connected(domain);
     }
     works(&house, &mut frontend);
     assert_eq!(house.machine.mapped_grants(domain), 1);
@@ -58,13 +41,39 @@ fn a_driver_that_is_loaded_anew_at_once_is_connected_again() {
     let (domain, mut frontend) = house.boot(&[NVME]);
     works(&house, &mut frontend);
     let before = house.guest_line(domain).unwrap();
-    // 6 and 3 come so fast that the backend may see the latter only.
-    for _ in 0..10 {
+    for round in 0..10 {
         frontend.unload().unwrap();
-        frontend = loaded(&house, domain);
+        // Either before the backend has taken note of it, or just after.
+        if round % 2 == 0 {
+            until("the page is let go", || {
+                house.machine.mapped_grants(domain) == 0
+            });
+        }
+        // It closes for good when it finds the backend closed.
+        frontend = house.connected(domain);
         works(&house, &mut frontend);
     }
     assert_eq!(house.guest_line(domain).unwrap().devices, before.devices);
+}
+
+#[test]
+fn a_driver_that_is_unloaded_while_devices_come_is_connected_again_with_them() {
+    let house = House::new(&[NVME, INTX_ONLY]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    for _ in 0..3 {
+        // The frontend has not answered the toolstack's 7 yet when it goes.
+        house.attach(domain, INTX_ONLY).unwrap();
+        frontend.unload().unwrap();
+        house.until_node(domain, "state-1", "3");
+        frontend = house.connected(domain);
+        // It may have found the 7, and look for devices when its answer has been seen.
+        while frontend.state() != XenbusState::Connected {
+            assert!(frontend.follow(LONG).unwrap().is_some());
+        }
+        assert_eq!(frontend.functions().count(), 2);
+        house.while_following(&mut frontend, || house.detach(domain, INTX_ONLY));
+        assert_eq!(frontend.functions().count(), 1);
+    }
 }
 
 #[test]

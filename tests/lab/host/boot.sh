@@ -34,11 +34,12 @@ setting() {
 
 first_mib_sum() { head -c 1M "$1" | sha256sum | cut -d' ' -f1; }
 
-# boot NAME...: plays these scenarios in one boot. Adds to $failed, and leaves in $not_played what a failure kept from being played.
+# boot NAME...: plays these scenarios in one boot. Adds to $failed, $boots and $faults, and leaves in $not_played what a failure kept from being played.
 boot() {
   local qemu=(qemu-system-x86_64 -cpu max,vendor=GenuineIntel)
   local line name="" log=$logs/$1.log cpus=2 console=$logs/$1.console.log limit=60 verdict="" status=0 now xen initrd arguments
   not_played=()
+  ((boots += 1))
   for name in "$@"; do
     limit=$((limit + $(setting "$name" TIMEOUT 240) + 10))
   done
@@ -102,11 +103,15 @@ END
   if [[ $status == 134 && ! $name ]] && grep -q 'iotlb_to_section: Assertion' "$log"; then fault="QEMU aborted while Xen was starting"; fi
   # See hvm_cpus
   if grep -q 'HVM shutdown action' "$console"; then fault="a guest died of a triple fault"; fi
-  if [[ $fault && ! ${booted_again:-} ]]; then
-    booted_again=yes
-    echo "lab: $fault: a fault of the emulation; booting again, once"
-    boot "${play[@]}"
-    return
+  if [[ $fault ]]; then
+    ((faults += 1))
+    if ((faults == 1)); then
+      echo "lab: $fault: a fault of the emulation; booting again"
+      boot "${play[@]}"
+      return
+    fi
+    # a crash of ours could hide here
+    echo "lab: $fault, and that is the second boot of this run that failed so: not to be believed of the emulation"
   fi
   # ended early: a scenario failed, or the machine did
   tail -n 120 "$log"

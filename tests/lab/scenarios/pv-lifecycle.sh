@@ -1,54 +1,64 @@
 # each way in which a guest may end, timed in one boot with the stock backend and with pcibackd, which keeps nobody waiting and leaves nothing behind
 ALONE=yes
-TIMEOUT=900
+TIMEOUT=1800
 story() {
-  local way
-  for BACKEND in stock pcibackd; do
-    played=$BACKEND
-    must "$BACKEND starts" start_backend
-    check "xl takes a card" xl pci-assignable-add 00:05.0
-    check "and another" xl pci-assignable-add 01:00.0
-    lives
-    [ $BACKEND = stock ] || without_frontend
-    must "$BACKEND gives the cards back and stops" stop_backend
+  local ways="shutdown crash reboot destroy hang" round way late
+  for round in 1 2; do
+    for BACKEND in stock pcibackd pcibackd stock; do lives "$ways"; done
+    [ $round = 2 ] || without_frontend
+    late=""
+    for way in $ways; do in_time $way || late="$late $way"; done
+    # a busy host makes either of them slow: those once more
+    ways=$late
+    [ "$ways" ] || break
   done
-  for way in shutdown crash reboot destroy; do
-    echo "RATIO $way $(awk 'NR == FNR {ours = $1; next} {printf "%.3f", ours / $1}' $STATE/pcibackd.$way $STATE/stock.$way)"
+  for way in shutdown crash reboot destroy hang; do
+    check "$way takes at most a second longer than with stock, less libxl's vain waits of $(vain_waits $way) s" in_time $way
+    echo "RATIO $way $(awk -v ours=$(best pcibackd $way) -v stock=$(best stock $way) 'BEGIN {printf "%.3f", ours / stock}')"
   done
 }
 
-# One guest for each way to end
+# lives WAYS: a guest for each way to end
 lives() {
-  life shutdown 2 "00:05.0 01:00.0"
-  life crash 1 00:05.0
-  life reboot 1 00:05.0
-  life destroy 0 00:05.0
+  must "$BACKEND starts" start_backend
+  check "xl takes a card" xl pci-assignable-add 00:05.0
+  check "and another" xl pci-assignable-add 01:00.0
+  for way in $1; do life $way; done
+  must "$BACKEND gives the cards back and stops" stop_backend
 }
 
-# life WAY WAITS DEVICES: WAITS is how often libxl waits in vain for the stock backend, 10 s each time. pcibackd's takes no more than a second longer
-# than stock's would without these. A busy host makes us slow: the best of three.
+# life WAY: of a guest that ends so
 life() {
-  local way=$1 waits=$2 begin try
-  for try in 1 2 3; do
-    must "$played: a guest starts" create_guest pv 'on_crash="destroy"' "$(devices $3)"
-    check "it pings" guest pv 'nic_up e1000e && ping -c 3 -A -W 5 10.0.2.2'
-    begin=$(hundredths)
-    check "$played: $way" $way pv
-    echo $(($(hundredths) - begin)) >$STATE/$played.$way
-    echo "VALUE $way.$played $(seconds "$(cat $STATE/$played.$way)") s"
-    if [ $way = reboot ]; then
-      check "the card is there again, and pings" guest pv 'nic_up e1000e && ping -c 3 -A -W 5 10.0.2.2'
-      check "destroy" destroy pv
-    fi
-    [ $played = pcibackd ] || return
-    check "nothing is left of it" wait_for 5 nothing_left
-    in_time $way $waits && break
-  done
-  check "$way takes at most a second longer than with stock, less its $waits waits of 10 s" in_time $way $waits
+  local begin cards=00:05.0
+  [ $1 != shutdown ] || cards="00:05.0 01:00.0"
+  must "$BACKEND: a guest starts" create_guest pv 'on_crash="destroy"' "$(devices $cards)"
+  check "it pings" guest pv 'nic_up e1000e && ping -c 3 -A -W 5 10.0.2.2'
+  begin=$(hundredths)
+  check "$BACKEND: $1" $1 pv
+  echo $(($(hundredths) - begin)) >>$STATE/$BACKEND.$1
+  echo "VALUE $1.$BACKEND $(seconds "$(tail -n 1 $STATE/$BACKEND.$1)") s"
+  if [ $1 = reboot ]; then
+    check "the card is there again, and pings" guest pv 'nic_up e1000e && ping -c 3 -A -W 5 10.0.2.2'
+    check "destroy" destroy pv
+  fi
+  [ $BACKEND = stock ] || check "nothing is left of it" wait_for 5 nothing_left
 }
+
+# How long libxl waits in vain for the stock backend, 10 s each time. pcibackd's guests take no more than a second longer than stock's would
+# without that. (For a guest that hangs, both wait.)
+vain_waits() { case $1 in shutdown) echo 20 ;; crash | reboot) echo 10 ;; *) echo 0 ;; esac; }
+
+# best BACKEND WAY: of as many lives as the other backend had, in hundredths
+best() { sort -n $STATE/$1.$2 | sed -n 1p; }
+
+in_time() { [ "$(best pcibackd $1)" -le $(($(best stock $1) - 100 * $(vain_waits $1) + 100)) ]; }
 
 # What only pcibackd does: with the stock backend, libxl waits 10 s for each device, and a driver that is loaded anew is never connected
 without_frontend() {
+  BACKEND=pcibackd
+  must "pcibackd starts" start_backend
+  check "xl takes a card" xl pci-assignable-add 00:05.0
+  check "and another" xl pci-assignable-add 01:00.0
   must "a guest starts that runs no frontend" create_guest pv "$(devices 00:05.0 01:00.0)" "extra=\"$GUEST_KERNEL nopcifront\""
   ends_at_once
   must "a guest starts" create_guest pv "$(devices 00:05.0 01:00.0)"
@@ -59,8 +69,13 @@ without_frontend() {
   check "it loads xen-pcifront again" guest pv modprobe xen-pcifront
   check "it pings as before" guest pv 'nic_up && ping -c 3 -A -W 5 10.0.2.2'
   check "with both devices" guest pv 'has_devices "10d3 10d3"'
+  check "it unloads and loads it without a pause" guest pv reload_pcifront 3
+  check "it unbinds and binds it without a pause" guest pv rebind_pcifront 5
+  check "it pings as before, again" guest pv 'nic_up && ping -c 3 -A -W 5 10.0.2.2'
+  check "with both devices, again" guest pv 'has_devices "10d3 10d3"'
   check "it unloads xen-pcifront once more" guest pv unload_pcifront
   ends_at_once
+  must "pcibackd gives the cards back and stops" stop_backend
 }
 
 ends_at_once() {
@@ -72,8 +87,6 @@ ends_at_once() {
 }
 
 detach_and_attach() { no_wait xl pci-detach pv $1 && no_wait xl pci-attach pv $1; }
-
-in_time() { [ "$(cat $STATE/pcibackd.$1)" -le $(($(cat $STATE/stock.$1) - $2 * 1000 + 100)) ]; }
 
 # devices BDF...: the line for xl
 devices() {
@@ -95,3 +108,6 @@ reboot() {
 }
 
 is_another() { local now; now=$(xl domid $1 2>/dev/null) && [ $now != $2 ]; }
+
+# A guest whose processor does nothing more, and so does not answer either
+hang() { xl pause $1 && destroy $1; }
