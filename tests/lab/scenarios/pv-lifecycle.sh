@@ -14,7 +14,7 @@ story() {
   done
   for way in shutdown crash reboot destroy hang; do
     check "$way takes at most a second longer than with stock, less libxl's vain waits of $(vain_waits $way) s" in_time $way
-    echo "RATIO $way $(awk -v ours=$(best pcibackd $way) -v stock=$(best stock $way) 'BEGIN {printf "%.3f", ours / stock}')"
+    echo "RATIO $way $(awk -v ours="$(best pcibackd $way)" -v stock="$(best stock $way)" 'BEGIN {printf "%.3f", ours / stock}')"
   done
 }
 
