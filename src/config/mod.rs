@@ -63,7 +63,10 @@ pub use self::settings::{
     AerPolicy, AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice,
 };
 
-pub use self::virtio::{Disk, Model, Slot, SlotError, TableError, VirtioDevice};
+pub use self::virtio::{
+    Card, CardLink, Console, Disk, HostPath, Interface, Mac, Model, NamedPort, PortName, Serial,
+    Slot, SlotError, VirtioDevice,
+};
 
 use self::device::DeviceTable;
 use crate::metrics::Loopback;

@@ -64,12 +64,57 @@ fn what_is_not_understood_is_refused_with_its_place() {
         ("[[guest.a.virtio]]\ntype = \"blk\"", "path"),
         (
             "[[guest.a.virtio]]\ntype = \"rng\"\nserial = \"1\"",
-            "no key",
+            "serial",
         ),
         ("[[guest.a.virtio]]\nslot = \"1f\"", "type"),
         (
             "[[guest.a.virtio]]\ntype = \"rng\"\nslot = \"1\"",
             "chipset's",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\nmode = \"modern\"\nlegacy_in_memory = true",
+            "legacy interface",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"blk\"\npath = \"disk.img\"",
+            "whole path",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"blk\"\npath = \"/disk\"\nserial = \"123456789012345678901\"",
+            "20 characters",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"blk\"\npath = \"/disk\"\nqueues = 0",
+            "nonzero",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"blk\"\npath = \"/disk\"\ntap = \"web0\"",
+            "tap",
+        ),
+        ("[[guest.a.virtio]]\ntype = \"net\"", "bridge"),
+        (
+            "[[guest.a.virtio]]\ntype = \"net\"\ntap = \"a\"\nbridge = \"b\"",
+            "one of two keys",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"net\"\ntap = \"a b\"",
+            "15 letters",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"net\"\ntap = \"a\"\nmac = \"01:00:00:00:00:00\"",
+            "six bytes",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"console\"\nports = [{ name = \"a\" }, { name = \"a\" }]",
+            "two ports",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"console\"\nports = [{ name = \"a/b\" }]",
+            "63 letters",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"console\"\npath = \"/disk\"",
+            "path",
         ),
         (
             "[[guest.a.virtio]]\ntype = \"rng\"\nslot = \"20\"",

@@ -4,18 +4,16 @@ use std::io;
 use std::sync::Arc;
 
 use conf_space::emulated::BuildError;
-use virtio::blk::{self, Blk, Image, ImageError};
-use virtio::device::Device;
 use virtio::ioreq::{DomainInterrupts, Placed};
 use virtio::memory::GuestRam;
 use virtio::pci::VirtioFunction;
-use virtio::rng::Rng;
 use virtio::transport::{Parts, RING_FEATURES};
 use xenbus::device_model::IntxPin;
 use xenbus::{DomId, PciDevice, Xen};
 
+use super::backends::{self, BackendError, Terminal};
 use super::record::Record;
-use crate::config::{Model, Slot, VirtioDevice};
+use crate::config::{Slot, VirtioDevice};
 
 /// A guest's devices cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -33,7 +31,18 @@ pub enum AssemblyError {
     NoSlot,
     /// What a device is made of is not there.
     #[error("the {kind} device in slot {slot:02x} cannot be made")]
-    Device {
+    Backend {
+        /// What it is.
+        kind: &'static str,
+        /// Where it is to be.
+        slot: u8,
+        /// Why.
+        #[source]
+        source: BackendError,
+    },
+    /// Its record cannot be kept.
+    #[error("the {kind} device in slot {slot:02x} has no record")]
+    Record {
         /// What it is.
         kind: &'static str,
         /// Where it is to be.
@@ -41,15 +50,6 @@ pub enum AssemblyError {
         /// Why.
         #[source]
         source: io::Error,
-    },
-    /// A disk's image cannot be used.
-    #[error("the disk in slot {slot:02x} cannot be made")]
-    Image {
-        /// Where it is to be.
-        slot: u8,
-        /// Why.
-        #[source]
-        source: ImageError,
     },
     /// It does not fit into a PCI function.
     #[error("the {kind} device in slot {slot:02x} does not fit into a PCI function")]
@@ -89,34 +89,43 @@ pub(super) fn place(devices: &[VirtioDevice]) -> Result<Vec<(Slot, &VirtioDevice
     Ok(placed)
 }
 
-/// Makes a guest's devices.
+/// A guest's devices, and what of them there is to tell of.
+pub(super) struct Assembled {
+    pub targets: Vec<Placed>,
+    /// By slot.
+    pub terminals: Vec<(u8, Terminal)>,
+}
+
+/// Makes a guest's devices. What they are made of is opened before any of them comes to life.
 ///
 /// # Errors
 /// [`AssemblyError`].
 pub(super) fn assemble(
     xen: &Arc<dyn Xen>,
     domain: DomId,
+    guest: &str,
     ram: &Arc<GuestRam>,
     record: &Record,
     devices: &[VirtioDevice],
-) -> Result<Vec<Placed>, AssemblyError> {
-    let each = place(devices)?.into_iter().map(|(slot, configured)| {
+) -> Result<Assembled, AssemblyError> {
+    let placed = place(devices)?.into_iter();
+    let opened = placed.map(|(slot, configured)| {
         let (kind, slot) = (configured.model.name(), slot.number());
-        let failed = |source| AssemblyError::Device { kind, slot, source };
-        let device: Box<dyn Device> = match &configured.model {
-            Model::Rng => Box::new(Rng::new().map_err(failed)?),
-            Model::Blk(disk) => {
-                let image = Image::open(&disk.path, disk.read_only, disk.direct)
-                    .map_err(|source| AssemblyError::Image { slot, source })?;
-                let options = blk::Options {
-                    queues: disk.queues.get().into(),
-                    serial: disk.serial.clone(),
-                    ..blk::Options::default()
-                };
-                Box::new(Blk::new(image, &options))
-            }
-        };
-        let record = record.device(slot, device.queue_sizes()).map_err(failed)?;
+        backends::open(&configured.model, domain, &format!("s{slot:02x}"), guest)
+            .map(|backend| (slot, configured, backend))
+            .map_err(|source| AssemblyError::Backend { kind, slot, source })
+    });
+    let opened: Vec<_> = opened.collect::<Result<_, _>>()?;
+    let mut assembled = Assembled {
+        targets: Vec::new(),
+        terminals: Vec::new(),
+    };
+    for (slot, configured, backend) in opened {
+        let kind = configured.model.name();
+        let device = backend.device;
+        let record = record
+            .device(slot, device.queue_sizes())
+            .map_err(|source| AssemblyError::Record { kind, slot, source })?;
         let pin = IntxPin {
             device: slot,
             pin: 0,
@@ -137,12 +146,16 @@ pub(super) fn assemble(
             bus: 0,
             devfn: slot << 3,
         };
-        Ok(Placed {
+        assembled.targets.push(Placed {
             function: Some(address),
             target: Box::new(function),
-        })
-    });
-    each.collect()
+        });
+        let terminals = backend.terminals.into_iter();
+        assembled
+            .terminals
+            .extend(terminals.map(|terminal| (slot, terminal)));
+    }
+    Ok(assembled)
 }
 
 #[cfg(test)]

@@ -67,11 +67,12 @@ impl VirtualGuests {
     /// # Errors
     /// xenstore's.
     pub fn follow(&self, store: &mut Client) -> Result<(), StoreError> {
-        let mut changed = false;
+        // Until there is nothing: events that come during a scan are read with its answers, and nothing wakes us for them again.
         while store.next_event()?.is_some() {
-            changed = true;
+            while store.next_event()?.is_some() {}
+            self.scan(store)?;
         }
-        if changed { self.scan(store) } else { Ok(()) }
+        Ok(())
     }
 
     /// Ends all sessions, and waits for it. The guests' CPUs wait for the next daemon.
@@ -161,11 +162,11 @@ impl VirtualGuests {
         if configured.is_empty() && new {
             return Ok(());
         }
-        let name = printable(&name);
         if !info.paused && new {
             error!(
-                "domain {domain} ({name}): it runs already, so its firmware would not find the virtio devices that it is to have: it gets \
-                 none. Shut it down and create it anew"
+                "domain {domain} ({}): it runs already, so its firmware would not find the virtio devices that it is to have: it gets \
+                 none. Shut it down and create it anew",
+                printable(&name)
             );
             lock(&self.refused).insert(domain);
             return Ok(());
@@ -174,6 +175,7 @@ impl VirtualGuests {
         let setup = Setup {
             xen: Arc::clone(&self.xen),
             domain,
+            name: name.clone(),
             configured: configured.to_vec(),
             chunks: chunks(memory.as_deref()),
             record: record.clone(),
@@ -185,7 +187,8 @@ impl VirtualGuests {
             }
             Err(error) => {
                 error!(
-                    "domain {domain} ({name}): it has no virtio devices: {}",
+                    "domain {domain} ({}): it has no virtio devices: {}",
+                    printable(&name),
                     chain(&error)
                 );
                 // It starts without, and is not to get them later.

@@ -6,16 +6,19 @@
 //! | `session` | one guest: a thread that answers its CPUs |
 //! | `assembly` | from the configuration to devices in their slots |
 //! | `mmio` | where virtio-mmio is in a guest |
+//! | `backends` | what the host has for them: images, taps, pseudo-terminals |
 //! | `record` | what the next daemon has to know |
 //!
 //! A guest's firmware looks for PCI functions once, as it starts. So the devices must be there while
 //! the toolstack still builds the guest, and cannot be added later.
 
 mod assembly;
+mod backends;
 mod guests;
 pub mod mmio;
 mod record;
 mod session;
 
 pub use assembly::AssemblyError;
+pub use backends::BackendError;
 pub use guests::VirtualGuests;

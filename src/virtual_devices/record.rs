@@ -152,7 +152,20 @@ mod tests {
             read_only = true
             queues = 3
             serial = \"a\"
-            mode = \"modern\""
+            mode = \"modern\"
+            [[guest.web.virtio]]
+            type = \"net\"
+            bridge = \"xenbr0\"
+            mac = \"00:16:3e:01:02:03\"
+            queues = 2
+            offloads = false
+            [[guest.web.virtio]]
+            type = \"net\"
+            tap = \"web0\"
+            [[guest.web.virtio]]
+            type = \"console\"
+            socket = \"/run/a\"
+            ports = [{ name = \"a\" }, { name = \"b\", socket = \"/run/b\" }]"
             .parse()
             .unwrap();
         let devices = config.guest["web"].virtio.clone();

@@ -16,9 +16,11 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use virtio::ioreq::{Server, ServerError};
 use virtio::memory::{DomainMemory, GuestRam};
+use xenbus::xenstore::Store;
 use xenbus::{DomId, Xen};
 
 use super::assembly::{AssemblyError, assemble};
+use super::backends::Terminal;
 use super::record::Record;
 use crate::config::VirtioDevice;
 use crate::rate_limit::RateLimit;
@@ -38,6 +40,8 @@ const STACK: usize = 256 * 1024;
 pub(super) struct Setup {
     pub xen: Arc<dyn Xen>,
     pub domain: DomId,
+    /// The guest's name.
+    pub name: String,
     /// What the configuration says. It counts for a guest that is new.
     pub configured: Vec<VirtioDevice>,
     /// Pieces of 2 MiB of its memory that may be mapped.
@@ -150,8 +154,39 @@ fn open(setup: &Setup) -> Result<Server, SessionError> {
     let (xen, domain) = (&setup.xen, setup.domain);
     let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
     let ram = Arc::new(GuestRam::new(Arc::new(memory), setup.chunks));
-    let targets = assemble(xen, domain, &ram, &record, &devices)?;
-    Ok(Server::open(Arc::clone(xen), domain, ram, ledger, targets)?)
+    let assembled = assemble(xen, domain, &setup.name, &ram, &record, &devices)?;
+    announce(setup, &assembled.terminals);
+    Ok(Server::open(
+        Arc::clone(xen),
+        domain,
+        ram,
+        ledger,
+        assembled.targets,
+    )?)
+}
+
+/// Tells `xl console -t serial -n SLOT` where a console is. Nobody needs it to have the console, so a failure is only logged.
+fn announce(setup: &Setup, terminals: &[(u8, Terminal)]) {
+    let domain = setup.domain;
+    for (slot, terminal) in terminals {
+        let path = terminal.path.display();
+        let Some(port) = &terminal.port else {
+            info!("domain {domain}: the console in slot {slot:02x} is at {path}");
+            let node = format!("/local/domain/{domain}/serial/{slot}/tty");
+            let written = setup
+                .xen
+                .connect_xenstore()
+                .and_then(|mut store| store.write(&node, path.to_string()));
+            if let Err(error) = written {
+                warn!(
+                    "domain {domain}: xl console does not know of it: {}",
+                    chain(&error)
+                );
+            }
+            continue;
+        };
+        info!("domain {domain}: the port {port} in slot {slot:02x} is at {path}");
+    }
 }
 
 struct Session {

@@ -55,16 +55,18 @@ pub mod feature {
     pub const CTRL_MAC_ADDR: Features = Features::from_bits_retain(1 << 23);
 }
 
-/// What every device offers.
-const FEATURES: Features = feature::CSUM
+/// Work that is left to whoever does it best: offered unless the operator has forbidden it.
+const OFFLOADS: Features = feature::CSUM
     .union(feature::GUEST_CSUM)
-    .union(feature::MAC)
     .union(feature::GUEST_TSO4)
     .union(feature::GUEST_TSO6)
     .union(feature::GUEST_ECN)
     .union(feature::HOST_TSO4)
     .union(feature::HOST_TSO6)
-    .union(feature::HOST_ECN)
+    .union(feature::HOST_ECN);
+
+/// What every device offers.
+const FEATURES: Features = feature::MAC
     .union(feature::MRG_RXBUF)
     .union(feature::STATUS)
     .union(feature::CTRL_VQ)
@@ -91,6 +93,7 @@ pub struct Net {
     /// Each with its thread.
     pairs: Vec<Arc<Served<Pair>>>,
     queue_sizes: Vec<u16>,
+    features: Features,
 }
 
 impl Net {
@@ -106,7 +109,11 @@ impl Net {
             mac: Arc::clone(&mac),
             pairs: Vec::new(),
             queue_sizes: vec![QUEUE_SIZE; usize::from(count).saturating_mul(2)],
+            features: FEATURES | OFFLOADS,
         };
+        if count > 1 {
+            net.features |= feature::MQ;
+        }
         net.queue_sizes.push(CONTROL_SIZE);
         for index in 0..count {
             let control = (index == 0).then(|| Control::new(Arc::clone(&links), Arc::clone(&mac)));
@@ -118,6 +125,13 @@ impl Net {
                 .push(Served::start(format!("virtio-net{index}"), pair, step)?);
         }
         Ok(net)
+    }
+
+    /// The same with every packet whole and its checksum computed, in both directions.
+    #[must_use]
+    pub fn without_offloads(mut self) -> Self {
+        self.features.remove(OFFLOADS);
+        self
     }
 
     /// Which thread has a queue, and what the queue is there (section 5.1.2): pairs of receive and transmit,
@@ -157,11 +171,7 @@ impl Device for Net {
     }
 
     fn features(&self) -> Features {
-        if self.pairs.len() > 1 {
-            FEATURES | feature::MQ
-        } else {
-            FEATURES
-        }
+        self.features
     }
 
     fn queue_sizes(&self) -> &[u16] {

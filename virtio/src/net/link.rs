@@ -30,7 +30,7 @@ pub enum LinkError {
         name: String,
     },
     /// Another program has it.
-    #[error("the tap {name} is in use by another program")]
+    #[error("the tap {name} is in use: stop the guest or program that has it")]
     Busy {
         /// Its name.
         name: String,
@@ -47,7 +47,9 @@ pub enum LinkError {
         queues: u16,
     },
     /// Something else.
-    #[error("cannot open the tap {name}")]
+    #[error(
+        "cannot open the tap {name}: this takes /dev/net/tun (modprobe tun) and the capability CAP_NET_ADMIN"
+    )]
     Open {
         /// Its name.
         name: String,
@@ -75,6 +77,14 @@ impl Link {
         if if_nametoindex(name).is_err() {
             return Err(LinkError::Missing { name: name.into() });
         }
+        Self::make_tap(name, queues)
+    }
+
+    /// The queues of a tap that is made, and is there for as long as somebody has one of them.
+    ///
+    /// # Errors
+    /// The name is in use, or taps are beyond us.
+    pub fn make_tap(name: &str, queues: u16) -> Result<Vec<Self>, LinkError> {
         (0..queues)
             .map(|_| Self::tap_queue(name, queues > 1))
             .collect::<io::Result<_>>()

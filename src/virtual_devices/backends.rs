@@ -1,0 +1,231 @@
+//! What the host has for a device: a disk's image, a card's tap, a console's pseudo-terminal.
+
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::{fs, iter};
+
+use nix::net::if_::if_nametoindex;
+use virtio::blk::{self, Blk, Image, ImageError};
+use virtio::console::{self, Endpoint};
+use virtio::device::Device;
+use virtio::net::{Link, LinkError, Net};
+use virtio::rng::Rng;
+use xenbus::DomId;
+
+use crate::command;
+use crate::config::{Card, CardLink, Console, Disk, HostPath, Interface, Mac, Model};
+
+/// What a device is made of is not there, or cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    /// A disk's image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A card's tap.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A card's bridge.
+    #[error(
+        "there is no bridge {bridge}: make it with `ip link add {bridge} type bridge && ip link set {bridge} up`, or name another one"
+    )]
+    NoBridge {
+        /// Its name.
+        bridge: String,
+    },
+    /// A tap does not come into its bridge.
+    #[error("cannot put {tap} into the bridge {bridge}; `ip link show {bridge}` shows its state")]
+    Bridge {
+        /// The tap's name.
+        tap: String,
+        /// The bridge's name.
+        bridge: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket.
+    #[error(
+        "cannot listen at {path}: its directory must be there, and nothing else may be at the path"
+    )]
+    Socket {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Something that every host has.
+    #[error("the host has no {what}")]
+    Host {
+        /// What.
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A device, and what of it there is to tell of at the host's end.
+pub(super) struct Backend {
+    pub device: Box<dyn Device>,
+    /// A console's pseudo-terminals, and the names of their ports.
+    pub terminals: Vec<Terminal>,
+}
+
+/// A port's other end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Terminal {
+    /// The port's name; of a console none.
+    pub port: Option<String>,
+    /// `/dev/pts/N`.
+    pub path: PathBuf,
+}
+
+impl From<Box<dyn Device>> for Backend {
+    fn from(device: Box<dyn Device>) -> Self {
+        Self {
+            device,
+            terminals: Vec::new(),
+        }
+    }
+}
+
+/// Opens what the device in a guest's place (`s1f`) is made of. Nothing of it is used before its driver is there.
+///
+/// # Errors
+/// [`BackendError`].
+pub(super) fn open(
+    model: &Model,
+    domain: DomId,
+    place: &str,
+    guest: &str,
+) -> Result<Backend, BackendError> {
+    let host = |what| move |source| BackendError::Host { what, source };
+    match model {
+        Model::Rng {} => {
+            let rng = Rng::new().map_err(host("source of random numbers"))?;
+            Ok((Box::new(rng) as Box<dyn Device>).into())
+        }
+        Model::Blk(disk) => Ok((Box::new(open_disk(disk)?) as Box<dyn Device>).into()),
+        Model::Net(card) => {
+            let mac = card.mac.unwrap_or_else(|| default_mac(guest, place));
+            let links = open_links(card, &format!("vif{domain}.{place}"))?;
+            let net = Net::new(links, mac.bytes()).map_err(host("thread for a network card"))?;
+            let net = if card.offloads {
+                net
+            } else {
+                net.without_offloads()
+            };
+            Ok((Box::new(net) as Box<dyn Device>).into())
+        }
+        Model::Console(console) => open_console(console),
+    }
+}
+
+fn open_disk(disk: &Disk) -> Result<Blk, ImageError> {
+    let image = Image::open(&disk.path, disk.read_only, disk.direct)?;
+    let options = blk::Options {
+        queues: disk.queues.get().into(),
+        serial: disk.serial.as_str().to_owned(),
+        ..blk::Options::default()
+    };
+    Ok(Blk::new(image, &options))
+}
+
+/// Always the same for a guest's slot, and another one on another host.
+fn default_mac(guest: &str, place: &str) -> Mac {
+    let host = fs::read_to_string("/etc/machine-id").unwrap_or_default();
+    Mac::derived(&[host.trim(), guest, place])
+}
+
+fn open_links(card: &Card, own: &str) -> Result<Vec<Link>, BackendError> {
+    let queues = card.queues.get().into();
+    match &card.link {
+        CardLink::Tap(tap) => Ok(Link::tap(tap.as_str(), queues)?),
+        CardLink::Bridge(bridge) => {
+            if if_nametoindex(bridge.as_str()).is_err() {
+                let bridge = bridge.as_str().to_owned();
+                return Err(BackendError::NoBridge { bridge });
+            }
+            let links = Link::make_tap(own, queues)?;
+            join(own, bridge)?;
+            Ok(links)
+        }
+    }
+}
+
+/// As the toolstack's own scripts do it.
+fn join(tap: &str, bridge: &Interface) -> Result<(), BackendError> {
+    let words = [
+        "ip",
+        "link",
+        "set",
+        "dev",
+        tap,
+        "master",
+        bridge.as_str(),
+        "up",
+    ];
+    command::on_the_host_to_its_end(&words.map(str::to_owned)).map_err(|source| {
+        BackendError::Bridge {
+            tap: tap.to_owned(),
+            bridge: bridge.as_str().to_owned(),
+            source,
+        }
+    })
+}
+
+fn open_console(console: &Console) -> Result<Backend, BackendError> {
+    let named = console.ports.iter();
+    let all = iter::once((None, &console.socket))
+        .chain(named.map(|port| (Some(port.name.as_str()), &port.socket)));
+    let mut terminals = Vec::new();
+    let mut ports = Vec::new();
+    for (name, socket) in all {
+        let endpoint = match socket {
+            Some(path) => listen(path)?,
+            None => {
+                let (endpoint, path) = Endpoint::pty().map_err(|source| BackendError::Host {
+                    what: "pseudo-terminal",
+                    source,
+                })?;
+                let port = name.map(str::to_owned);
+                terminals.push(Terminal { port, path });
+                endpoint
+            }
+        };
+        let name = name.unwrap_or_default().to_owned();
+        ports.push(console::Port { name, endpoint });
+    }
+    let console = console::Console::new(ports).map_err(|source| BackendError::Host {
+        what: "thread for a console",
+        source,
+    })?;
+    Ok(Backend {
+        device: Box::new(console),
+        terminals,
+    })
+}
+
+fn listen(path: &HostPath) -> Result<Endpoint, BackendError> {
+    remove_left_over(path);
+    Endpoint::listen(path).map_err(|source| BackendError::Socket {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// A socket at which nobody listens: a daemon that was killed has left it.
+fn remove_left_over(path: &Path) {
+    let is_socket =
+        fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+    if is_socket
+        && UnixStream::connect(path)
+            .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+    {
+        // If it cannot be removed, that is told as a path that is taken.
+        let _ = fs::remove_file(path);
+    }
+}
