@@ -55,7 +55,9 @@ pub struct Options {
     pub queue_size: u16,
     /// What the guest sees as the disk's serial number: the first 20 bytes of it.
     pub serial: String,
-    /// How many requests of a queue are worked on at a time when the storage is slow.
+    /// The kernel works on requests meanwhile (io_uring), where that is possible.
+    pub io_uring: bool,
+    /// Elsewhere: how many requests of a queue are worked on at a time when the storage is slow.
     pub threads: usize,
     /// The longest time for which an empty queue is looked at before its threads sleep.
     pub poll: Duration,
@@ -67,6 +69,7 @@ impl Default for Options {
             queues: 1,
             queue_size: 256,
             serial: String::new(),
+            io_uring: true,
             threads: 8,
             poll: Duration::from_micros(32),
         }
@@ -102,7 +105,11 @@ pub(crate) fn fuzz_handler() -> Option<Arc<dyn Handler>> {
     let negotiated = Arc::new(Negotiated::default());
     negotiated.features.store(u64::MAX, Ordering::Relaxed);
     let image = Arc::new(Image::in_memory(64)?);
-    Some(Arc::new(Executor::new(image, negotiated, "fuzz")))
+    Some(Arc::new(Executor::new(
+        image,
+        negotiated,
+        &Options::default(),
+    )))
 }
 
 /// A disk.
@@ -120,7 +127,7 @@ impl Blk {
         let image = Arc::new(image);
         let negotiated = Arc::new(Negotiated::default());
         negotiated.writeback.store(true, Ordering::Relaxed);
-        let executor = Executor::new(Arc::clone(&image), Arc::clone(&negotiated), &options.serial);
+        let executor = Executor::new(Arc::clone(&image), Arc::clone(&negotiated), options);
         let service = Service {
             threads: options.threads,
             poll: options.poll,

@@ -13,7 +13,7 @@
 
 mod buffer;
 mod memfd;
-
+mod ring;
 mod view;
 mod words;
 
@@ -26,6 +26,7 @@ use xenbus::types::DomId;
 
 pub use buffer::{Buffer, Direction, Reader, TooShort, Writer};
 pub use memfd::Memfd;
+pub(crate) use ring::{Done, Ring, Transfer};
 pub use view::{MemoryError, View};
 pub use words::Words;
 

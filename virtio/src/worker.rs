@@ -1,21 +1,31 @@
 //! Threads that serve queues of requests: each takes a chain, works on it, and gives it back.
 //!
-//! The threads of a queue share it behind a lock that they hold for taking and giving back, never for
-//! the work. Whoever finds the queue empty looks at it a little longer, as the next request is often
-//! near, and a driver that is being looked at need not notify, which costs its vCPU a long way. Other
-//! threads take part only when the work is slow enough to be worth waking them.
+//! Where the kernel can do the work meanwhile (io_uring), a queue has one thread, which begins all that
+//! it finds with one system call ([`ringed`]). Elsewhere a queue's threads share it behind a lock that
+//! they hold for taking and giving back, never for the work; all but one take part only when the work
+//! waits for something. Whoever finds the queue empty looks at it a little longer, as the next request
+//! is often near, and a driver that is being looked at need not notify, which costs its vCPU a long way.
+
+mod patience;
+mod ringed;
+mod workers;
 
 use std::fmt;
+use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::resource::{UsageWho, getrusage};
 
-use crate::device::{Activation, Events};
-use crate::memory::{GuestRam, TooShort, View};
+use crate::device::Events;
+use crate::memory::{GuestRam, Ring, TooShort, Transfer, View};
 use crate::queue::{Chain, Queue, RingError};
+use patience::Patience;
+
+pub(crate) use workers::Workers;
 
 /// What a device does with a request.
 pub(crate) trait Handler: Send + Sync + 'static {
@@ -29,23 +39,41 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn takes_long(&self, _chain: &Chain) -> bool {
         false
     }
+
+    /// The file for which the kernel can do requests meanwhile, if there is one.
+    fn file(&self) -> Option<&File> {
+        None
+    }
+
+    /// What the kernel can do of `chain` meanwhile. `None`: all of it is to be done by
+    /// [`Handler::handle`], and so is what the kernel does not do whole.
+    fn transfer(&self, _chain: &Chain) -> Option<Transfer> {
+        None
+    }
+
+    /// Works on the rest of `chain`, of which the kernel has done `transfer`. Returns and fails as
+    /// [`Handler::handle`] does.
+    ///
+    /// # Errors
+    /// As there.
+    fn finish(&self, chain: &Chain, _transfer: Transfer) -> Result<u32, TooShort> {
+        self.handle(chain)
+    }
 }
 
 /// How a queue is served.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Service {
-    /// How many threads.
+    /// How many threads, where the kernel cannot do the work meanwhile.
     pub threads: usize,
     /// The longest time for which an empty queue is looked at before the thread sleeps.
     pub poll: Duration,
 }
 
-/// Work this long is worth another thread.
-const SLOW: Duration = Duration::from_micros(50);
+/// Of so many works in a row one is seen to wait or not.
+const SAMPLE: u32 = 16;
 /// Chains given back before the driver is asked whether it wants to hear of them, if there are more.
 const BATCH: u32 = 16;
-/// The first time for which an empty queue is looked at, once it seems worth it.
-const POLL_START: Duration = Duration::from_micros(4);
 
 /// The threads of one queue.
 #[derive(Debug)]
@@ -65,8 +93,8 @@ struct Shared {
     /// Wakes one thread.
     wake: EventFd,
     stop: AtomicBool,
-    /// Nanoseconds that work took lately.
-    pace: AtomicU32,
+    /// Work waited for something lately, which is worth another thread.
+    waits: AtomicBool,
 }
 
 /// The queue, and what goes with it.
@@ -114,20 +142,37 @@ impl Worker {
             }),
             wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?,
             stop: AtomicBool::new(false),
-            pace: AtomicU32::new(0),
+            waits: AtomicBool::new(false),
         });
         let worker = Self {
             shared,
             threads: Arc::new(AtomicUsize::new(0)),
         };
-        for _ in 0..service.threads.max(1) {
+        let mut ring = worker.shared.ring().and_then(|ring| {
+            let refused = |error| {
+                static SAID: Once = Once::new();
+                SAID.call_once(|| {
+                    log::warn!(
+                        "disks are served by threads, as io_uring, which is faster, cannot be used: {error}; see the sysctl kernel.io_uring_disabled, and what sandbox this runs in"
+                    );
+                });
+            };
+            ring.map_err(refused).ok()
+        });
+        let threads = if ring.is_some() {
+            1
+        } else {
+            service.threads.max(1)
+        };
+        for _ in 0..threads {
             let shared = Arc::clone(&worker.shared);
+            let ring = ring.take();
             let running = Arc::clone(&worker.threads);
             running.fetch_add(1, Ordering::SeqCst);
             let spawned = std::thread::Builder::new()
                 .name(format!("virtio-queue{index}"))
                 .spawn(move || {
-                    shared.serve();
+                    shared.serve(ring);
                     // The next one is woken to end, too.
                     shared.wake_one();
                     drop(shared);
@@ -179,9 +224,12 @@ impl Shared {
         self.lane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn serve(&self) {
-        let mut chain = Chain::default();
-        if let Err(error) = self.serve_chains(&mut chain) {
+    fn serve(&self, ring: Option<Ring>) {
+        let served = match ring {
+            Some(mut ring) => self.serve_by(&mut ring),
+            None => self.serve_chains(&mut Chain::default()),
+        };
+        if let Err(error) = served {
             // Once for all threads.
             if !self.stop.swap(true, Ordering::SeqCst) {
                 self.events.needs_reset(&error);
@@ -190,13 +238,13 @@ impl Shared {
     }
 
     fn serve_chains(&self, chain: &mut Chain) -> Result<(), ServeError> {
-        let mut patience = Patience(Duration::ZERO);
+        let mut patience = Patience::new(self.service.poll);
         let mut written = None;
+        let mut count = 0u32;
         while !self.is_stopping() {
             if self.exchange(written.take(), chain)? {
-                let begun = Instant::now();
-                written = Some(self.handler.handle(chain)?);
-                self.note_pace(begun.elapsed());
+                written = Some(self.work(chain, count)?);
+                count = count.wrapping_add(1);
             } else {
                 chain.clear();
                 self.wait(&mut patience)?;
@@ -213,9 +261,20 @@ impl Shared {
         Ok(())
     }
 
+    fn work(&self, chain: &Chain, count: u32) -> Result<u32, TooShort> {
+        let seen = self.service.threads > 1
+            && (self.waits.load(Ordering::Relaxed) || count.is_multiple_of(SAMPLE));
+        let before = seen.then(waits);
+        let written = self.handler.handle(chain)?;
+        if let Some(before) = before {
+            self.waits.store(waits() != before, Ordering::Relaxed);
+        }
+        Ok(written)
+    }
+
     /// Gives back the last chain, and takes the next, if there is one.
     fn exchange(&self, written: Option<u32>, chain: &mut Chain) -> Result<bool, RingError> {
-        let slow = self.service.threads > 1 && self.is_slow();
+        let slow = self.waits.load(Ordering::Relaxed);
         let mut view = self.ram.view();
         let mut guard = self.lane();
         let lane = &mut *guard;
@@ -259,11 +318,11 @@ impl Shared {
             self.sleep();
             return Ok(());
         }
-        if patience.0 > Duration::ZERO {
+        if patience.is_curious() {
             lane.watched = true;
             lane.queue.disable_notify(&self.ram.view())?;
             drop(lane);
-            let found = self.watch(patience.0);
+            let found = patience.look(|| self.has_work());
             lane = self.lane();
             lane.watched = false;
             if found? {
@@ -273,22 +332,14 @@ impl Shared {
         let more = lane.queue.enable_notify(&self.ram.view())?;
         drop(lane);
         if !more {
-            let asleep = Instant::now();
-            self.sleep();
-            patience.slept(asleep.elapsed(), self.service.poll);
+            patience.sleep(|| self.sleep());
         }
         Ok(())
     }
 
-    fn watch(&self, time: Duration) -> Result<bool, RingError> {
-        let begun = Instant::now();
-        while begun.elapsed() < time && !self.is_stopping() {
-            if self.lane().queue.has_next(&self.ram.view())? {
-                return Ok(true);
-            }
-            std::hint::spin_loop();
-        }
-        Ok(false)
+    /// There is a chain to be taken, or the threads are to end.
+    fn has_work(&self) -> Result<bool, RingError> {
+        Ok(self.is_stopping() || self.lane().queue.has_next(&self.ram.view())?)
     }
 
     fn sleep(&self) {
@@ -297,32 +348,11 @@ impl Shared {
             let _ = self.wake.read();
         }
     }
-
-    fn is_slow(&self) -> bool {
-        u128::from(self.pace.load(Ordering::Relaxed)) >= SLOW.as_nanos()
-    }
-
-    /// The mean of the time that work takes, the last one counting for an eighth.
-    fn note_pace(&self, took: Duration) {
-        let took = u32::try_from(took.as_nanos()).unwrap_or(u32::MAX) / 8;
-        let before = self.pace.load(Ordering::Relaxed);
-        let now = before.saturating_sub(before / 8).saturating_add(took);
-        self.pace.store(now, Ordering::Relaxed);
-    }
 }
 
-/// How long to look at an empty queue: longer when the next chain came soon after going to sleep,
-/// not at all when it did not.
-struct Patience(Duration);
-
-impl Patience {
-    fn slept(&mut self, slept: Duration, most: Duration) {
-        self.0 = if slept < most {
-            self.0.saturating_mul(2).max(POLL_START).min(most)
-        } else {
-            Duration::ZERO
-        };
-    }
+/// How often this thread has waited for something.
+fn waits() -> i64 {
+    getrusage(UsageWho::RUSAGE_THREAD).map_or(0, |usage| usage.voluntary_context_switches())
 }
 
 /// Why a queue is served no more.
@@ -332,90 +362,15 @@ enum ServeError {
     Ring(#[from] RingError),
     #[error(transparent)]
     Request(#[from] TooShort),
-}
-
-/// The workers of all queues of a device, for devices whose queues all work alike.
-pub(crate) struct Workers {
-    handler: Arc<dyn Handler>,
-    service: Service,
-    live: Option<(Arc<GuestRam>, Arc<dyn Events>)>,
-    /// Also those that are ending.
-    workers: Vec<(u16, Worker)>,
-}
-
-impl Workers {
-    pub fn new(handler: Arc<dyn Handler>, service: Service) -> Self {
-        Self {
-            handler,
-            service,
-            live: None,
-            workers: Vec::new(),
-        }
-    }
-
-    pub fn activate(&mut self, activation: Activation) {
-        self.live = Some((activation.ram, activation.events));
-        for (index, queue) in activation.queues {
-            self.enable_queue(index, queue);
-        }
-    }
-
-    pub fn enable_queue(&mut self, index: u16, queue: Queue) {
-        self.workers.retain(|(_, worker)| !worker.is_stopped());
-        let Some((ram, events)) = &self.live else {
-            return;
-        };
-        match Worker::start(index, queue, ram, events, &self.handler, self.service) {
-            Ok(worker) => self.workers.push((index, worker)),
-            Err(error) => events.needs_reset(&format_args!("queue {index} has no thread: {error}")),
-        }
-    }
-
-    pub fn notify(&self, queue: u16) {
-        for (_, worker) in self.of_queue(queue) {
-            worker.notify();
-        }
-    }
-
-    pub fn reset(&mut self) {
-        self.live = None;
-        for (_, worker) in &self.workers {
-            worker.stop();
-        }
-    }
-
-    pub fn is_reset(&self) -> bool {
-        self.live.is_none() && self.workers.iter().all(|(_, worker)| worker.is_stopped())
-    }
-
-    pub fn reset_queue(&mut self, queue: u16) {
-        for (_, worker) in self.of_queue(queue) {
-            worker.stop();
-        }
-    }
-
-    pub fn is_queue_reset(&self, queue: u16) -> bool {
-        self.of_queue(queue).all(|(_, worker)| worker.is_stopped())
-    }
-
-    fn of_queue(&self, queue: u16) -> impl Iterator<Item = &(u16, Worker)> {
-        self.workers
-            .iter()
-            .filter(move |(index, _)| *index == queue)
-    }
-}
-
-impl fmt::Debug for Workers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Workers")
-            .field("workers", &self.workers)
-            .finish_non_exhaustive()
-    }
+    #[error("the kernel takes no requests for the image any more")]
+    Kernel(#[from] io::Error),
 }
 
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, clippy::unwrap_used, missing_docs)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::features::Features;
     use crate::rings::{BUFFERS, Driver, Guest, PATIENCE, readable, writable};

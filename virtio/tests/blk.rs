@@ -32,8 +32,9 @@ const UNSUPPORTED: u8 = 2;
 
 const SECTORS: u64 = 256;
 
+/// On storage, not in memory, if that is where this is built.
 fn image() -> NamedTempFile {
-    let file = NamedTempFile::new().unwrap();
+    let file = NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let data: Vec<u8> = (0..SECTORS * 512)
         .map(|byte| (byte / 512 + byte % 251) as u8)
         .collect();
@@ -52,9 +53,13 @@ fn all() -> Features {
     Features::EVENT_IDX | feature::FLUSH | feature::DISCARD | feature::WRITE_ZEROES
 }
 
-fn blk(path: &Path, read_only: bool) -> Blk {
+/// Disks are to work alike whether the kernel works on their requests meanwhile or threads do.
+const BOTH: [bool; 2] = [true, false];
+
+fn blk(path: &Path, read_only: bool, io_uring: bool) -> Blk {
     let options = Options {
         serial: "a serial number that is long".into(),
+        io_uring,
         ..Options::default()
     };
     Blk::new(Image::open(path, read_only, false).unwrap(), &options)
@@ -62,9 +67,13 @@ fn blk(path: &Path, read_only: bool) -> Blk {
 
 impl Disk {
     fn new(path: &Path, read_only: bool, features: Features) -> Self {
+        Self::served(path, read_only, features, true)
+    }
+
+    fn served(path: &Path, read_only: bool, features: Features, io_uring: bool) -> Self {
         let guest = Guest::default();
         let driver = Driver::new(0, 64, features);
-        let device = Live::new(blk(path, read_only), &guest, &[&driver]);
+        let device = Live::new(blk(path, read_only, io_uring), &guest, &[&driver]);
         Self {
             guest,
             driver,
@@ -140,9 +149,13 @@ fn on_disk(file: &File, sector: u64, len: usize) -> Vec<u8> {
 
 #[test]
 fn what_is_written_is_in_the_image_and_is_read_back() {
-    for format in [Features::empty(), Features::RING_PACKED] {
+    let formats = [Features::empty(), Features::RING_PACKED];
+    for (format, io_uring) in formats
+        .into_iter()
+        .flat_map(|format| BOTH.map(|io_uring| (format, io_uring)))
+    {
         let image = image();
-        let mut disk = Disk::new(image.path(), false, all() | format);
+        let mut disk = Disk::served(image.path(), false, all() | format, io_uring);
         let data: Vec<u8> = (0..4096u32).map(|byte| (byte * 7) as u8).collect();
         assert_eq!(disk.write(5, &data), OK);
         assert_eq!(on_disk(image.as_file(), 5, 4096), data);
@@ -288,10 +301,15 @@ fn a_request_that_is_too_short_to_answer_needs_a_reset() {
 
 #[test]
 fn many_requests_at_a_time_on_several_queues_are_each_answered_once() {
+    BOTH.into_iter().for_each(many_requests);
+}
+
+fn many_requests(io_uring: bool) {
     let image = image();
     let guest = Guest::default();
     let options = Options {
         queues: 3,
+        io_uring,
         ..Options::default()
     };
     let device = Blk::new(Image::open(image.path(), false, false).unwrap(), &options);
@@ -337,8 +355,12 @@ fn many_requests_at_a_time_on_several_queues_are_each_answered_once() {
 
 #[test]
 fn a_reset_ends_when_nothing_touches_the_guest_any_more_and_the_device_lives_again() {
+    BOTH.into_iter().for_each(resets);
+}
+
+fn resets(io_uring: bool) {
     let image = image();
-    let mut disk = Disk::new(image.path(), false, all());
+    let mut disk = Disk::served(image.path(), false, all(), io_uring);
     for round in 0..30 {
         for slot in 0..16 {
             let data = BUFFERS + 0x1_0000 + slot * 0x1000;
@@ -364,6 +386,10 @@ fn a_reset_ends_when_nothing_touches_the_guest_any_more_and_the_device_lives_aga
 
 #[test]
 fn requests_in_flight_when_the_device_dies_are_answered_by_the_next_one() {
+    BOTH.into_iter().for_each(dies_in_flight);
+}
+
+fn dies_in_flight(io_uring: bool) {
     let image = image();
     let guest = Guest::default();
     let driver = Driver::new(0, 64, all());
@@ -394,7 +420,11 @@ fn requests_in_flight_when_the_device_dies_are_answered_by_the_next_one() {
     assert!(queue.pop(&disk.guest.view(), &mut chain).unwrap());
     assert!(queue.pop(&disk.guest.view(), &mut chain).unwrap());
     drop(queue);
-    disk.device = Live::new(blk(image.path(), false), &disk.guest, &[&disk.driver]);
+    disk.device = Live::new(
+        blk(image.path(), false, io_uring),
+        &disk.guest,
+        &[&disk.driver],
+    );
     for _ in 0..3 {
         disk.device.used(&mut disk.driver, &disk.guest);
     }
@@ -404,9 +434,61 @@ fn requests_in_flight_when_the_device_dies_are_answered_by_the_next_one() {
 }
 
 #[test]
+fn a_file_that_has_become_shorter_gives_errors_and_the_disk_goes_on() {
+    for io_uring in BOTH {
+        let image = image();
+        let mut disk = Disk::served(image.path(), false, all(), io_uring);
+        image.as_file().set_len(100 * 512 + 17).unwrap();
+        assert_eq!(disk.read(98, 4096).0, IO_ERROR, "half of it is there");
+        assert_eq!(disk.read(200, 512).0, IO_ERROR);
+        assert_eq!(disk.read(99, 512).0, OK);
+        assert_eq!(disk.write(200, &[7; 512]), OK);
+        assert_eq!(disk.read(200, 512), (OK, vec![7; 512]));
+    }
+}
+
+#[test]
+fn a_request_of_a_thousand_pieces_is_done() {
+    for io_uring in BOTH {
+        let image = image();
+        let mut disk = Disk::served(
+            image.path(),
+            false,
+            all() | Features::INDIRECT_DESC,
+            io_uring,
+        );
+        let header = BUFFERS;
+        disk.guest.write(header, &OUT.to_le_bytes());
+        disk.guest.write(header + 8, &0u64.to_le_bytes());
+        let at = BUFFERS + 0x1_0000;
+        let data: Vec<u8> = (0..1020u32 * 2).map(|byte| (byte % 253) as u8).collect();
+        let mut parts = vec![readable(header, 16)];
+        for piece in 0..1020u64 {
+            let bytes = &data[piece as usize * 2..][..2];
+            disk.guest.write(at + piece * 4, bytes);
+            parts.push(readable(at + piece * 4, 2));
+        }
+        // Whole sectors
+        disk.guest.write(at + 0x8000, &[9; 8]);
+        parts.push(readable(at + 0x8000, 8));
+        parts.push(writable(header + 0x20, 1));
+        assert!(parts.len() <= 1024);
+        disk.driver
+            .offer(&disk.guest, &parts, Some(BUFFERS + 0x4_0000))
+            .unwrap();
+        disk.device.notify(0);
+        disk.device.used(&mut disk.driver, &disk.guest);
+        assert_eq!(disk.guest.read(header + 0x20, 1), [OK]);
+        let mut expected = data;
+        expected.extend([9; 8]);
+        assert_eq!(on_disk(image.as_file(), 0, 2048), expected);
+    }
+}
+
+#[test]
 fn the_configuration_says_what_the_disk_is_like() {
     let image = image();
-    let mut device = blk(image.path(), false);
+    let mut device = blk(image.path(), false, true);
     assert_eq!(device.kind(), DeviceKind::Block);
     let word = |device: &Blk, offset| {
         let mut bytes = [0; 4];
@@ -502,9 +584,10 @@ proptest! {
             (0..16u32, prop_oneof![0..SECTORS + 8, any::<u64>()], prop::collection::vec((1..2000u32, any::<bool>()), 0..4), any::<[u8; 32]>()),
             1..12,
         ),
+        io_uring in any::<bool>(),
     ) {
         let image = image();
-        let mut disk = Disk::new(image.path(), false, all());
+        let mut disk = Disk::served(image.path(), false, all(), io_uring);
         for (kind, sector, mut parts, bytes) in requests {
             parts.sort_by_key(|(_, write)| *write);
             disk.guest.write(BUFFERS + 0x1_0000, &bytes);

@@ -5,10 +5,10 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::fcntl::{FallocateFlags, FcntlArg, fallocate, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 
 use super::SECTOR;
-use crate::memory::{Reader, Writer};
+use crate::memory::{Reader, Ring, Writer};
 
 /// A disk image that is open, and locked against others.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct Image {
     file: File,
     /// Also open past the host's cache.
     direct: Option<File>,
+    /// The kernel can do requests for the file while we do not wait.
+    without_waiting: bool,
     read_only: bool,
     sectors: u64,
     block_size: u32,
@@ -110,7 +112,9 @@ impl Image {
         } else {
             None
         };
+        fcntl(&file, FcntlArg::F_SETFL(OFlag::empty())).map_err(|error| failed(error.into()))?;
         Ok(Self {
+            without_waiting: direct.is_none() && Ring::suits(&file),
             file,
             direct,
             read_only,
@@ -127,10 +131,17 @@ impl Image {
         Some(Self {
             file,
             direct: None,
+            without_waiting: false,
             read_only: false,
             sectors,
             block_size: SECTOR as u32,
         })
+    }
+
+    /// The file, if the kernel can do requests for it while we do not wait. Not past the cache: what
+    /// has to go through it then nevertheless would hold up the others.
+    pub(super) fn file_without_waiting(&self) -> Option<&File> {
+        self.without_waiting.then_some(&self.file)
     }
 
     /// Nothing may be written to it.

@@ -1,5 +1,6 @@
 //! Requests (virtio 1.3, section 5.2.6): what they ask for, and the doing of it.
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::image::Image;
-use super::{Negotiated, SECTOR, feature};
-use crate::memory::{Reader, TooShort, Writer};
+use super::{Negotiated, Options, SECTOR, feature};
+use crate::memory::{Reader, TooShort, Transfer, Writer};
 use crate::queue::Chain;
 use crate::worker::Handler;
 
@@ -79,18 +80,20 @@ pub(super) struct Executor {
     image: Arc<Image>,
     negotiated: Arc<Negotiated>,
     id: [u8; ID_LEN],
+    io_uring: bool,
 }
 
 impl Executor {
-    pub fn new(image: Arc<Image>, negotiated: Arc<Negotiated>, serial: &str) -> Self {
+    pub fn new(image: Arc<Image>, negotiated: Arc<Negotiated>, options: &Options) -> Self {
         let mut id = [0; ID_LEN];
-        for (to, from) in id.iter_mut().zip(serial.bytes()) {
+        for (to, from) in id.iter_mut().zip(options.serial.bytes()) {
             *to = from;
         }
         Self {
             image,
             negotiated,
             id,
+            io_uring: options.io_uring,
         }
     }
 
@@ -202,33 +205,86 @@ impl Executor {
     }
 }
 
-impl Handler for Executor {
-    fn handle(&self, chain: &Chain) -> Result<u32, TooShort> {
+/// The parts of a request.
+struct Request<'a> {
+    header: Header,
+    input: Reader<'a>,
+    output: Writer<'a>,
+    /// The last byte, wherever the buffers' borders are.
+    status: Writer<'a>,
+}
+
+impl<'a> Request<'a> {
+    fn of(chain: &'a Chain) -> Result<Self, TooShort> {
         let mut input = chain.reader();
         let mut header = [0; size_of::<Header>()];
         input.read_exact(&mut header)?;
-        let header: Header = zerocopy::transmute!(header);
-        // The status is the last byte, wherever the buffers' borders are.
         let mut status = chain.writer();
         let output = status.take(status.len().saturating_sub(1));
-        let (answer, written) = self.execute(&header, input, output);
-        status.write_all(&[answer as u8])?;
+        Ok(Self {
+            header: zerocopy::transmute!(header),
+            input,
+            output,
+            status,
+        })
+    }
+
+    /// Tells the driver. `written` bytes of the output were written from its beginning on.
+    fn end(mut self, answer: Status, written: usize) -> Result<u32, TooShort> {
+        self.status.write_all(&[answer as u8])?;
         // The status counts only where everything before it was written (section 2.7.8.2).
-        let status = usize::from(written == output.len());
+        let status = usize::from(written == self.output.len());
         Ok(u32::try_from(written.saturating_add(status)).unwrap_or(u32::MAX))
+    }
+}
+
+impl Handler for Executor {
+    fn handle(&self, chain: &Chain) -> Result<u32, TooShort> {
+        let request = Request::of(chain)?;
+        let (answer, written) = self.execute(&request.header, request.input, request.output);
+        request.end(answer, written)
     }
 
     /// What makes the storage write, and wait for that.
     fn takes_long(&self, chain: &Chain) -> bool {
-        let mut header = [0; size_of::<Header>()];
-        if chain.reader().read_exact(&mut header).is_err() {
+        let Ok(request) = Request::of(chain) else {
             return false;
-        }
-        let header: Header = zerocopy::transmute!(header);
-        match header.kind.get() {
+        };
+        match request.header.kind.get() {
             FLUSH | DISCARD | WRITE_ZEROES => true,
             OUT => !self.negotiated.is_writeback(),
             _ => false,
         }
+    }
+
+    fn file(&self) -> Option<&File> {
+        self.image.file_without_waiting().filter(|_| self.io_uring)
+    }
+
+    fn transfer(&self, chain: &Chain) -> Option<Transfer> {
+        let request = Request::of(chain).ok()?;
+        let sector = request.header.sector.get();
+        match request.header.kind.get() {
+            IN => {
+                let len = request.output.len();
+                let offset = self.range(sector, len)?;
+                Some(Transfer::Read { len, offset })
+            }
+            OUT if !self.image.is_read_only() => Some(Transfer::Write {
+                skip: size_of::<Header>(),
+                offset: self.range(sector, request.input.len())?,
+                durable: !self.negotiated.is_writeback(),
+            }),
+            FLUSH => Some(Transfer::Flush),
+            _ => None,
+        }
+    }
+
+    fn finish(&self, chain: &Chain, transfer: Transfer) -> Result<u32, TooShort> {
+        let written = match transfer {
+            Transfer::Read { len, .. } => len,
+            Transfer::Write { .. } | Transfer::Flush => 0,
+        };
+        Request::of(chain)?.end(Status::Ok, written)
     }
 }

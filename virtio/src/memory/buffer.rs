@@ -201,6 +201,16 @@ impl<'a> Cursor<'a> {
         count
     }
 
+    /// Adds all of the pieces to `pieces`. Returns how many bytes they have.
+    fn pieces(mut self, pieces: &mut Vec<libc::iovec>) -> usize {
+        let bytes = self.left;
+        while let Some(piece) = self.first().filter(|piece| !piece.is_empty()) {
+            pieces.push(Segment::of(&piece).0);
+            self.advance(piece.len());
+        }
+        bytes
+    }
+
     /// Has `call` move all bytes between the pieces and a file. Returns how many were moved; fewer
     /// than there are when `call` says that nothing is left.
     fn transfer(
@@ -274,6 +284,11 @@ impl<'a> Reader<'a> {
         Self(self.0.split_off(len))
     }
 
+    /// Adds what is left to `pieces`, for the kernel. Returns how many bytes that is.
+    pub(super) fn pieces(self, pieces: &mut Vec<libc::iovec>) -> usize {
+        self.0.pieces(pieces)
+    }
+
     /// Writes all that is left to `file` at `offset`. Returns how many bytes that was, fewer than
     /// were left if the file takes no more.
     ///
@@ -341,6 +356,11 @@ impl<'a> Writer<'a> {
     /// them.
     pub fn take(&mut self, len: usize) -> Self {
         Self(self.0.split_off(len))
+    }
+
+    /// Adds what is left to `pieces`, for the kernel. Returns how many bytes that is.
+    pub(super) fn pieces(self, pieces: &mut Vec<libc::iovec>) -> usize {
+        self.0.pieces(pieces)
     }
 
     /// Fills what is left from `file` at `offset`. Returns how many bytes were read, fewer than
