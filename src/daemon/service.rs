@@ -113,7 +113,8 @@ impl DaemonService {
 
     fn hide(&self, lists: &[String], force: bool) -> Response {
         self.for_each(lists, |bdf| {
-            if force {
+            // Not for one that is hidden already: nothing is done to it.
+            if force && self.devices.phase(bdf).is_none() {
                 self.vacate(bdf)?;
             }
             let new = self.devices.hide(bdf, force, Quarantine::Ours)?;
@@ -124,6 +125,7 @@ impl DaemonService {
     fn unhide(&self, lists: &[String], force: bool) -> Response {
         self.for_each(lists, |bdf| {
             if force {
+                self.devices.check_free(bdf)?;
                 self.vacate(bdf)?;
             }
             self.devices.unhide(bdf, Rebind::Driver)?;
@@ -143,10 +145,11 @@ impl DaemonService {
     fn reset(&self, lists: &[String], method: Option<ResetChoice>, force: bool) -> Response {
         self.for_each(lists, |bdf| {
             let device = self.devices.find(bdf)?;
+            let choice = method.unwrap_or_else(|| self.devices.settings(&device).reset);
             if force {
+                self.devices.check_reset(bdf, choice)?;
                 self.vacate(bdf)?;
             }
-            let choice = method.unwrap_or_else(|| self.devices.settings(&device).reset);
             self.devices.reset_free(bdf, choice)?;
             Ok(match choice {
                 ResetChoice::None => "not reset, as its settings say (reset = \"none\")",

@@ -156,6 +156,12 @@ impl Exports {
         self.list.iter()
     }
 
+    /// Whether the guest has to wait for a device of its own.
+    pub fn is_withheld(&self, bdf: Bdf) -> bool {
+        let mut devices = self.list.iter().map(|export| &export.device);
+        devices.any(|device| device.bdf == bdf && device.is_withheld())
+    }
+
     /// Those that the guest is to lose at once, and why.
     pub fn withdrawn(&self) -> impl Iterator<Item = (Bdf, &'static str)> {
         let why = |export: &Export| Some((export.device.bdf, export.device.withdrawn()?));
@@ -194,11 +200,12 @@ impl Exports {
             let (segment, at_bus, at_devfn) = (at.segment(), at.bus(), at.devfn());
             (segment.into(), at_bus.into(), at_devfn.into()) == (domain, bus, devfn)
                 && !export.is_revoked()
+                && !export.device.is_withheld()
         })
     }
 
     /// Gives a device to the guest and returns where the guest sees it: where it did before, if it has had it since before a restart
-    /// of the daemon.
+    /// of the daemon. To be called again when it is withheld ([`Device::is_withheld`]).
     ///
     /// # Errors
     /// [`ExportError`]; nothing has changed then.

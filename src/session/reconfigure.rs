@@ -67,6 +67,11 @@ impl Session {
             }
         };
         match self.exports.add(bdf, node.wished) {
+            Ok(_) if self.exports.is_withheld(bdf) => {
+                debug!("domain {domain}: waiting: {bdf} could still be taken away");
+                self.waiting_for_device = true;
+                Ok(())
+            }
             Ok(seen_as) => {
                 info!("domain {domain}: {bdf} is {seen_as} in the guest");
                 let (vdev, state) = (

@@ -33,6 +33,8 @@ pub struct House {
     pub machine: Machine,
     pub bus: Arc<SimBus>,
     config: Config,
+    /// Where daemons hear of errors.
+    errors: Arc<dyn Bus>,
     daemon: Mutex<Option<Background>>,
     life: Mutex<Arc<Life>>,
     directory: TempDir,
@@ -86,6 +88,7 @@ impl House {
         let bus = SimBus::with_example_devices(&machine);
         let house = Self {
             machine,
+            errors: Arc::clone(&bus) as Arc<dyn Bus>,
             bus,
             config,
             daemon: Mutex::new(None),
@@ -108,9 +111,14 @@ impl House {
     }
 
     pub fn start(&self) {
-        let life = Life::new();
+        self.start_with(Life::new());
+    }
+
+    /// Starts a daemon whose life may have a witness from its beginning.
+    pub fn start_with(&self, life: Arc<Life>) {
         let xen = mortal::Machine::new(&self.machine, &life);
-        let bus = mortal::Host::new(Arc::clone(&self.bus) as Arc<dyn Bus>, &life);
+        let bus = Arc::clone(&self.bus) as Arc<dyn Bus>;
+        let bus = mortal::Host::new(bus, Arc::clone(&self.errors), &life);
         let path = self.directory.path().to_owned();
         *self.life.lock().unwrap() = life;
         let daemon = Background::start(Arc::new(xen), Arc::new(bus), path, self.config.clone());
@@ -140,6 +148,13 @@ impl House {
     pub fn restart_with(&mut self, config: Config) {
         self.kill();
         self.config = config;
+        self.start();
+    }
+
+    /// Starts the daemon anew, which hears of errors from that bus.
+    pub fn restart_hearing_of_errors_by(&mut self, errors: Arc<dyn Bus>) {
+        self.kill();
+        self.errors = errors;
         self.start();
     }
 

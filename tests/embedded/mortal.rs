@@ -43,6 +43,8 @@ pub enum Deed {
     Read(Bdf, u16),
     Write(Bdf, u16, Width, u32),
     Reset(Bdf),
+    /// The number of virtual functions is kept as it is, or let go.
+    Keep(Bdf, bool),
 }
 
 type Witness = Box<dyn Fn(&Deed) + Send + Sync>;
@@ -381,13 +383,15 @@ impl EventPort for OpenPort {
 #[derive(Debug)]
 pub struct Host {
     bus: Arc<dyn Bus>,
+    /// Where errors are heard of.
+    errors: Arc<dyn Bus>,
     life: Arc<Life>,
 }
 
 impl Host {
-    pub fn new(bus: Arc<dyn Bus>, life: &Arc<Life>) -> Self {
+    pub fn new(bus: Arc<dyn Bus>, errors: Arc<dyn Bus>, life: &Arc<Life>) -> Self {
         let life = Arc::clone(life);
-        Self { bus, life }
+        Self { bus, errors, life }
     }
 }
 
@@ -475,7 +479,7 @@ impl Bus for Host {
     }
 
     fn error_reports(&self) -> Result<Box<dyn ErrorReports>, HostError> {
-        self.bus.error_reports()
+        self.errors.error_reports()
     }
 
     fn correctable_errors(&self, bdf: Bdf) -> Option<u64> {
@@ -483,8 +487,9 @@ impl Bus for Host {
     }
 
     fn keep_virtual_functions(&self, physical: Bdf, keep: bool) -> Result<(), HostError> {
-        self.life
-            .around(|| self.bus.keep_virtual_functions(physical, keep))
+        self.life.doing(Deed::Keep(physical, keep), || {
+            self.bus.keep_virtual_functions(physical, keep)
+        })
     }
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use conf_space::Width;
 use pcibackd::config::Config;
+use pcibackd::host::Bus;
 use pcibackd::host::devices::for_xen;
-use pcibackd::host::record::Phase;
+use pcibackd::host::record::{Flags, Phase};
 use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NIC_VF0, NVME};
 use xenbus::pciif::{Command, PciOp};
 use xenbus::sim::{MachineOptions, Variant};
@@ -15,6 +16,19 @@ use xenbus::{PciDevice, XenbusState};
 use crate::house::{House, LONG, at, until};
 
 const FIRST: PciDevice = at(0, 0);
+
+#[test]
+fn a_device_that_an_earlier_daemon_left_to_lose_its_power_keeps_it_from_now_on() {
+    let house = House::new(&[NVME]);
+    house.kill();
+    // As a pcibackd did that knew nothing of that.
+    house.record(NVME).clear(Flags::COULD_LOSE_POWER);
+    house.bus.set_may_lose_power(NVME, true).unwrap();
+    house.start();
+    assert!(!house.bus.may_lose_power(NVME).unwrap());
+    house.unhide(NVME);
+    assert!(house.bus.may_lose_power(NVME).unwrap());
+}
 
 #[test]
 fn hidden_devices_stay_hidden() {

@@ -1,16 +1,20 @@
 //! SR-IOV: virtual functions in guests, made and taken away while the daemon runs, by its own commands and behind its back.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conf_space::Bdf;
-use pcibackd::config::Config;
+use pcibackd::config::{Config, ResetChoice};
 use pcibackd::control::protocol::{Entry, PhysicalFunction, Request, Response};
 use pcibackd::host::Bus;
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{BRIDGE, NIC, NIC_VF0, NIC_VF1, NVME};
-use xenbus::sim::{MachineOptions, Variant};
+use xenbus::sim::{Frontend, MachineOptions, Variant};
+use xenbus::xenstore::Store;
 
 use crate::house::{House, LONG, at, until};
+use crate::mortal::{Deed, Life};
 
 /// What somebody else in dom0 does: `echo COUNT > sriov_numvfs`.
 fn set(house: &House, count: u16) {
@@ -62,7 +66,7 @@ fn hide(house: &House, bdf: Bdf, force: bool) -> Entry {
 }
 
 /// The guest's driver has the device's interrupts.
-pub fn interrupts(house: &House, frontend: &mut xenbus::sim::Frontend) {
+pub fn interrupts(house: &House, frontend: &mut Frontend) {
     frontend.enable_device(at(0, 0)).unwrap();
     frontend.enable_msix(at(0, 0), &[0, 1]).unwrap();
     assert!(house.bus.raise_interrupt(NIC_VF0, 0));
@@ -379,6 +383,108 @@ fn nobody_else_changes_their_number_while_a_guest_has_one() {
     until_forgotten(&house, NIC_VF1);
 }
 
+/// What keeps virtual functions, systemd for one, takes its time: until the gate is opened.
+struct Gate {
+    reached: AtomicBool,
+    open: AtomicBool,
+}
+
+impl Gate {
+    fn before(life: &Life, keep: bool) -> Arc<Self> {
+        let gate = Arc::new(Self {
+            reached: AtomicBool::new(false),
+            open: AtomicBool::new(false),
+        });
+        let at_it = Arc::clone(&gate);
+        life.witness(move |deed| {
+            if *deed == Deed::Keep(NIC, keep) {
+                at_it.reached.store(true, Ordering::SeqCst);
+                until("the gate is open", || at_it.open.load(Ordering::SeqCst));
+            }
+        });
+        gate
+    }
+
+    fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::SeqCst)
+    }
+
+    /// The guest is told that devices come, and gets as far as that.
+    fn until_reached_by(&self, frontend: &mut Frontend) {
+        until("the gate is reached", || {
+            frontend.follow(Duration::from_millis(1)).unwrap();
+            self.is_reached()
+        });
+    }
+
+    fn open(&self) {
+        self.open.store(true, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn a_guest_gets_a_virtual_function_only_once_nobody_else_can_take_it_away() {
+    let house = House::new(&[NVME, NIC_VF0]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let gate = Gate::before(&house.life(), true);
+    house.attach(domain, NIC_VF0).unwrap();
+    gate.until_reached_by(&mut frontend);
+    assert_eq!(house.phase(NIC_VF0), Some(Phase::Assigned));
+    // The guest's session does not wait for it.
+    assert_eq!(frontend.conf_read(at(0, 0), 0, 4).unwrap(), 0x0010_1b36);
+    assert_eq!(house.node(domain, "vdev-1"), None);
+    // Nor does the guest reach what it may guess to be there.
+    assert!(frontend.conf_read(at(1, 0), 0, 4).is_err());
+    gate.open();
+    house.while_following(&mut frontend, || Ok(()));
+    assert!(house.bus.set_virtual_functions(NIC, 2).is_err());
+    assert_eq!(frontend.conf_read(at(1, 0), 0, 4).unwrap(), 0x10ca_8086);
+}
+
+#[test]
+fn a_daemon_that_is_killed_before_a_virtual_function_is_kept_hands_it_out_after_that() {
+    let house = House::new(&[NVME, NIC_VF0]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    let gate = Gate::before(&house.life(), true);
+    house.attach(domain, NIC_VF0).unwrap();
+    gate.until_reached_by(&mut frontend);
+    house.life().end();
+    gate.open();
+    house.kill();
+    let life = Life::new();
+    let gate = Gate::before(&life, true);
+    house.start_with(life);
+    gate.until_reached_by(&mut frontend);
+    assert_eq!(frontend.conf_read(at(0, 0), 0, 4).unwrap(), 0x0010_1b36);
+    assert_eq!(house.node(domain, "vdev-1"), None);
+    assert!(frontend.conf_read(at(1, 0), 0, 4).is_err());
+    gate.open();
+    house.while_following(&mut frontend, || Ok(()));
+    assert_eq!(frontend.conf_read(at(1, 0), 0, 4).unwrap(), 0x10ca_8086);
+}
+
+#[test]
+fn the_start_does_not_wait_until_virtual_functions_can_be_taken_away_again() {
+    let house = House::new(&[NVME, NIC_VF0]);
+    let (domain, frontend) = house.boot(&[NIC_VF0]);
+    house.kill();
+    drop(frontend);
+    house.machine.domain_shut_down(domain).unwrap();
+    house.machine.destroy_domain(domain).unwrap();
+    house.store().rm("/local/domain/0/backend/pci").unwrap();
+    let life = Life::new();
+    let gate = Gate::before(&life, false);
+    house.start_with(life);
+    until("the gate is reached", || gate.is_reached());
+    house.until_free(NIC_VF0);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    assert_eq!(frontend.conf_read(at(0, 0), 0, 4).unwrap(), 0x0010_1b36);
+    gate.open();
+    until("the number can be changed", || {
+        house.bus.set_virtual_functions(NIC, 0).is_ok()
+    });
+}
+
 #[test]
 fn a_physical_function_that_is_hidden_is_left_alone_while_guests_have_what_its_driver_left_behind()
 {
@@ -410,6 +516,22 @@ fn a_physical_function_that_is_hidden_is_left_alone_while_guests_have_what_its_d
     });
     assert!(format!("{doctor:?}").contains(&told), "{doctor:?}");
     assert_eq!(house.bus.resets(NIC), resets);
+    // Nor by force for nothing.
+    let by_bus = Request::Reset {
+        devices: devices(),
+        method: Some(ResetChoice::Bus),
+        force: true,
+    };
+    for in_vain in [
+        by_bus,
+        Request::Hide {
+            devices: devices(),
+            force: true,
+        },
+    ] {
+        house.ask(&in_vain);
+        assert_eq!(house.phase(NIC_VF0), Some(Phase::Assigned), "{in_vain:?}");
+    }
     let entry = &entries(house.ask(&reset(true))).unwrap()[0];
     assert!(entry.ok, "{entry:?}");
     assert_eq!(house.bus.resets(NIC), resets + 1);

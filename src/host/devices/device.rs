@@ -69,6 +69,11 @@ impl Device {
         self.held_by(domain).is_some()
     }
 
+    /// Whether its guest has to wait for it: nobody else has been kept from taking it away yet.
+    pub fn is_withheld(&self) -> bool {
+        self.record.flags().contains(Flags::WITHHELD)
+    }
+
     /// Whether its guest may have interrupts by its INTx line.
     pub fn line(&self) -> Line {
         if self.record.flags().contains(Flags::WITHOUT_INTX) {

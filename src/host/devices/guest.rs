@@ -6,6 +6,7 @@ use conf_space::address::Bdf;
 use xenbus::DomId;
 
 use super::{Device, DeviceError, Devices};
+use crate::host::Function;
 use crate::host::record::{Flags, Owner, Phase, RunTime};
 
 /// How a guest came to hold a device.
@@ -75,7 +76,7 @@ impl Devices {
     }
 
     /// Gives a hidden device to a guest, whose overlay begins as `overlay`; or finds that the guest has it already (after a restart of the
-    /// daemon).
+    /// daemon). A virtual function is withheld from it at first ([`Device::is_withheld`]); the waker is called when it is not any more.
     ///
     /// # Errors
     /// As [`Devices::check`].
@@ -88,7 +89,7 @@ impl Devices {
     ) -> Result<Claim, DeviceError> {
         let claim = self.take_for(device, owner, overlay, line)?;
         if claim == Claim::Taken {
-            self.keep_functions_soon(device);
+            self.keep_functions_beside(device);
         }
         Ok(claim)
     }
@@ -113,6 +114,9 @@ impl Devices {
         record.set_overlay(overlay);
         record.clear_dropped();
         record.clear(Flags::REVOKED);
+        if matches!(device.description.function, Function::Virtual { .. }) {
+            record.insert(Flags::WITHHELD);
+        }
         match line {
             Line::Usable => record.clear(Flags::WITHOUT_INTX),
             Line::Refused => record.insert(Flags::WITHOUT_INTX),

@@ -208,7 +208,7 @@ impl Devices {
 
     /// To the kernel, a device without a driver is used by nobody: where user space has allowed it, it suspends the bridge above when nothing
     /// else there is used. The kernel's own backend keeps a device in use by being its driver.
-    fn keep_powered(&self, bdf: Bdf, record: &Record) -> Result<(), DeviceError> {
+    pub(super) fn keep_powered(&self, bdf: Bdf, record: &Record) -> Result<(), DeviceError> {
         if self.bus.may_lose_power(bdf)? {
             record.insert(Flags::COULD_LOSE_POWER);
             self.bus.set_may_lose_power(bdf, false)?;

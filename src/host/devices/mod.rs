@@ -177,6 +177,10 @@ impl Devices {
         if record.flags().contains(Flags::RESET_NARROWED) {
             self.widen(bdf, &record, &[]);
         }
+        // It may have been hidden by a pcibackd that did not see to that yet.
+        if held && let Err(error) = self.keep_powered(bdf, &record) {
+            log::warn!("{}", chain(&error));
+        }
         match phase {
             Phase::Hiding => {
                 drop(record);

@@ -37,7 +37,7 @@ impl Devices {
         });
     }
 
-    fn forget_removed(&self) {
+    fn forget_removed(self: &Arc<Self>) {
         for device in self.list() {
             match device.record.phase() {
                 Some(Phase::Hidden | Phase::Dead) if device.is_removed() => self.forget(&device),
@@ -72,7 +72,7 @@ impl Devices {
     }
 
     /// A device that is no more is neither dom0's nor hidden.
-    pub(super) fn forget(&self, device: &Device) {
+    pub(super) fn forget(self: &Arc<Self>, device: &Device) {
         let bdf = device.bdf;
         {
             // The next device at its address has a record of the same name.
@@ -86,9 +86,9 @@ impl Devices {
                 log::error!("{}", crate::text::chain(&error));
             }
         }
-        self.keep_functions_beside(device);
         log::warn!("{bdf} was hidden and was removed from this machine; it is forgotten");
         // A guest may be waiting for it.
         self.wake();
+        self.keep_functions_beside(device);
     }
 }

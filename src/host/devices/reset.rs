@@ -21,7 +21,7 @@ impl Devices {
     ///
     /// # Errors
     /// As [`Devices::reset_free`], but for [`DeviceError::InUse`].
-    pub fn reset(&self, bdf: Bdf) -> Result<(), DeviceError> {
+    pub fn reset(self: &Arc<Self>, bdf: Bdf) -> Result<(), DeviceError> {
         let device = self.get(bdf).ok_or(DeviceError::NotHidden { bdf })?;
         let choice = self.settings(&device).reset;
         if device.record.phase() != Some(Phase::Assigned) {
@@ -42,7 +42,7 @@ impl Devices {
     ///
     /// # Errors
     /// What the reset failed with; [`DeviceError::Dead`], [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`].
-    pub fn reset_free(&self, bdf: Bdf, choice: ResetChoice) -> Result<(), DeviceError> {
+    pub fn reset_free(self: &Arc<Self>, bdf: Bdf, choice: ResetChoice) -> Result<(), DeviceError> {
         let device = self.find(bdf)?;
         self.check_functions(bdf)?;
         let record = &device.record;
@@ -55,11 +55,33 @@ impl Devices {
         self.reset_held(&device, || self.reset_by(&device, choice))
     }
 
+    /// Refuses what [`Devices::reset_free`] would, but for what is the matter with virtual functions: before they are taken from guests for it.
+    ///
+    /// # Errors
+    /// As [`Devices::check_free`]; [`DeviceError::NoSuchReset`].
+    pub fn check_reset(&self, bdf: Bdf, choice: ResetChoice) -> Result<(), DeviceError> {
+        self.check_free(bdf)?;
+        let offered = self.bus.describe(bdf)?.reset_methods;
+        self.way(bdf, choice, &offered).map(drop)
+    }
+
+    /// A hidden device that no guest has.
+    ///
+    /// # Errors
+    /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`].
+    pub fn check_free(&self, bdf: Bdf) -> Result<Arc<Device>, DeviceError> {
+        let device = self.find(bdf)?;
+        match device.record.phase() {
+            Some(Phase::Hidden | Phase::Dead) => Ok(device),
+            _ => Err(not_free(&device)),
+        }
+    }
+
     /// Tries each reset that the kernel offers for a device that no guest has, until one kills it. With their names.
     ///
     /// # Errors
     /// As [`Devices::reset_free`], but what a reset failed with is in the list.
-    pub fn try_resets(&self, bdf: Bdf) -> Result<Vec<Attempt>, DeviceError> {
+    pub fn try_resets(self: &Arc<Self>, bdf: Bdf) -> Result<Vec<Attempt>, DeviceError> {
         let device = self.find(bdf)?;
         self.check_functions(bdf)?;
         let offered = self.bus.describe(bdf)?.reset_methods;
@@ -83,7 +105,7 @@ impl Devices {
 
     /// Resets a device that was taken for that, restores it, and lets it go.
     pub(super) fn reset_held(
-        &self,
+        self: &Arc<Self>,
         device: &Device,
         reset: impl FnOnce() -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
@@ -92,6 +114,8 @@ impl Devices {
         let phase = self.restore_or_bury(device);
         if device.is_removed() {
             self.forget(device);
+        } else {
+            self.keep_functions_beside(device);
         }
         self.wake();
         match phase {
@@ -129,6 +153,7 @@ impl Devices {
                 _ => log::info!("{bdf} is free for the next guest"),
             }
             devices.wake();
+            devices.keep_functions_beside(&device);
         });
     }
 
@@ -139,7 +164,6 @@ impl Devices {
             Err(_) => Phase::Dead,
         };
         device.record.set_phase(phase);
-        self.keep_functions_beside(device);
         phase
     }
 
@@ -174,13 +198,20 @@ impl Devices {
     ) -> Result<(), DeviceError> {
         let bdf = device.bdf;
         let offered = self.bus.describe(bdf)?.reset_methods;
-        let way = way(choice, &offered);
-        let way = way.map_err(|missing| DeviceError::NoSuchReset {
+        self.reset_in(device, self.way(bdf, choice, &offered)?, &offered)
+    }
+
+    fn way<'a>(
+        &self,
+        bdf: Bdf,
+        choice: ResetChoice,
+        offered: &'a [String],
+    ) -> Result<Way<'a>, DeviceError> {
+        way(choice, offered).map_err(|missing| DeviceError::NoSuchReset {
             bdf,
             missing,
             beside: self.bus.beside(bdf).unwrap_or_default(),
-        })?;
-        self.reset_in(device, way, &offered)
+        })
     }
 
     fn reset_in(

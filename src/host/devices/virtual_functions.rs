@@ -15,7 +15,7 @@ use super::error::Users;
 use super::{Device, DeviceError, Devices, Rebind};
 use crate::command;
 use crate::config::Commands;
-use crate::host::record::{Owner, Phase};
+use crate::host::record::{Flags, Owner, Phase};
 use crate::host::{Function, HostError};
 use crate::text::chain;
 
@@ -102,45 +102,62 @@ impl Devices {
     }
 
     /// Keeps others from taking virtual functions away while guests have any of those beside `device`, and lets them when none has. For a
-    /// device that is no virtual function there is nothing to do.
-    pub(super) fn keep_functions_beside(&self, device: &Device) {
-        if let Function::Virtual { physical, .. } = device.description.function {
-            self.keep_functions(physical);
-        }
-    }
-
-    /// As [`Devices::keep_functions_beside`], on a thread of its own: it may be systemd who has to do it, and the guest's other devices are to be
-    /// served meanwhile.
-    pub(super) fn keep_functions_soon(self: &Arc<Self>, device: &Device) {
+    /// device that is no virtual function there is nothing to do. On a thread of its own: it may be systemd who has to do it, and nobody's
+    /// guest is to wait for systemd.
+    pub(super) fn keep_functions_beside(self: &Arc<Self>, device: &Device) {
         let Function::Virtual { physical, .. } = device.description.function else {
             return;
         };
         let spawned = self.spawn(format!("keep {physical}"), move |devices| {
             devices.keep_functions(physical);
         });
-        if spawned.is_err() {
-            self.keep_functions(physical);
+        if let Err(error) = spawned {
+            log::warn!(
+                "others may take the virtual functions of {physical} away while guests have them, as no thread can be started to keep them from \
+                 it ({error}); restart pcibackd when memory is free again"
+            );
+            self.hand_out(&self.functions_in_guests(physical));
         }
     }
 
-    /// As [`Devices::keep_functions_beside`], after a start: guests may have lost some since.
-    pub(super) fn keep_all_functions(&self) {
-        for bdf in self.bus.list().unwrap_or_default() {
-            let described = self.bus.describe(bdf);
-            if described.is_ok_and(|found| matches!(found.function, Function::Physical { .. })) {
-                self.keep_functions(bdf);
+    /// As [`Devices::keep_functions_beside`], after a start: guests may have come and gone since.
+    pub(super) fn keep_all_functions(self: &Arc<Self>) {
+        let spawned = self.spawn("keep all".to_owned(), |devices| {
+            for bdf in devices.bus.list().unwrap_or_default() {
+                let described = devices.bus.describe(bdf);
+                if described.is_ok_and(|found| matches!(found.function, Function::Physical { .. }))
+                {
+                    devices.keep_functions(bdf);
+                }
             }
+        });
+        if let Err(error) = spawned {
+            log::warn!("who may take virtual functions away stays as it was: {error}");
+            self.hand_out(&self.list());
         }
     }
 
     fn keep_functions(&self, physical: Bdf) {
         // Two that come and go at the same time must not undo each other's.
         let _alone = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        let keep = !self.functions_in_guests(physical).is_empty();
-        match self.bus.keep_virtual_functions(physical, keep) {
+        let used = self.functions_in_guests(physical);
+        match self.bus.keep_virtual_functions(physical, !used.is_empty()) {
             // With its physical function it may have gone itself.
             Ok(()) | Err(HostError::NoDevice { .. }) => {}
             Err(error) => log::warn!("{}", chain(&error)),
+        }
+        self.hand_out(&used);
+    }
+
+    /// Lets guests have virtual functions that were withheld from them: nobody takes them away now, or nothing more can be done about it.
+    fn hand_out(&self, functions: &[Arc<Device>]) {
+        let mut any = false;
+        for device in functions.iter().filter(|device| device.is_withheld()) {
+            device.record.clear(Flags::WITHHELD);
+            any = true;
+        }
+        if any {
+            self.wake();
         }
     }
 

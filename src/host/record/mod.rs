@@ -123,6 +123,8 @@ bitflags::bitflags! {
         const WITHOUT_INTX = 1 << 7;
         /// The toolstack took it back, and the guest, which did not let it go, may use it no more. Until release.
         const REVOKED = 1 << 8;
+        /// A virtual function that its guest is not to have yet: others could still take it away.
+        const WITHHELD = 1 << 9;
     }
 }
 
