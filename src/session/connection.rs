@@ -89,7 +89,8 @@ impl Session {
             .xen
             .bind_interdomain(domain, remote)
             .map_err(FrontendError::Port)?;
-        let link = Link::new(page, port);
+        let mut link = Link::new(page, port);
+        self.withdraw_stale(&mut link);
         if let Err(error) = self.poll.registry().register(
             &mut SourceFd(&link.fd().as_raw_fd()),
             PORT,

@@ -4,7 +4,7 @@ use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
 use msi::Vectors;
-use xenbus::pciif::{AerCommand, AerResult, ChannelState, SharedInfo};
+use xenbus::pciif::{AerCommand, AerOp, AerResult, ChannelState, SharedInfo};
 use xenbus::{EventPort, PageMapping, PciDevice};
 
 use super::exports::Exports;
@@ -130,6 +130,11 @@ impl Link {
     pub fn resume_aer(&mut self) -> std::io::Result<()> {
         self.aer_asked = true;
         self.port.notify()
+    }
+
+    /// The step that the frontend has yet to answer, as it lies in the page, whoever asked.
+    pub fn pending_aer(&self) -> Option<AerOp> {
+        self.page.pending_aer()
     }
 
     /// Whether a step was asked for and the answer not taken yet.

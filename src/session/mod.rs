@@ -93,8 +93,6 @@ struct Session {
     looks: RateLimit,
     /// A device is not free yet: look again when it is.
     waiting_for_device: bool,
-    /// The guest has shut down or crashed, or is being destroyed.
-    stopped: bool,
 }
 
 impl Session {
@@ -145,7 +143,6 @@ impl Session {
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
             looks: RateLimit::new(50, Duration::from_millis(50)),
             waiting_for_device: false,
-            stopped: false,
             setup,
         })
     }
@@ -320,7 +317,6 @@ impl Session {
                     gone: false,
                 })
             });
-        self.stopped = info.is_none_or(|info| info.gone);
         let peer = match info {
             None => Peer::Gone,
             Some(info) if info.gone || info.hvm => Peer::Nobody,

@@ -3,7 +3,7 @@
 //! A device's own counters tell of its non-fatal errors. Of its fatal ones many kernels count nothing there, since its link is not to be
 //! used any more when they look; the root port counts those of everything below it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,10 +19,11 @@ use super::{ErrorReport, ErrorReports, Severity};
 const PERIOD: Duration = Duration::from_secs(1);
 
 /// A device's counters, as the kernel names the files and the lines in them.
-const DEVICE_COUNTERS: [(&str, &str, Severity); 2] = [
-    ("aer_dev_nonfatal", "TOTAL_ERR_NONFATAL", Severity::NonFatal),
-    (FATAL, "TOTAL_ERR_FATAL", Severity::Fatal),
+const DEVICE_COUNTERS: [(&str, &str); 2] = [
+    (NON_FATAL, "TOTAL_ERR_NONFATAL"),
+    (FATAL, "TOTAL_ERR_FATAL"),
 ];
+const NON_FATAL: &str = "aer_dev_nonfatal";
 const FATAL: &str = "aer_dev_fatal";
 /// A root port's counter of the fatal errors that it was told of.
 const PORT_COUNTER: &str = "aer_rootport_total_err_fatal";
@@ -33,6 +34,23 @@ pub struct Counters {
     devices: PathBuf,
     timer: TimerFd,
     seen: BTreeMap<(Bdf, &'static str), u64>,
+    /// Fatal errors below each root port since it is looked at.
+    fatal: BTreeMap<Bdf, FatalErrors>,
+}
+
+/// What has been counted of the fatal errors below one root port. Each is one of the port's, and, where the kernel counts it there, of a
+/// device's as well. The two are not counted at the same moment, and not read at the same moment.
+#[derive(Debug, Clone, Copy, Default)]
+struct FatalErrors {
+    by_port: u64,
+    by_devices: u64,
+}
+
+impl FatalErrors {
+    /// As many as there must have been.
+    fn least(self) -> u64 {
+        self.by_port.max(self.by_devices)
+    }
 }
 
 impl Counters {
@@ -53,25 +71,74 @@ impl Counters {
             devices,
             timer,
             seen: BTreeMap::new(),
+            fatal: BTreeMap::new(),
         })
     }
 
     /// All counters that can tell of an error of these devices.
     fn read(&self, assigned: &[(Bdf, Vec<Bdf>)]) -> BTreeMap<(Bdf, &'static str), u64> {
         let mut found = BTreeMap::new();
-        for (bdf, ports) in assigned {
-            for (file, total, _) in DEVICE_COUNTERS {
+        for (bdf, _) in assigned {
+            for (file, total) in DEVICE_COUNTERS {
                 let count = total_of(&self.devices, *bdf, file, total);
                 found.extend(count.map(|count| ((*bdf, file), count)));
             }
-            if let Some(port) = ports.first() {
-                let text = fs::read_to_string(path(&self.devices, *port, PORT_COUNTER));
-                let count = text.ok().and_then(|text| text.trim().parse().ok());
-                found.extend(count.map(|count| ((*port, PORT_COUNTER), count)));
-            }
+        }
+        for port in root_ports(assigned) {
+            let text = fs::read_to_string(path(&self.devices, port, PORT_COUNTER));
+            let count = text.ok().and_then(|text| text.trim().parse().ok());
+            found.extend(count.map(|count| ((port, PORT_COUNTER), count)));
         }
         found
     }
+
+    /// Who has reported a fatal error: the devices that count theirs, and the port where there were more than those.
+    fn fatal(
+        &mut self,
+        assigned: &[(Bdf, Vec<Bdf>)],
+        rise: impl Fn(Bdf, &'static str) -> u64,
+    ) -> Vec<Bdf> {
+        let mut sources = Vec::new();
+        let ports = root_ports(assigned);
+        self.fatal.retain(|port, _| ports.contains(port));
+        for port in ports {
+            let risen: Vec<(Bdf, u64)> = assigned
+                .iter()
+                .filter(|(_, ports)| ports.first() == Some(&port))
+                .map(|(bdf, _)| (*bdf, rise(*bdf, FATAL)))
+                .filter(|(_, rise)| *rise > 0)
+                .collect();
+            let by_devices = risen
+                .iter()
+                .fold(0u64, |sum, (_, rise)| sum.saturating_add(*rise));
+            let errors = self.fatal.entry(port).or_default();
+            let before = errors.least();
+            errors.by_devices = errors.by_devices.saturating_add(by_devices);
+            errors.by_port = errors.by_port.saturating_add(rise(port, PORT_COUNTER));
+            let new = errors.least().saturating_sub(before);
+            if new > 0 {
+                sources.extend(risen.iter().map(|(bdf, _)| *bdf));
+            }
+            if new > by_devices {
+                sources.push(port);
+            }
+        }
+        // Of the root complex: nobody else counts their errors.
+        let alone = assigned.iter().filter(|(_, ports)| ports.is_empty());
+        sources.extend(
+            alone
+                .map(|(bdf, _)| *bdf)
+                .filter(|bdf| rise(*bdf, FATAL) > 0),
+        );
+        sources
+    }
+}
+
+fn root_ports(assigned: &[(Bdf, Vec<Bdf>)]) -> BTreeSet<Bdf> {
+    assigned
+        .iter()
+        .filter_map(|(_, ports)| ports.first().copied())
+        .collect()
 }
 
 fn path(devices: &Path, bdf: Bdf, file: &str) -> PathBuf {
@@ -90,13 +157,6 @@ pub fn correctable(devices: &Path, bdf: Bdf) -> Option<u64> {
     total_of(devices, bdf, "aer_dev_correctable", "TOTAL_ERR_COR")
 }
 
-fn severity_of(file: &str) -> Severity {
-    DEVICE_COUNTERS
-        .into_iter()
-        .find(|(name, ..)| *name == file)
-        .map_or(Severity::Fatal, |(.., severity)| severity)
-}
-
 impl ErrorReports for Counters {
     fn fd(&self) -> BorrowedFd<'_> {
         self.timer.as_fd()
@@ -106,38 +166,23 @@ impl ErrorReports for Counters {
         // Only so that it is readable again a second later. Whether there was anything to read does not matter.
         let _ = self.timer.wait();
         let now = self.read(assigned);
-        // One that is new was not looked at before: what it counted until now is no news.
-        let rise = |counter: &(Bdf, &'static str)| {
-            let before = self.seen.get(counter)?;
-            Some(now.get(counter)?.saturating_sub(*before))
+        let seen = std::mem::replace(&mut self.seen, now.clone());
+        let rise = |bdf: Bdf, file: &'static str| -> u64 {
+            // One that is new was not looked at before: what it counted until now is no news.
+            let both = now.get(&(bdf, file)).zip(seen.get(&(bdf, file)));
+            both.map_or(0, |(now, before)| now.saturating_sub(*before))
         };
-        // Where a device counts its fatal errors, they are among those of its root port.
-        let explained = |port: Bdf| -> u64 {
-            let below = assigned
-                .iter()
-                .filter(|(_, ports)| ports.first() == Some(&port));
-            below
-                .filter_map(|(bdf, _)| rise(&(*bdf, FATAL)))
-                .fold(0, u64::saturating_add)
-        };
-        let reports = now
-            .keys()
-            .filter(|counter| {
-                let (source, file) = **counter;
-                let known = if file == PORT_COUNTER {
-                    explained(source)
-                } else {
-                    0
-                };
-                rise(counter).is_some_and(|rise| rise > known)
-            })
-            .map(|(source, file)| ErrorReport {
-                source: *source,
-                severity: severity_of(file),
-            })
-            .collect();
-        self.seen = now;
-        Ok(reports)
+        let non_fatal = assigned
+            .iter()
+            .map(|(bdf, _)| *bdf)
+            .filter(|bdf| rise(*bdf, NON_FATAL) > 0)
+            .map(|source| (source, Severity::NonFatal));
+        let fatal = self.fatal(assigned, rise).into_iter();
+        let fatal = fatal.map(|source| (source, Severity::Fatal));
+        Ok(non_fatal
+            .chain(fatal)
+            .map(|(source, severity)| ErrorReport { source, severity })
+            .collect())
     }
 
     fn close(self: Box<Self>, _keep: bool) {}
@@ -231,6 +276,35 @@ mod tests {
         tree.set(DEVICE, FATAL, "DLP 3\nTOTAL_ERR_FATAL 3\n");
         tree.set(PORT, PORT_COUNTER, "8\n");
         assert_eq!(counters.take(&assigned()).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_fatal_error_that_the_device_counts_a_moment_later_is_reported_once() {
+        let tree = Tree::new();
+        let mut counters = tree.counters();
+        assert_eq!(counters.take(&assigned()).unwrap(), []);
+        tree.set(PORT, PORT_COUNTER, "6\n");
+        let by_port = report(PORT, Severity::Fatal);
+        assert_eq!(counters.take(&assigned()).unwrap(), [by_port]);
+        tree.set(DEVICE, FATAL, "DLP 2\nTOTAL_ERR_FATAL 2\n");
+        assert_eq!(counters.take(&assigned()).unwrap(), []);
+        // The next one is another.
+        tree.set(DEVICE, FATAL, "DLP 3\nTOTAL_ERR_FATAL 3\n");
+        let by_device = report(DEVICE, Severity::Fatal);
+        assert_eq!(counters.take(&assigned()).unwrap(), [by_device]);
+        tree.set(PORT, PORT_COUNTER, "7\n");
+        assert_eq!(counters.take(&assigned()).unwrap(), []);
+    }
+
+    #[test]
+    fn the_fatal_errors_of_a_device_of_the_root_complex_are_its_own() {
+        let tree = Tree::new();
+        let mut counters = tree.counters();
+        let alone = [(DEVICE.parse().unwrap(), Vec::new())];
+        assert_eq!(counters.take(&alone).unwrap(), []);
+        tree.set(DEVICE, FATAL, "DLP 2\nTOTAL_ERR_FATAL 2\n");
+        let own = report(DEVICE, Severity::Fatal);
+        assert_eq!(counters.take(&alone).unwrap(), [own]);
     }
 
     #[test]

@@ -118,6 +118,22 @@ impl Session {
             .min()
     }
 
+    /// When a connection is taken up: the page may ask about a device that has left the guest while no daemon ran.
+    pub(super) fn withdraw_stale(&self, link: &mut Link) {
+        let Some(asked) = link.pending_aer() else {
+            return;
+        };
+        let about = (asked.domain, asked.bus, asked.devfn);
+        let waits_for_it = |export: &Export| {
+            let at = export.seen_as;
+            let under_way = matches!(export.recovery().state, State::Asking(_) | State::Asked(_));
+            under_way && (at.segment().into(), at.bus().into(), at.devfn().into()) == about
+        };
+        if !self.exports.iter().any(waits_for_it) {
+            link.withdraw_aer();
+        }
+    }
+
     /// A device that has left its guest takes with it what the guest was asked about it: the answer would pass for another device's.
     fn withdraw_orphan(&mut self) {
         if let Some(link) = &mut self.link
@@ -201,6 +217,10 @@ impl Session {
 
     fn act(&mut self, index: usize, action: Action, on_failure: OnFailure) {
         let domain = self.setup.domain;
+        // The toolstack deals with that as the guest's configuration says: to reboot it, for one, which 'kill' would prevent.
+        if matches!(action, Action::Fail(_)) && self.guest_has_stopped() {
+            return;
+        }
         let Some(export) = self.exports.get_mut(index) else {
             return;
         };
@@ -228,8 +248,6 @@ impl Session {
                     info!("domain {domain}: {bdf} has recovered from its error");
                 }
             }
-            // The toolstack deals with it as its configuration says: to reboot it, for one, which 'kill' would prevent.
-            Action::Fail(_) if self.stopped => {}
             Action::Fail(failure) => {
                 let reason = failure.reason();
                 let what = match on_failure {
@@ -250,6 +268,13 @@ impl Session {
                 self.carry_out(on_failure, bdf);
             }
         }
+    }
+
+    /// Whether the guest that has the devices, be it by its stub domain, has shut down or crashed, or is being destroyed.
+    fn guest_has_stopped(&self) -> bool {
+        let asked = self.setup.xen.domain_info(self.exports.guest());
+        // Not being able to ask is no reason to let the policy be.
+        asked.is_ok_and(|info| info.is_none_or(|info| info.gone))
     }
 
     /// The frontend has gone, and with it whatever it was asked.

@@ -16,7 +16,7 @@ use xenbus::sim::{DomainKind, Variant};
 use xenbus::xenstore::Store;
 
 use super::{FIRST, Setup, expect, reset_and_resume, working};
-use crate::house::{LONG, until};
+use crate::house::{House, LONG, until};
 
 /// Where the page holds the flags and the result of a step (pciif.h).
 const FLAGS: usize = 0;
@@ -152,8 +152,16 @@ fn an_hvm_guest_loses_its_device_at_once() {
 fn what_is_done_to_a_stub_domain_is_done_to_its_guest() {
     let setup = Setup::new(&[NVME], "");
     let house = &setup.house;
+    let (guest, stub) = with_stub_domain(house);
+    setup.report(NonFatal);
+    setup.until_detached(guest, NVME);
+    assert!(!setup.detached(stub, NVME).exists());
+}
+
+/// An HVM guest, and its stub domain, which has the device on its behalf.
+fn with_stub_domain(house: &House) -> (DomId, DomId) {
+    let guest = house.machine.create_domain("hvm", DomainKind::Hvm).unwrap();
     let stub = house.machine.create_domain("stub", DomainKind::Pv).unwrap();
-    let guest = DomId(4711);
     let mut store = house.store();
     let target = format!("/local/domain/{stub}/target");
     store.write(&target, guest.to_string()).unwrap();
@@ -161,9 +169,20 @@ fn what_is_done_to_a_stub_domain_is_done_to_its_guest() {
     store.write(&device_model, stub.to_string()).unwrap();
     house.attach(stub, NVME).unwrap();
     house.until_node(stub, "state-0", "3");
+    (guest, stub)
+}
+
+#[test]
+fn a_guest_that_has_stopped_while_its_stub_domain_runs_is_left_to_the_toolstack() {
+    let setup = Setup::new(&[NVME], "on_failure = \"kill\"");
+    let (guest, _) = with_stub_domain(&setup.house);
+    setup.house.machine.domain_shut_down(guest).unwrap();
     setup.report(NonFatal);
-    setup.until_detached(guest, NVME);
-    assert!(!setup.detached(stub, NVME).exists());
+    until("its error is seen", || {
+        matches!(setup.recovery(NVME).state, State::Failed(_))
+    });
+    thread::sleep(Duration::from_millis(100));
+    assert!(setup.is_untouched());
 }
 
 #[test]

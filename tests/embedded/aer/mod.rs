@@ -1,5 +1,6 @@
 //! Errors that devices report, and guests that recover from them, or do not.
 
+mod counters;
 mod failure;
 mod recovery;
 

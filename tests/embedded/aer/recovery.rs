@@ -11,6 +11,7 @@ use pcibackd::session::aer::recovery::{Outcome, Recovery, State};
 use xenbus::XenbusState;
 use xenbus::pciif::AerCommand::{Detected, MmioEnabled, Resume, SlotReset};
 use xenbus::pciif::{AerResult, ChannelState};
+use xenbus::xenstore::Store;
 
 use super::{FIRST, Setup, expect, reset_and_resume, takes_interrupts, working};
 use crate::house::{LONG, until};
@@ -186,6 +187,29 @@ fn what_a_guest_was_asked_about_a_device_that_left_it_is_not_answered_for_anothe
     });
     frontend.answer_aer(AerResult::None).unwrap();
     setup.until_recovered(INTX_ONLY);
+}
+
+#[test]
+fn what_a_guest_was_asked_about_a_device_that_left_it_without_a_daemon_is_withdrawn() {
+    let setup = Setup::new(&[NVME, INTX_ONLY], "");
+    let house = &setup.house;
+    let (domain, mut frontend) = house.boot(&[NVME, INTX_ONLY]);
+    let first = house.seen_as(NVME);
+    setup.report(NonFatal);
+    expect(&mut frontend, Detected, ChannelState::Normal);
+    house.kill();
+    // As a toolstack does that does not wait for anybody.
+    for node in ["dev-0", "state-0", "vdev-0"] {
+        house.store().rm(&house.backend(domain, node)).unwrap();
+    }
+    house.start();
+    until("it is not asked any more", || {
+        frontend.next_aer(Duration::ZERO).unwrap().is_none()
+    });
+    house.bus.report_error(INTX_ONLY, NonFatal);
+    let request = frontend.next_aer(LONG).unwrap().unwrap();
+    assert_eq!(request.function, house.seen_as(INTX_ONLY));
+    assert_ne!(request.function, first);
 }
 
 #[test]

@@ -79,6 +79,11 @@ impl SharedInfo {
         self.page.flags().contains(Flags::AER_ACTIVE)
     }
 
+    /// The step that the frontend has yet to answer, as it lies in the page: the frontend can have written it.
+    pub fn pending_aer(&self) -> Option<AerOp> {
+        self.aer_pending().then(|| self.page.shared().aer_op.load())
+    }
+
     /// The frontend's answer; `None` while it is pending. Read once and checked.
     pub fn take_aer_result(&self) -> Option<AerResult> {
         if self.aer_pending() {
