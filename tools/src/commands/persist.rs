@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::outcome::{CommandError, Outcome};
 use crate::output;
-use crate::persist::config_file::{Change, ConfigFile};
+use crate::persist::config_file::{ConfigFile, overlap};
 use crate::persist::{self, Hidden, PersistError, initramfs};
 
 const HELP: &str = "\
@@ -132,38 +132,37 @@ pub fn change(
 ) -> Result<Outcome, PersistError> {
     let mut file = ConfigFile::open(&boot.path(DEFAULT_PATH))?;
     let path = file.path().display().to_string();
-    let (mut changed, mut outcome) = (false, Outcome::Done);
-    for entry in entries {
-        let mut change = if hide {
-            file.add(entry)?
-        } else {
-            file.remove(entry)?
-        };
-        changed |= change == Change::Made;
-        if !hide
-            && boot.root.is_none()
-            && let Some(other) = also_meant(&Sysfs::to_look_at("/sys"), &file.entries()?, entry)
-        {
-            change = Change::Within(other);
+    // All of them first: what keeps one hidden may be what another takes out.
+    let changed = entries
+        .iter()
+        .map(|entry| {
+            if hide {
+                file.add(entry)
+            } else {
+                file.remove(entry)
+            }
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    let list = file.entries()?;
+    let bus = (boot.root.is_none()).then(|| Sysfs::to_look_at("/sys"));
+    let mut outcome = Outcome::Done;
+    for (entry, &changed) in entries.iter().zip(&changed) {
+        let bus = bus.as_ref().map(|bus| bus as &dyn Bus);
+        if !hide && let Some(other) = still_meant(bus, &list, entry) {
+            outcome = Outcome::Failed;
+            output::complain(&format!(
+                "{entry} stays hidden at boot by the entry {other} of {path}: take that one out, or edit it"
+            ));
+            continue;
         }
-        match change {
-            Change::Made if hide => {
-                output::tell(&format!("{entry}: hidden at every boot ({path})"))
-            }
-            Change::Made => output::tell(&format!("{entry}: no longer hidden at boot ({path})")),
-            Change::None if hide => {
-                output::tell(&format!("{entry}: is hidden at every boot already"));
-            }
-            Change::None => output::tell(&format!("{entry}: was not hidden at boot by {path}")),
-            Change::Within(other) => {
-                outcome = Outcome::Failed;
-                output::complain(&format!(
-                    "{entry} stays hidden at boot by the entry {other} of {path}: take that one out, or edit it"
-                ));
-            }
-        }
+        output::tell(&match (hide, changed) {
+            (true, true) => format!("{entry}: hidden at every boot ({path})"),
+            (true, false) => format!("{entry}: is hidden at every boot already"),
+            (false, true) => format!("{entry}: no longer hidden at boot ({path})"),
+            (false, false) => format!("{entry}: was not hidden at boot by {path}"),
+        });
     }
-    if !changed {
+    if !changed.contains(&true) {
         return Ok(outcome);
     }
     file.save()?;
@@ -173,11 +172,18 @@ pub fn change(
     Ok(outcome.and(self::outcome(&hidden, initramfs)))
 }
 
-/// What else means the device at this address: its slot or its kind. That takes a look at the device.
-fn also_meant(bus: &dyn Bus, list: &[Selector], entry: &Selector) -> Option<String> {
-    let device = bus.describe(entry.exact()?).ok()?.names();
-    let other = list.iter().find(|other| other.matches(&device))?;
-    Some(other.to_string())
+/// What of the list means the device of this entry, too: a range that it is in, or, which takes a look at the device on the `bus`, its slot or
+/// its kind.
+fn still_meant(bus: Option<&dyn Bus>, list: &[Selector], entry: &Selector) -> Option<String> {
+    let device = entry
+        .exact()
+        .zip(bus)
+        .and_then(|(bdf, bus)| bus.describe(bdf).ok())
+        .map(|description| description.names());
+    let means_it = |other: &&Selector| {
+        overlap(other, entry) || device.as_ref().is_some_and(|device| other.matches(device))
+    };
+    Some(list.iter().find(means_it)?.to_string())
 }
 
 fn renew(boot: &BootOptions, hidden: &Hidden) -> Result<Initramfs, PersistError> {
@@ -217,18 +223,47 @@ mod tests {
 
     use super::*;
 
+    fn selectors(list: &[&str]) -> Vec<Selector> {
+        list.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
     #[test]
     fn a_device_that_is_hidden_by_its_kind_stays_so_when_its_address_is_taken_out() {
         let directory = tempfile::tempdir().unwrap();
         let machine = Machine::new(directory.path()).unwrap();
         let bus = SimBus::with_example_devices(&machine);
-        let also = |list: &[&str], entry: &str| {
-            let list: Vec<Selector> = list.iter().map(|text| text.parse().unwrap()).collect();
-            also_meant(&*bus, &list, &entry.parse().unwrap())
+        let still = |list: &[&str], entry: &str| {
+            still_meant(Some(&*bus), &selectors(list), &entry.parse().unwrap())
         };
         let list = ["8086:ffff", "1b36:0010", "03:00.0"];
-        assert_eq!(also(&list, "02:00.0").as_deref(), Some("1b36:0010"));
-        assert_eq!(also(&list[..1], "02:00.0"), None);
-        assert_eq!(also(&list, "1b36:0010"), None);
+        assert_eq!(still(&list, "02:00.0").as_deref(), Some("1b36:0010"));
+        assert_eq!(still(&list[..1], "02:00.0"), None);
+        assert_eq!(still(&list[..1], "1b36:0010"), None);
+    }
+
+    #[test]
+    fn a_device_that_is_hidden_by_a_range_stays_so_when_its_address_is_taken_out() {
+        let still = |entry: &str| {
+            let list = selectors(&["04:00.*"]);
+            still_meant(None, &list, &entry.parse().unwrap())
+        };
+        assert_eq!(still("04:00.1").as_deref(), Some("0000:04:00.*"));
+        assert_eq!(still("06:00.0"), None);
+    }
+
+    #[test]
+    fn entries_that_mean_the_same_device_are_taken_out_together() {
+        let image = tempfile::tempdir().unwrap();
+        let file = image.path().join(DEFAULT_PATH.trim_start_matches('/'));
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "hide = [\"04:00.1\", \"04:00.*\", \"06:00.0\"]\n").unwrap();
+        let boot = BootOptions {
+            root: Some(image.path().to_owned()),
+            no_initramfs: true,
+        };
+        let entries = selectors(&["04:00.1", "04:00.*"]);
+        assert_eq!(change(&boot, &entries, false).unwrap(), Outcome::Done);
+        let left = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(left, "hide = [ \"06:00.0\"]\n");
     }
 }

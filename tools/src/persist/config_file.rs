@@ -11,17 +11,6 @@ use toml_edit::{Array, DocumentMut, Item, Value};
 
 use super::{PersistError, replace};
 
-/// What became of an entry.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// It is in the list now, or no longer.
-    Made,
-    /// It was so already.
-    None,
-    /// Something else in the list means the device, too.
-    Within(String),
-}
-
 /// The open file. Nobody else of us edits it meanwhile.
 #[derive(Debug)]
 pub struct ConfigFile {
@@ -91,19 +80,13 @@ impl ConfigFile {
         Ok(texts.flat_map(selector::parse).flatten().collect())
     }
 
-    /// Adds an entry to `hide`.
+    /// Adds an entry to `hide`. `false`: it was there.
     ///
     /// # Errors
     /// [`PersistError::Edit`] if `hide` is no list.
-    pub fn add(&mut self, entry: &Selector) -> Result<Change, PersistError> {
-        let there = self.list()?.is_some_and(|list| {
-            list.iter()
-                .filter_map(Value::as_str)
-                .flat_map(selector::parse)
-                .any(|old| old.as_ref() == Ok(entry))
-        });
-        if there {
-            return Ok(Change::None);
+    pub fn add(&mut self, entry: &Selector) -> Result<bool, PersistError> {
+        if self.entries()?.contains(entry) {
+            return Ok(false);
         }
         if self.list()?.is_none() {
             self.begin_list();
@@ -111,18 +94,18 @@ impl ConfigFile {
         if let Some(list) = self.list()? {
             push(list, &entry.to_string());
         }
-        Ok(Change::Made)
+        Ok(true)
     }
 
-    /// Takes an entry out of `hide`.
+    /// Takes an entry out of `hide`. `false`: it was not there.
     ///
     /// # Errors
     /// [`PersistError::Edit`] if `hide` is no list.
-    pub fn remove(&mut self, entry: &Selector) -> Result<Change, PersistError> {
+    pub fn remove(&mut self, entry: &Selector) -> Result<bool, PersistError> {
         let Some(list) = self.list()? else {
-            return Ok(Change::None);
+            return Ok(false);
         };
-        let mut change = Change::None;
+        let mut any = false;
         let mut emptied = Vec::new();
         for (index, value) in list.iter_mut().enumerate() {
             let Some(text) = value.as_str() else { continue };
@@ -130,18 +113,14 @@ impl ConfigFile {
             for old in selector::parse(text) {
                 match old {
                     Ok(old) if old == *entry => taken = true,
-                    Ok(old) => {
-                        if overlap(&old, entry) {
-                            change = Change::Within(old.to_string());
-                        }
-                        kept.push(old.to_string());
-                    }
+                    Ok(old) => kept.push(old.to_string()),
                     Err(error) => kept.push(error.entry),
                 }
             }
             if !taken {
                 continue;
             }
+            any = true;
             if kept.is_empty() {
                 emptied.push(index);
             } else {
@@ -149,14 +128,11 @@ impl ConfigFile {
                 *value = Value::from(kept.join(", "));
                 *value.decor_mut() = decor;
             }
-            if change == Change::None {
-                change = Change::Made;
-            }
         }
         for index in emptied.into_iter().rev() {
             list.remove(index);
         }
-        Ok(change)
+        Ok(any)
     }
 
     /// Writes what was changed. What pcibackd would refuse is not written.
@@ -209,7 +185,7 @@ impl ConfigFile {
 }
 
 /// Whether both mean a device. That a kind or a place means the device at an address, nobody can tell without looking.
-fn overlap(one: &Selector, other: &Selector) -> bool {
+pub fn overlap(one: &Selector, other: &Selector) -> bool {
     let (Selector::Address(one), Selector::Address(other)) = (one, other) else {
         return false;
     };
@@ -248,9 +224,9 @@ mod tests {
     /// What becomes of a file, and what is said about each entry.
     fn edit(
         text: &str,
-        change: impl Fn(&mut ConfigFile, &Selector) -> Result<Change, PersistError>,
+        change: impl Fn(&mut ConfigFile, &Selector) -> Result<bool, PersistError>,
         entries: &[&str],
-    ) -> (String, Vec<Change>) {
+    ) -> (String, Vec<bool>) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("pcibackd.toml");
         fs::write(&path, text).unwrap();
@@ -315,7 +291,7 @@ mod tests {
             &["03:00.0"],
         );
         assert_eq!(text, "hide = [\"3:0.0,04:00.*\"]\n");
-        assert_eq!(changes, [Change::None]);
+        assert_eq!(changes, [false]);
     }
 
     #[test]
@@ -330,17 +306,11 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_another_contains_is_told_of() {
-        let (text, changes) = edit(
-            "hide = [\"04:00.*\"]\n",
-            ConfigFile::remove,
-            &["04:00.1", "06:00.0"],
-        );
-        assert_eq!(text, "hide = [\"04:00.*\"]\n");
-        assert_eq!(
-            changes,
-            [Change::Within("0000:04:00.*".into()), Change::None]
-        );
+    fn an_entry_that_is_not_there_changes_nothing() {
+        let text = "hide = [\"04:00.*\"]\n";
+        let (left, changes) = edit(text, ConfigFile::remove, &["04:00.1", "06:00.0"]);
+        assert_eq!(left, text);
+        assert_eq!(changes, [false, false]);
     }
 
     #[test]
