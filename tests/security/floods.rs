@@ -1,4 +1,4 @@
-//! What a guest can make the daemon do without end: XSA-43, XSA-332, XSA-349.
+//! What a guest can make the daemon do without end: XSA-43, XSA-130, XSA-332, XSA-349.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, Once};
@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use conf_space::Bdf;
 use log::{LevelFilter, Log, Metadata, Record};
+use pcibackd::config::Config;
 use pcibackd::host::sim::{FunctionBuilder, NVME};
 use xenbus::pciif::Command;
-use xenbus::sim::DomainKind;
+use xenbus::sim::{DomainKind, MachineOptions};
 use xenbus::xenstore::Store;
 
 use crate::guest::{Guest, op};
@@ -32,6 +33,15 @@ impl Log for Collector {
     fn flush(&self) {}
 }
 
+/// Has all that is logged from now on kept in [`LINES`].
+fn collect() {
+    static START: Once = Once::new();
+    START.call_once(|| {
+        log::set_logger(&Collector).unwrap();
+        log::set_max_level(LevelFilter::Info);
+    });
+}
+
 fn count(deed: Deed, house: &House) -> Arc<AtomicUsize> {
     let counter = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&counter);
@@ -47,11 +57,7 @@ fn count(deed: Deed, house: &House) -> Arc<AtomicUsize> {
 /// `show` in session/mod.rs or `fail` in session/connection.rs do not ask their limit.
 #[test]
 fn xsa_43_a_guest_cannot_flood_the_log() {
-    static START: Once = Once::new();
-    START.call_once(|| {
-        log::set_logger(&Collector).unwrap();
-        log::set_max_level(LevelFilter::Info);
-    });
+    collect();
     // A device and a number that no other test's guest has.
     const CARD: Bdf = Bdf::from_devfn(0, 0x43, 0);
     let house = House::new(&[]);
@@ -109,6 +115,51 @@ fn xsa_43_a_guest_cannot_flood_the_log() {
         .collect();
     assert!(!of_it.is_empty());
     assert!(of_it.len() <= 20, "{}: {of_it:#?}", of_it.len());
+}
+
+/// Fails when `carry_out` in session/operation.rs gives each `EnableMsix` that is refused a limit of its own.
+#[test]
+fn xsa_130_a_guest_cannot_flood_the_log_by_failing_msix() {
+    collect();
+    // A device that no other test has.
+    const CARD: Bdf = Bdf::from_devfn(0, 0x82, 0);
+    let options = MachineOptions {
+        extra_pirqs: 2,
+        ..MachineOptions::default()
+    };
+    let house = House::with(Config::default(), options, &[]);
+    house.bus.add(
+        FunctionBuilder::new(CARD, 0x8086, 0x10d3, 0x02_0000)
+            .memory_bar(0, 0x4000)
+            .power_management(false)
+            .msix(4, 0, 0x2000)
+            .express(),
+    );
+    house.hide(&[CARD]);
+    let guest = Guest::connected(&house, &[CARD]);
+    let first = at(0, 0);
+    let enable = |count: u32, entries: &[u16]| {
+        let mut request = op(Command::EnableMsix, first, 0, 0, count);
+        for (slot, entry) in request.msix_entries.iter_mut().zip(entries) {
+            slot.entry = *entry;
+        }
+        assert_ne!(guest.operate(&request).err, 0, "{entries:?}");
+    };
+    for _ in 0..50 {
+        // More than Xen has PIRQs for, twice the same, none of the table's, more than a request has room for.
+        enable(3, &[0, 1, 2]);
+        enable(2, &[1, 1]);
+        enable(1, &[4]);
+        enable(1, &[u16::MAX]);
+        enable(u32::MAX, &[0]);
+    }
+    let device = CARD.to_string();
+    let lines = LINES.lock().unwrap().clone();
+    let of_it = lines.iter().filter(|line| line.contains(&device)).count();
+    assert!(
+        (1..=20).contains(&of_it),
+        "{of_it} lines about 250 failures"
+    );
 }
 
 /// Fails when `Link::serve` in session/link.rs unmasks at once whatever the event was good for.

@@ -1,12 +1,15 @@
-//! Whose a device is, and what of one guest reaches the next: XSA-302 and its kin, and what has no number.
+//! Whose a device is, what it shares with others', and what of one guest reaches the next: XSA-302 and its kin, XSA-461, and what has no number.
 
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use conf_space::registers::header;
 use conf_space::{Bdf, Width};
+use pcibackd::control::protocol::Request;
 use pcibackd::host::devices::for_xen;
-use pcibackd::host::sim::{FunctionBuilder, NVME};
+use pcibackd::host::record::Phase;
+use pcibackd::host::sim::{FunctionBuilder, MSI_ONLY, NVME};
 use xenbus::DomId;
 use xenbus::pciif::Command;
 use xenbus::xenstore::Store;
@@ -52,6 +55,68 @@ fn xsa_302_a_hidden_devices_dma_is_never_dom0s_until_it_was_reset_for_dom0() {
     assert_eq!(house.bus.resets(NVME), resets + 1);
     assert_eq!(owner(&house, NVME), DomId::DOM0);
     assert_eq!(*dom0s.lock().unwrap(), []);
+}
+
+/// Fails when `admit` in session/exports.rs takes no notice of pages, and when `unhide` in host/devices/hide.rs does not ask `check_pages`.
+#[test]
+fn xsa_461_nobody_gets_a_device_that_has_registers_in_a_page_with_a_guests() {
+    let house = House::impatient(&[]);
+    let [first, second] = [0, 1].map(|function| Bdf::from_devfn(0, 8, function));
+    house.bus.pack_bars();
+    for bdf in [first, second] {
+        let device = FunctionBuilder::new(bdf, 0x8086, 0x2930, 0x0c_0500);
+        house.bus.add(device.memory_bar(0, 0x100));
+    }
+    house.hide(&[first, second]);
+    let guest = Guest::connected(&house, &[first]);
+    let other = house.guest(&[second]);
+    house.until_node(other, "state-0", "6");
+    let why = house.node(other, "error-0").unwrap();
+    assert!(why.contains(&first.to_string()), "{why}");
+    assert_eq!(house.phase(second), Some(Phase::Hidden));
+    let unhide = Request::Unhide {
+        devices: vec![second.to_string()],
+        force: false,
+    };
+    let answer = house.ask(&unhide);
+    assert_eq!(
+        house.phase_if_any(second),
+        Some(Phase::Hidden),
+        "{answer:?}"
+    );
+    destroy(&house, guest.domain, &[first]);
+    house.unhide(second);
+}
+
+/// Fails when `admit` in session/exports.rs says of every line that it is usable.
+#[test]
+fn xsa_461_a_guest_cannot_have_its_device_raise_a_line_that_dom0_uses() {
+    let house = House::new(&[]);
+    let dom0s = Bdf::from_devfn(0, 0x61, 0);
+    let device = FunctionBuilder::new(dom0s, 0x8086, 0x293a, 0x0c_0320);
+    house.bus.add(device.intx(20).driver("ehci-pci"));
+    house.hide(&[MSI_ONLY]);
+    let guest = Guest::connected(&house, &[MSI_ONLY]);
+    let command = || {
+        let command = house.config(MSI_ONLY).read(4, Width::Two).unwrap();
+        command & u32::from(header::command::INTX_DISABLE)
+    };
+    for value in [0, 7, 0xfbff] {
+        guest.write_config(at(0, 0), 4, 2, value);
+        assert_ne!(command(), 0, "{value:#x}");
+    }
+    let line = guest.read(at(0, 0), 0x3c, 2);
+    assert_eq!(line.value, 0);
+    // Its own go on, and leave it no line when they go off.
+    assert_eq!(
+        guest
+            .operate(&op(Command::EnableMsi, at(0, 0), 0, 0, 0))
+            .err,
+        0
+    );
+    let off = guest.operate(&op(Command::DisableMsi, at(0, 0), 0, 0, 0));
+    assert_eq!((off.err, off.value), (0, 0));
+    assert_ne!(command(), 0);
 }
 
 /// Fails when `release` in host/devices/guest.rs does not clear the grants, and when `claim` there keeps the overlay's state as it was.
