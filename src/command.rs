@@ -19,8 +19,12 @@ use crate::text::printable;
 
 /// `xl` waits up to 10 s here and there, and for its lock. What takes longer will not end.
 const LIMIT: Duration = Duration::from_secs(120);
-/// The same for what systemd runs: it ends the program and all that this has started.
-const SYSTEMDS_LIMIT: &str = "--property=TimeoutStartSec=115";
+/// The same for what systemd runs: it ends the program and all that this has started, and kills what has not ended a little later. Both are
+/// over before we are.
+const SYSTEMDS_LIMITS: [&str; 2] = [
+    "--property=TimeoutStartSec=115",
+    "--property=TimeoutStopSec=3",
+];
 const LOOK: Duration = Duration::from_millis(20);
 /// So much of the end of its output goes into the log.
 const OUTPUT: i64 = 1000;
@@ -64,18 +68,20 @@ pub(crate) fn run(words: &[String], domain: DomId, device: Bdf) {
 /// output goes into the journal.
 fn on_the_host(words: &[String]) -> Vec<String> {
     // A oneshot's start ends with it, and tells of its failure, without the D-Bus daemon that --wait takes.
-    const SYSTEMD_RUN: [&str; 6] = [
+    const SYSTEMD_RUN: [&str; 4] = [
         "systemd-run",
         "--quiet",
         "--collect",
         "--service-type=oneshot",
-        SYSTEMDS_LIMIT,
-        "--",
     ];
     if !is_service() {
         return words.to_vec();
     }
-    let run = SYSTEMD_RUN.into_iter().map(str::to_owned);
+    let run = SYSTEMD_RUN
+        .into_iter()
+        .chain(SYSTEMDS_LIMITS)
+        .chain(["--"])
+        .map(str::to_owned);
     run.chain(words.iter().cloned()).collect()
 }
 
