@@ -24,9 +24,14 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use pcibackd::config::Config;
+use pcibackd::control::client;
+use pcibackd::control::protocol::{Request, Response};
+use pcibackd::daemon::Background;
 use pcibackd::facade::{
     DRIVERS, Driver, Facade, FacadeError, Laid, RealDrivers, laid_over, run_if_keeper,
 };
+use pcibackd::host::sim::SimBus;
 use pcibackd::memory::keep_small;
 use tempfile::TempDir;
 
@@ -42,7 +47,7 @@ fn main() -> ExitCode {
     if env::args().next().as_deref() == Some(DAEMON) {
         daemon(Path::new(&env::args().nth(1).unwrap()));
     }
-    let tests: [(&str, fn()); 10] = [
+    let tests: [(&str, fn()); 11] = [
         (
             "a_killed_daemon_leaves_no_dead_facade",
             a_killed_daemon_leaves_no_dead_facade,
@@ -82,6 +87,10 @@ fn main() -> ExitCode {
         (
             "a_configuration_is_checked_while_a_facade_is_in_place",
             a_configuration_is_checked_while_a_facade_is_in_place,
+        ),
+        (
+            "a_daemons_facade_comes_and_goes_as_its_configuration_says",
+            a_daemons_facade_comes_and_goes_as_its_configuration_says,
         ),
     ];
     if let Err(why) = own_namespace() {
@@ -445,6 +454,43 @@ fn a_configuration_is_checked_while_a_facade_is_in_place() {
         "{said}"
     );
     assert!(!facade.is_gone());
+}
+
+fn a_daemons_facade_comes_and_goes_as_its_configuration_says() {
+    let drivers = Machine::new();
+    let run_dir = tempfile::tempdir().unwrap();
+    let file = run_dir.path().join("pcibackd.toml");
+    let write = |facade: &str| fs::write(&file, format!("facade = \"{facade}\"\n")).unwrap();
+    write("off");
+    let xen = xenbus::sim::Machine::new(run_dir.path()).unwrap();
+    let bus = SimBus::with_example_devices(&xen);
+    let daemon = Background::start_with_drivers(
+        Arc::new(xen),
+        bus,
+        RealDrivers::open_at(&drivers.drivers()).unwrap(),
+        run_dir.path().to_owned(),
+        Config::load(Some(&file)).unwrap(),
+    )
+    .unwrap();
+    assert!(drivers.is_bare());
+    for (facade, is_there) in [
+        ("global", true),
+        ("private", false),
+        ("global", true),
+        ("off", false),
+    ] {
+        write(facade);
+        daemon.reload().unwrap();
+        eventually(&format!("facade = {facade}"), || {
+            let Ok(Response::Status(status)) = client::ask(run_dir.path(), &Request::Status) else {
+                panic!("no status");
+            };
+            status.facade == facade
+                && drivers.is_served() == is_there
+                && drivers.is_bare() != is_there
+        });
+    }
+    daemon.stop().unwrap();
 }
 
 /// A number in this process's status.

@@ -1,15 +1,20 @@
 //! The configuration that holds now.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Config;
+use conf_space::topology::TopologyKind;
+
+use super::{Config, Topology};
 
 /// The configuration that holds now. What was read again (SIGHUP) takes its place at once, also for guests that are being served.
 #[derive(Debug, Default)]
 pub struct Live {
     current: Mutex<Arc<Config>>,
     version: AtomicU32,
+    /// What was set at run time for guests of these names.
+    topologies: Mutex<BTreeMap<String, Topology>>,
 }
 
 impl Live {
@@ -17,13 +22,34 @@ impl Live {
     pub fn new(config: Config) -> Self {
         Self {
             current: Mutex::new(Arc::new(config)),
-            version: AtomicU32::new(0),
+            ..Self::default()
         }
     }
 
     /// The one that holds.
     pub fn get(&self) -> Arc<Config> {
         Arc::clone(&self.current.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The topologies that were set at run time, by the guests' names.
+    pub fn topologies(&self) -> BTreeMap<String, Topology> {
+        self.at_run_time().clone()
+    }
+
+    /// Sets them all anew.
+    pub fn set_topologies(&self, topologies: BTreeMap<String, Topology>) {
+        *self.at_run_time() = topologies;
+    }
+
+    fn at_run_time(&self) -> MutexGuard<'_, BTreeMap<String, Topology>> {
+        let topologies = self.topologies.lock();
+        topologies.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How a guest that starts now sees its devices.
+    pub fn topology_of(&self, guest: &str) -> TopologyKind {
+        let at_run_time = self.at_run_time().get(guest).copied();
+        at_run_time.map_or_else(|| self.get().topology_of(guest), TopologyKind::from)
     }
 
     /// Puts another in its place.

@@ -51,7 +51,7 @@ use conf_space::overlay::Quirk;
 use conf_space::overlay::quirk::{self, DeviceQuirk, Quirks};
 use conf_space::selector::DeviceNames;
 use conf_space::topology::TopologyKind;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::Spanned;
 
 pub use self::commands::Commands;
@@ -111,7 +111,7 @@ pub enum Facade {
 }
 
 /// How a guest sees its devices.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Topology {
     /// On one virtual bus, 0000:00.
@@ -119,6 +119,19 @@ pub enum Topology {
     Vpci,
     /// At their addresses on the host.
     Passthrough,
+}
+
+impl Topology {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Vpci, Self::Passthrough];
+
+    /// Its name in the configuration file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Vpci => "vpci",
+            Self::Passthrough => "passthrough",
+        }
+    }
 }
 
 impl From<Topology> for TopologyKind {

@@ -14,6 +14,17 @@ pub struct SettingsShown {
     pub until: Option<String>,
 }
 
+/// The settings of guests of a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestSettingsShown {
+    /// The name.
+    pub guest: String,
+    /// Each by its name in the configuration file.
+    pub settings: Vec<SettingLine>,
+    /// When what was set at run time holds; `None`: nothing was.
+    pub until: Option<String>,
+}
+
 /// One setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingLine {

@@ -10,7 +10,7 @@ use crate::doctor::Finding;
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
 
-use super::policy::{DroppedShown, SettingsShown};
+use super::policy::{DroppedShown, GuestSettingsShown, SettingsShown};
 use super::traced::{Filter, Traced};
 
 /// What is asked.
@@ -75,6 +75,13 @@ pub enum Request {
         /// `KEY=VALUE`, or `permissive+=RANGES`; none: only shows.
         assignments: Vec<String>,
     },
+    /// Sets something for guests of a name, from their next start on and until the host is booted anew, and shows it.
+    SetGuest {
+        /// The name.
+        guest: String,
+        /// `topology=VALUE`; none: only shows.
+        assignments: Vec<String>,
+    },
     /// The writes of a device's guest that did not reach the device.
     Dropped {
         /// The device.
@@ -119,6 +126,8 @@ pub enum Response {
     },
     /// To [`Request::Set`].
     Settings(SettingsShown),
+    /// To [`Request::SetGuest`].
+    GuestSettings(GuestSettingsShown),
     /// To [`Request::Dropped`].
     Dropped(DroppedShown),
     /// To [`Request::Doctor`].

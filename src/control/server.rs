@@ -22,6 +22,9 @@ pub trait Service: Send + Sync + 'static {
     /// Answers one request. `fd` is what came with it.
     fn answer(&self, request: Request, fd: Option<OwnedFd>) -> Response;
 
+    /// [`Response::Served`] was the answer: the client may keep the connection, to hear of our end.
+    fn served(&self, client: &Arc<UnixStream>);
+
     /// Answers [`Request::Trace`], until the client goes or `stop` is set.
     ///
     /// # Errors
@@ -128,13 +131,14 @@ fn listen(listener: &UnixListener, service: &Arc<dyn Service>, stop: &Arc<Atomic
 }
 
 fn converse(
-    mut stream: UnixStream,
+    stream: UnixStream,
     service: &dyn Service,
     stop: &AtomicBool,
     idle: Duration,
 ) -> io::Result<()> {
     stream.set_read_timeout(Some(idle))?;
     stream.set_write_timeout(Some(idle))?;
+    let stream = Arc::new(stream);
     loop {
         let (line, fd) = receive(&stream)?;
         if line.is_empty() {
@@ -150,13 +154,14 @@ fn converse(
                 ),
             },
         };
-        if matches!(response, Response::Served) {
-            // Who keeps a facade for us keeps the connection, too, to hear of our end.
-            stream.set_read_timeout(None)?;
-        }
+        let served = matches!(response, Response::Served);
         let mut line = serde_json::to_vec(&response)?;
         line.push(b'\n');
-        stream.write_all(&line)?;
+        (&*stream).write_all(&line)?;
+        if served {
+            stream.set_read_timeout(None)?;
+            service.served(&stream);
+        }
     }
 }
 
@@ -211,6 +216,8 @@ mod tests {
             let message = "x".repeat(1 << 20);
             Response::Failed { message }
         }
+
+        fn served(&self, _: &Arc<UnixStream>) {}
 
         fn trace(&self, _: &Filter, _: &UnixStream, _: &AtomicBool) -> io::Result<()> {
             Ok(())

@@ -14,6 +14,7 @@ use xenbus::Xen;
 use super::platform::{Kind, Platform};
 use super::{DaemonError, Options, Signals, run_dir, serve};
 use crate::config::Config;
+use crate::facade::RealDrivers;
 use crate::host::Bus;
 
 /// A running daemon.
@@ -37,6 +38,40 @@ impl Background {
         run_dir: PathBuf,
         config: Config,
     ) -> Result<Self, DaemonError> {
+        Self::start_on(
+            Platform {
+                xen,
+                bus,
+                drivers: None,
+            },
+            run_dir,
+            config,
+        )
+    }
+
+    /// As [`Background::start`], with a facade over these drivers of PCI devices if the configuration wants one.
+    ///
+    /// # Errors
+    /// [`DaemonError`].
+    pub fn start_with_drivers(
+        xen: Arc<dyn Xen>,
+        bus: Arc<dyn Bus>,
+        drivers: RealDrivers,
+        run_dir: PathBuf,
+        config: Config,
+    ) -> Result<Self, DaemonError> {
+        Self::start_on(
+            Platform {
+                xen,
+                bus,
+                drivers: Some(drivers),
+            },
+            run_dir,
+            config,
+        )
+    }
+
+    fn start_on(platform: Platform, run_dir: PathBuf, config: Config) -> Result<Self, DaemonError> {
         let system = |action| move |source| DaemonError::System { action, source };
         let (stop, stopped) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
         let (reload, told_to_reload) =
@@ -46,11 +81,6 @@ impl Background {
             .map_err(system("make a pair of sockets"))?;
         let (tell_ready, ready) = mpsc::channel();
         let daemon = move || {
-            let platform = Platform {
-                xen,
-                bus,
-                drivers: None,
-            };
             let _lock = run_dir::take(&run_dir)?;
             let options = Options {
                 config,

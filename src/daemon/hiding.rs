@@ -1,11 +1,11 @@
-//! Hiding devices at start, as the configuration says.
+//! Hiding devices as the configuration says: at start, and when it is read again.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use conf_space::selector;
+use conf_space::selector::{self, DeviceNames};
 use log::{error, info, warn};
 use mio::Waker;
 
@@ -27,7 +27,7 @@ pub fn start(
     let work = {
         let done = Arc::clone(&done);
         move || {
-            hide(&config, &devices);
+            hide_at_start(&config, &devices);
             take_up_reserved(&devices);
             done.store(true, Ordering::Release);
             if let Err(error) = waker.wake() {
@@ -39,15 +39,56 @@ pub fn start(
     Ok(done)
 }
 
-/// Each device on its own: one that fails, or an entry that makes no sense, is logged and the others are hidden.
-fn hide(config: &Config, devices: &Arc<Devices>) {
+/// Hides, on a thread of its own, what `hide` names now and did not before. What it does not name any more stays hidden: a guest may have it, or
+/// be about to get it.
+pub fn follow(before: Arc<Config>, now: Arc<Config>, devices: Arc<Devices>) {
+    let work = move || {
+        tell_of_unlisted(&before, &now, &devices);
+        hide_listed(&now, Some(&before), &devices);
+    };
+    if let Err(error) = thread::Builder::new().name("hide".into()).spawn(work) {
+        error!(
+            "configuration: what hide names newly is not hidden, as no thread can be started ({error}); try 'pciback hide' when memory is free again"
+        );
+    }
+}
+
+fn tell_of_unlisted(before: &Config, now: &Config, devices: &Devices) {
+    for device in devices.list() {
+        let (bdf, names) = (device.bdf, device.description.names());
+        if !is_listed(before, &names) || is_listed(now, &names) {
+            continue;
+        }
+        let keeps_it = match device.owner() {
+            Some(domain) => format!(", and domain {domain} keeps it"),
+            None => String::new(),
+        };
+        info!(
+            "configuration: hide does not name {bdf} any more. It stays hidden{keeps_it}: to give it back to dom0, pciback unhide {bdf}"
+        );
+    }
+}
+
+fn is_listed(config: &Config, device: &DeviceNames) -> bool {
+    let mut entries = config.hide.iter().flat_map(|list| selector::parse(list));
+    entries.any(|entry| entry.is_ok_and(|selector| selector.matches(device)))
+}
+
+fn hide_at_start(config: &Config, devices: &Arc<Devices>) {
+    let existing = devices.names().unwrap_or_default();
+    for warning in left_out(config, &existing) {
+        warn!("configuration: {warning}");
+    }
+    hide_listed(config, None, devices);
+}
+
+/// Hides what `config` names and `before` did not. Each device on its own: one that fails, or an entry that makes no sense, is logged and the
+/// others are hidden.
+fn hide_listed(config: &Config, before: Option<&Config>, devices: &Arc<Devices>) {
     let existing = devices.names().unwrap_or_else(|error| {
         error!("{}", chain(&error));
         Vec::new()
     });
-    for warning in left_out(config, &existing) {
-        warn!("configuration: {warning}");
-    }
     for entry in config.hide.iter().flat_map(|list| selector::parse(list)) {
         let selector = match entry {
             Ok(selector) => selector,
@@ -59,6 +100,9 @@ fn hide(config: &Config, devices: &Arc<Devices>) {
         let mut any = false;
         for device in existing.iter().filter(|device| selector.matches(device)) {
             any = true;
+            if before.is_some_and(|before| is_listed(before, device)) {
+                continue;
+            }
             match devices.hide(device.bdf, false, Quarantine::Ours) {
                 Ok(_) => info!("{} is hidden", device.bdf),
                 Err(error) => error!("configuration, hide: {}", chain(&error)),

@@ -5,6 +5,7 @@ mod background;
 mod driver;
 mod embedded;
 mod errors;
+mod facade;
 mod guests;
 mod hiding;
 mod platform;
@@ -12,9 +13,11 @@ mod reload;
 mod run_dir;
 mod service;
 mod service_doctor;
+mod service_guest;
 mod service_policy;
 mod service_status;
 mod service_virtual_functions;
+mod topologies;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -37,16 +40,17 @@ pub use self::reload::{Findings, check_config};
 
 use self::driver::SlotDriver;
 use self::errors::ErrorWatch;
+use self::facade::Holder;
 use self::guests::Guests;
 use self::platform::Platform;
 use self::service::DaemonService;
-use crate::config::{self, Config, Live};
+use self::topologies::Topologies;
+use crate::config::{Config, Live};
 use crate::control::server;
-use crate::facade::{Facade, FacadeError};
+use crate::facade::FacadeError;
 use crate::host::devices::Devices;
 use crate::host::record::RecordError;
 use crate::metrics;
-use crate::text::chain;
 use crate::virtual_devices::VirtualGuests;
 
 /// Where the daemon keeps its sockets and records unless told otherwise.
@@ -208,6 +212,7 @@ fn serve(
         sandboxed,
     } = options;
     let live = Arc::new(Live::new(config));
+    let topologies = Topologies::take_up(&run_dir, Arc::clone(&live));
     let config = live.get();
     let system = |action| move |source| DaemonError::System { action, source };
     // Before the devices are looked at, so that nothing goes in between.
@@ -245,24 +250,16 @@ fn serve(
         Arc::clone(&devices),
         Arc::clone(&platform.xen),
     ));
-    let mut facade = if sandboxed {
-        None
-    } else {
-        lay_facade(&config, platform, &driver)
-    };
-    let state = match (&facade, config.facade) {
-        (Some(_), _) => "global",
-        (None, config::Facade::Global) if sandboxed => "global",
-        (None, config::Facade::Private) => "private",
-        (None, _) => "off",
-    };
+    let mut facade = Holder::new(platform.drivers.clone(), Arc::clone(&driver), sandboxed);
+    facade.follow(&config, poll.registry());
     let service = DaemonService::new(
         kind,
-        state,
+        Arc::clone(facade.standing()),
         Arc::clone(&devices),
         Arc::clone(&guests),
         driver,
         platform.drivers.clone(),
+        topologies,
     );
     let service = Arc::new(service);
     let mut metrics = serve_metrics(&run_dir, &config, &service);
@@ -279,9 +276,6 @@ fn serve(
     register(domains.as_fd().as_raw_fd(), DOMAINS).map_err(system("wait for domains"))?;
     register(signals.stop.as_raw_fd(), STOP).map_err(system("wait for its end"))?;
     register(signals.reload.as_raw_fd(), RELOAD).map_err(system("wait for signals"))?;
-    if let Some(facade) = &facade {
-        register(facade.keeper().as_raw_fd(), KEEPER).map_err(system("wait for the keeper"))?;
-    }
 
     for warning in &config.warnings {
         warn!("configuration: {warning}");
@@ -330,22 +324,26 @@ fn serve(
                 }
                 RELOAD => {
                     drain(signals.reload);
-                    let before = live.get().metrics;
+                    let before = live.get();
                     let hidden = devices.list();
                     let names = hidden.iter().map(|device| device.description.names());
                     reload::reload(&live, &names.collect::<Vec<_>>());
                     let now = live.get();
-                    if now.metrics != before {
+                    if now.metrics != before.metrics {
                         // The old one first: both have the same socket.
                         drop(metrics.take());
                         metrics = serve_metrics(&run_dir, &now, &service);
+                    }
+                    facade.follow(&now, poll.registry());
+                    if now.hide != before.hide {
+                        hiding::follow(before, now, Arc::clone(&devices));
                     }
                 }
                 HOST => {
                     drain(changes.as_fd());
                     devices.look_for_removed();
                 }
-                KEEPER => revive_keeper(&mut facade, &poll),
+                KEEPER => facade.revive_keeper(poll.registry()),
                 ERRORS => errors.pass_on(),
                 _ => {}
             }
@@ -386,51 +384,6 @@ fn serve_metrics(
     metrics::server::start(run_dir, config.metrics, page)
         .inspect_err(|error| error!("there are no metrics: {error}"))
         .ok()
-}
-
-/// A daemon without a facade still serves its guests: say so and go on.
-fn lay_facade(config: &Config, platform: &Platform, driver: &Arc<SlotDriver>) -> Option<Facade> {
-    let real = platform.drivers.clone()?;
-    if config.facade != config::Facade::Global {
-        return None;
-    }
-    match Facade::lay(real, Arc::clone(driver) as Arc<dyn crate::facade::Driver>) {
-        Ok(facade) => Some(facade),
-        Err(error) => {
-            error!("xl will not find hidden devices, since {}", chain(&error));
-            None
-        }
-    }
-}
-
-fn revive_keeper(facade: &mut Option<Facade>, poll: &Poll) {
-    let Some(live) = facade else { return };
-    if live.is_gone() {
-        warn!(
-            "the facade was unmounted by somebody else; xl finds no hidden devices until pcibackd is restarted"
-        );
-        *facade = None;
-        return;
-    }
-    if let Err(error) = poll
-        .registry()
-        .deregister(&mut SourceFd(&live.keeper().as_raw_fd()))
-    {
-        warn!("{error}");
-    }
-    match live.revive_keeper() {
-        Ok(()) => {
-            warn!("the keeper of the facade had died; another one was started");
-            if let Err(error) = poll.registry().register(
-                &mut SourceFd(&live.keeper().as_raw_fd()),
-                KEEPER,
-                Interest::READABLE,
-            ) {
-                error!("{error}");
-            }
-        }
-        Err(error) => error!("{}", chain(&error)),
-    }
 }
 
 /// Locks a mutex whose holder cannot have left it inconsistent.

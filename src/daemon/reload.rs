@@ -28,16 +28,6 @@ pub(super) fn reload(live: &Live, hidden: &[DeviceNames]) {
     for warning in new.warnings.iter().chain(&found) {
         warn!("configuration: {warning}");
     }
-    if new.facade != old.facade {
-        warn!(
-            "configuration: facade has changed; that takes effect when pcibackd is restarted (systemctl restart pcibackd; guests do not notice)"
-        );
-    }
-    if new.hide != old.hide {
-        warn!(
-            "configuration: hide has changed; that takes effect when pcibackd is restarted, or now with 'pciback hide'"
-        );
-    }
     live.replace(new);
     info!("the configuration was read again");
 }

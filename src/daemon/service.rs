@@ -14,8 +14,10 @@ use conf_space::{ConfigSpace, Width};
 use xenbus::DomId;
 
 use super::driver::SlotDriver;
+use super::facade::Standing;
 use super::guests::Guests;
 use super::platform::Kind;
+use super::topologies::Topologies;
 use crate::config::ResetChoice;
 use crate::control::protocol::{DeviceLine, Entry, Field, Request, Response, Shown};
 use crate::control::server::Service;
@@ -32,22 +34,24 @@ use crate::trace;
 pub struct DaemonService {
     pub(super) started: SystemTime,
     pub(super) platform: Kind,
-    pub(super) facade: &'static str,
+    pub(super) facade: Arc<Standing>,
     pub(super) devices: Arc<Devices>,
     pub(super) guests: Arc<Guests>,
     driver: Arc<SlotDriver>,
     drivers: Option<RealDrivers>,
+    pub(super) topologies: Topologies,
 }
 
 impl DaemonService {
     /// Of a daemon with these parts.
     pub fn new(
         platform: Kind,
-        facade: &'static str,
+        facade: Arc<Standing>,
         devices: Arc<Devices>,
         guests: Arc<Guests>,
         driver: Arc<SlotDriver>,
         drivers: Option<RealDrivers>,
+        topologies: Topologies,
     ) -> Self {
         Self {
             started: SystemTime::now(),
@@ -57,6 +61,7 @@ impl DaemonService {
             guests,
             driver,
             drivers,
+            topologies,
         }
     }
 
@@ -321,6 +326,7 @@ impl Service for DaemonService {
                 device,
                 assignments,
             } => self.set(&device, &assignments),
+            Request::SetGuest { guest, assignments } => self.set_guest(&guest, &assignments),
             Request::Dropped { device } => self.dropped(&device),
             Request::Doctor { device, try_resets } => self.doctor(device.as_deref(), try_resets),
             Request::Status => self.status(),
@@ -329,6 +335,10 @@ impl Service for DaemonService {
                 message: "a trace is no single answer".to_owned(),
             },
         }
+    }
+
+    fn served(&self, client: &Arc<UnixStream>) {
+        self.facade.served(client);
     }
 
     fn trace(

@@ -24,7 +24,7 @@ impl DaemonService {
         Response::Status(DaemonStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             platform: self.platform.name().to_owned(),
-            facade: self.facade.to_owned(),
+            facade: self.facade.state().to_owned(),
             uptime_seconds: self.started.elapsed().unwrap_or_default().as_secs(),
             dead: devices
                 .filter(|device| device.record.phase() == Some(Phase::Dead))

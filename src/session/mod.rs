@@ -396,7 +396,7 @@ impl Session {
 
 /// How the guest sees its devices: as it has seen them until now, whatever the configuration says meanwhile.
 fn topology_of(setup: &Setup, name: &str) -> TopologyKind {
-    let configured = setup.devices.config().get().topology_of(name);
+    let configured = setup.devices.config().topology_of(name);
     let held: Vec<_> = setup
         .devices
         .list()

@@ -1,13 +1,13 @@
 //! What an operator lets a guest do beyond the ordinary: from the file and at run time, until the guest gives its device back.
 
-use conf_space::Width;
 use conf_space::overlay::{Permissive, Ranges};
 use conf_space::registers::express;
+use conf_space::{Bdf, Width};
 use pcibackd::config::Config;
 use pcibackd::control::policy::{DroppedShown, SettingsShown};
 use pcibackd::control::protocol::{Request, Response};
 use pcibackd::host::record::{Dropped, Phase, RunTime};
-use pcibackd::host::sim::{INTX_ONLY, NVME};
+use pcibackd::host::sim::{INTX_ONLY, MSI_ONLY, NVME};
 use xenbus::sim::{DomainKind, Frontend, MachineOptions};
 use xenbus::xenstore::Store;
 use xenbus::{DomId, PciDevice};
@@ -206,6 +206,81 @@ fn a_file_that_is_read_again_holds_at_once_and_a_broken_one_changes_nothing() {
         after_writing(&house, &mut frontend, control, now ^ 0x0020) == now
     });
     assert!(house.status().guests.len() == 1);
+}
+
+#[test]
+fn what_hide_names_newly_is_hidden_at_once_and_what_it_names_no_more_stays_hidden() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pcibackd.toml");
+    let write = |devices: &[Bdf]| {
+        let devices: Vec<String> = devices.iter().map(Bdf::to_string).collect();
+        std::fs::write(&path, format!("hide = {devices:?}\n")).unwrap();
+    };
+    write(&[NVME, INTX_ONLY]);
+    let config = Config::load(Some(&path)).unwrap();
+    let house = House::with(config, MachineOptions::default(), &[]);
+    house.unhide(INTX_ONLY);
+    let (_, mut frontend) = house.boot(&[NVME]);
+    write(&[INTX_ONLY, MSI_ONLY]);
+    house.reload();
+    until("what is new there is hidden", || {
+        house.phase_if_any(MSI_ONLY) == Some(Phase::Hidden)
+    });
+    // What an operator gave back stays dom0's, and what a guest has stays the guest's.
+    assert_eq!(house.phase_if_any(INTX_ONLY), None);
+    assert_eq!(house.phase(NVME), Some(Phase::Assigned));
+    assert_eq!(frontend.conf_read(FIRST, 0, 4).unwrap(), 0x0010_1b36);
+}
+
+fn topology(house: &House, assignments: &[&str]) -> Result<(String, String), String> {
+    let request = Request::SetGuest {
+        guest: "database".into(),
+        assignments: assignments.iter().map(|text| (*text).to_owned()).collect(),
+    };
+    match house.ask(&request) {
+        Response::GuestSettings(shown) => {
+            let line = &shown.settings[0];
+            Ok((line.value.clone(), line.from.clone()))
+        }
+        Response::Failed { message } => Err(message),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_topology_that_is_set_at_run_time_is_that_of_the_guests_next_start() {
+    let house = House::new(&[NVME]);
+    let run = |expected: &str| {
+        let domain = house.named_guest("database", &[NVME]);
+        house.until_node(domain, "state-0", "3");
+        assert_eq!(
+            house.record(NVME).owner().unwrap().seen_as.to_string(),
+            expected
+        );
+        domain
+    };
+    let end = |domain: DomId| {
+        house.machine.domain_shut_down(domain).unwrap();
+        house.machine.destroy_domain(domain).unwrap();
+        house.until_gone(domain);
+        house.until_free(NVME);
+    };
+    let domain = run("0000:00:00.0");
+    let set = topology(&house, &["topology=passthrough"]).unwrap();
+    assert_eq!(set, ("passthrough".into(), "set at run time".into()));
+    // The guest that runs goes on seeing it where it is, also with the next daemon.
+    house.restart();
+    until("it is served again", || house.guest_line(domain).is_some());
+    assert_eq!(house.seen_as(NVME).bus, 0);
+    end(domain);
+    let domain = run(&NVME.to_string());
+    end(domain);
+    topology(&house, &["topology=default"]).unwrap();
+    end(run("0000:00:00.0"));
+    let refusal = topology(&house, &["topology=round"]).unwrap_err();
+    assert!(refusal.contains("passthrough"), "{refusal}");
+    let refusal = topology(&house, &["reset=flr"]).unwrap_err();
+    assert!(refusal.contains("topology=vpci"), "{refusal}");
 }
 
 fn settings(house: &House, assignments: &[&str]) -> Result<SettingsShown, String> {

@@ -43,11 +43,11 @@ pub fn run(run_dir: &Path) -> Result<Outcome, CommandError> {
             let _ = sd_notify::notify(&[ready]);
         }
         let daemon = laid.as_ref().map(|(_, daemon)| daemon);
-        let told = is_told(&stop, daemon, patience)?;
+        let end = wait(&stop, daemon, patience)?;
         if let Some((facade, _)) = laid {
-            facade.take_away(told)?;
+            facade.take_away(end != End::OfTheDaemon)?;
         }
-        if told {
+        if end == End::Told {
             return Ok(Outcome::Done);
         }
     }
@@ -79,22 +79,41 @@ fn lay(run_dir: &Path) -> Result<Option<(Outside, UnixStream)>, CommandError> {
     }
 }
 
-/// Waits until it is told to stop (`true`), until the daemon hangs up, or for as long as there is patience.
-fn is_told(
+/// Why a wait is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// We are told to stop.
+    Told,
+    /// The daemon is there, and may want something else now.
+    OfTheWait,
+    /// The daemon is gone.
+    OfTheDaemon,
+}
+
+/// Waits until it is told to stop, until the daemon hangs up or says that it wants no facade any more, or for as long as there is patience.
+fn wait(
     stop: &SignalFd,
     daemon: Option<&UnixStream>,
     patience: PollTimeout,
-) -> Result<bool, CommandError> {
+) -> Result<End, CommandError> {
     let mut watched = vec![PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
     watched.extend(daemon.map(|daemon| PollFd::new(daemon.as_fd(), PollFlags::POLLIN)));
     match poll(&mut watched, patience) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(CommandError::Wait(errno.into())),
     }
+    // One that lives closes its direction of the connection only.
+    let hung_up = watched
+        .get(1)
+        .and_then(PollFd::revents)
+        .is_some_and(|events| events.intersects(PollFlags::POLLHUP | PollFlags::POLLERR));
     let signal = stop.read_signal();
-    Ok(signal
-        .map_err(|errno| CommandError::Wait(errno.into()))?
-        .is_some())
+    let signal = signal.map_err(|errno| CommandError::Wait(errno.into()))?;
+    Ok(match signal {
+        Some(_) => End::Told,
+        None if hung_up => End::OfTheDaemon,
+        None => End::OfTheWait,
+    })
 }
 
 fn signals() -> io::Result<SignalFd> {
@@ -104,4 +123,23 @@ fn signals() -> io::Result<SignalFd> {
         &mask,
         SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Shutdown;
+
+    use super::*;
+
+    #[test]
+    fn a_daemon_that_wants_no_facade_any_more_is_told_from_one_that_has_died() {
+        let stop = SignalFd::with_flags(&SigSet::empty(), SfdFlags::SFD_NONBLOCK).unwrap();
+        let (theirs, ours) = UnixStream::pair().unwrap();
+        let look = |patience: u16| wait(&stop, Some(&ours), patience.into()).unwrap();
+        assert_eq!(look(1), End::OfTheWait);
+        theirs.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(look(10_000), End::OfTheWait);
+        drop(theirs);
+        assert_eq!(look(10_000), End::OfTheDaemon);
+    }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use conf_space::Bdf;
-use pcibackd::control::policy::SettingsShown;
+use pcibackd::control::policy::{GuestSettingsShown, SettingLine, SettingsShown};
 use pcibackd::control::protocol::{Request, Response};
 
 use crate::daemon;
@@ -26,19 +26,25 @@ What can be set, and 'default' takes it back:
   reset=auto|flr|pm|bus|none     how the device is reset when the guest gives it back
   aer.on_failure=detach|kill|ignore, aer.timeout=SECONDS, aer.mmio_enabled=true
                                  what follows an error of the device
+For guests of a name, from their next start on and until this host is booted anew:
+  topology=vpci|passthrough      they see one bus, 0000:00, or their devices at their addresses on the host
 
 Examples:
   pciback set 03:00.0
   pciback set 03:00.0 permissive+=0xe8..0xea
-  pciback set 03:00.0 permissive=default quirk=default";
+  pciback set 03:00.0 permissive=default quirk=default
+  pciback set --guest database topology=passthrough";
 
 /// What `pciback set` takes.
 #[derive(Debug, Args)]
 #[command(after_help = SETTINGS)]
 pub struct Set {
-    /// The device
-    #[arg(value_name = "BDF")]
-    pub device: Bdf,
+    /// The guests of that name, instead of a device
+    #[arg(long, value_name = "NAME")]
+    pub guest: Option<String>,
+    /// The device, unless a guest is named
+    #[arg(value_name = "BDF", value_parser = first, required_unless_present = "guest")]
+    pub first: Option<First>,
     /// What to set, until the guest gives the device back; without any: shows the settings
     #[arg(value_name = "KEY=VALUE")]
     pub assignments: Vec<String>,
@@ -47,22 +53,80 @@ pub struct Set {
     pub json: bool,
 }
 
-/// Sets something for a device, and shows its settings.
+/// What comes first: the device, or, where a guest is named, what to set for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum First {
+    /// A device.
+    Device(Bdf),
+    /// `KEY=VALUE`.
+    Assignment(String),
+}
+
+fn first(text: &str) -> Result<First, String> {
+    if text.contains('=') {
+        return Ok(First::Assignment(text.to_owned()));
+    }
+    text.parse()
+        .map(First::Device)
+        .map_err(|error: conf_space::address::ParseBdfError| error.to_string())
+}
+
+/// Sets something for a device or for a guest, and shows the settings.
 pub fn run(run_dir: &Path, arguments: &Set) -> Result<Outcome, CommandError> {
-    let request = Request::Set {
-        device: arguments.device.to_string(),
-        assignments: arguments.assignments.clone(),
-    };
-    let shown = daemon::ask(run_dir, &request, |response| match response {
-        Response::Settings(shown) => Some(shown),
-        _ => None,
-    })?;
-    output::show(arguments.json, &shown, text)
+    let assignments = || arguments.assignments.iter().cloned();
+    match (&arguments.guest, &arguments.first) {
+        (None, Some(First::Device(device))) => {
+            let request = Request::Set {
+                device: device.to_string(),
+                assignments: assignments().collect(),
+            };
+            let shown = daemon::ask(run_dir, &request, |response| match response {
+                Response::Settings(shown) => Some(shown),
+                _ => None,
+            })?;
+            output::show(arguments.json, &shown, text)
+        }
+        (Some(guest), None | Some(First::Assignment(_))) => {
+            let first = match &arguments.first {
+                Some(First::Assignment(text)) => Some(text.clone()),
+                _ => None,
+            };
+            let request = Request::SetGuest {
+                guest: guest.clone(),
+                assignments: first.into_iter().chain(assignments()).collect(),
+            };
+            let shown = daemon::ask(run_dir, &request, |response| match response {
+                Response::GuestSettings(shown) => Some(shown),
+                _ => None,
+            })?;
+            output::show(arguments.json, &shown, text_of_guest)
+        }
+        (None, _) => {
+            output::complain("set: name a device first, or a guest with --guest NAME");
+            Ok(Outcome::Usage)
+        }
+        (Some(_), Some(First::Device(device))) => {
+            output::complain(&format!(
+                "set: {device} and --guest: name a device or a guest, not both"
+            ));
+            Ok(Outcome::Usage)
+        }
+    }
 }
 
 fn text(shown: &SettingsShown, paint: Paint) -> String {
+    let name = shown.device.to_string();
+    sheet(&name, &shown.settings, shown.until.as_deref(), paint)
+}
+
+fn text_of_guest(shown: &GuestSettingsShown, paint: Paint) -> String {
+    let name = pcibackd::text::printable(&shown.guest);
+    sheet(&name, &shown.settings, shown.until.as_deref(), paint)
+}
+
+fn sheet(name: &str, settings: &[SettingLine], until: Option<&str>, paint: Paint) -> String {
     let mut table = Table::new(&["SETTING", "VALUE", "FROM"]);
-    for line in &shown.settings {
+    for line in settings {
         table.row([
             line.name.as_str().into(),
             line.value.as_str().into(),
@@ -71,13 +135,13 @@ fn text(shown: &SettingsShown, paint: Paint) -> String {
     }
     let mut text = format!(
         "{}\n{}",
-        paint.paint(Style::Heading, &shown.device.to_string()),
+        paint.paint(Style::Heading, name),
         table.render(paint)
     );
-    for (range, reason) in shown.settings.iter().flat_map(|line| &line.reasons) {
+    for (range, reason) in settings.iter().flat_map(|line| &line.reasons) {
         text += &format!("{range}: {}\n", pcibackd::text::printable(reason));
     }
-    if let Some(until) = &shown.until {
+    if let Some(until) = until {
         text += &format!("What was set at run time holds {until}.\n");
     }
     text
