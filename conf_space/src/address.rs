@@ -129,7 +129,9 @@ pub enum ParseBdfError {
     #[error("expected dddd:bb:ss.f or bb:ss.f in hexadecimal, for example 0000:03:00.0")]
     Form,
     /// Segment has no hexadecimal digits, others, or too many.
-    #[error("the segment must be 0 to ffff in hexadecimal")]
+    #[error(
+        "the segment must be 0 to ffff in hexadecimal; Xen knows no others, as those behind Intel's VMD are"
+    )]
     Segment,
     /// Bus has no hexadecimal digits, others, or too many.
     #[error("the bus must be 0 to ff in hexadecimal")]

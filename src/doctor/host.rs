@@ -41,11 +41,17 @@ fn daemon(findings: &mut Findings, daemon: &Result<RunningDaemon, String>, versi
 
 fn xen(findings: &mut Findings, facts: &HostFacts) {
     let (iommu, remapping) = ("IOMMU", "interrupt remapping");
+    let version = facts.version.as_deref().unwrap_or("of an unknown version");
     match facts.role {
-        Role::Dom0 => {
-            let version = facts.version.as_deref().unwrap_or("of an unknown version");
-            findings.ok("Xen", format!("this is dom0 of Xen {version}"));
-        }
+        Role::Dom0 => findings.ok("Xen", format!("this is dom0 of Xen {version}")),
+        Role::PvhDom0 => findings.problem(
+            "Xen",
+            format!(
+                "this is dom0 of Xen {version}, and PVH: devices cannot be given to guests, since Xen does not map their interrupts for such a dom0, \
+                 or xl asks the kernel's own backend for them"
+            ),
+            "take dom0=pvh from Xen's command line, and boot again: dom0 is then PV",
+        ),
         Role::Guest => findings.problem(
             "Xen",
             "this is a guest",
@@ -57,7 +63,7 @@ fn xen(findings: &mut Findings, facts: &HostFacts) {
             "boot it by Xen (on Debian: the entry 'with Xen hypervisor'); for a try without: pciback demo",
         ),
     }
-    if facts.role != Role::Dom0 {
+    if !facts.role.is_dom0() {
         return;
     }
     match &facts.xenstore {
@@ -258,6 +264,13 @@ mod tests {
             let findings = judge(&facts, "1.0");
             assert!(!findings.iter().any(|finding| finding.check == "IOMMU"));
         }
+    }
+
+    #[test]
+    fn l11_a_pvh_dom0_cannot_give_devices_away_and_is_told_so() {
+        let change = |facts: &mut HostFacts| facts.role = Role::PvhDom0;
+        assert_eq!(verdict("Xen", change), Problem);
+        assert_eq!(verdict("IOMMU", change), Fine);
     }
 
     #[test]

@@ -43,8 +43,17 @@ pub enum Role {
     None,
     /// It is a guest.
     Guest,
-    /// It is dom0.
+    /// It is dom0, a PV domain as usual.
     Dom0,
+    /// It is dom0, and a PVH domain (`dom0=pvh` on Xen's command line).
+    PvhDom0,
+}
+
+impl Role {
+    /// Whether it is a dom0 of either kind.
+    pub fn is_dom0(self) -> bool {
+        matches!(self, Self::Dom0 | Self::PvhDom0)
+    }
 }
 
 /// A daemon that answers.
@@ -86,7 +95,7 @@ impl HostFacts {
         xenstore: Result<(), String>,
     ) -> Self {
         let role = role(root);
-        let ask = |argument| (role == Role::Dom0).then(|| xl(argument)).flatten();
+        let ask = |argument| role.is_dom0().then(|| xl(argument)).flatten();
         Self {
             role,
             version: version(root),
@@ -116,10 +125,13 @@ fn role(root: &Path) -> Role {
         read(root, "proc/xen/capabilities").is_some_and(|text| text.contains("control_d"));
     let zero = read(root, "sys/hypervisor/uuid")
         .is_some_and(|uuid| uuid.bytes().all(|byte| matches!(byte, b'0' | b'-')));
-    if control || zero {
-        Role::Dom0
-    } else {
-        Role::Guest
+    if !control && !zero {
+        return Role::Guest;
+    }
+    // Since Linux 4.13.
+    match read(root, "sys/hypervisor/guest_type").as_deref() {
+        Some("PVH") => Role::PvhDom0,
+        _ => Role::Dom0,
     }
 }
 
@@ -213,11 +225,14 @@ mod tests {
         assert_eq!(role(&[xen, ("sys/hypervisor/uuid", zero)]), Role::Dom0);
         let capabilities = ("proc/xen/capabilities", "control_d\n");
         assert_eq!(role(&[xen, capabilities]), Role::Dom0);
+        let kind = |kind| ("sys/hypervisor/guest_type", kind);
+        assert_eq!(role(&[xen, capabilities, kind("PV\n")]), Role::Dom0);
+        assert_eq!(role(&[xen, capabilities, kind("PVH\n")]), Role::PvhDom0);
         let guest = (
             "sys/hypervisor/uuid",
             "6ad0f57c-1111-2222-3333-444444444444\n",
         );
-        assert_eq!(role(&[xen, guest]), Role::Guest);
+        assert_eq!(role(&[xen, guest, kind("PVH\n")]), Role::Guest);
         assert_eq!(role(&[xen]), Role::Guest);
     }
 

@@ -16,6 +16,19 @@ fn a_device_that_is_not_there_is_said_not_to_be_there() {
     assert!(matches!(error, HostError::NoDevice { .. }), "{error}");
 }
 
+#[test]
+fn l17_devices_on_segments_that_xen_does_not_know_are_not_listed() {
+    let tree = Tree::new();
+    let known = tree.bus().list().unwrap();
+    // As Linux names what is behind VMD.
+    let directory = tree.path("devices/pci0000:00/10000:e1:00.0");
+    fs::create_dir_all(&directory).unwrap();
+    symlink(&directory, tree.path("bus/pci/devices/10000:e1:00.0")).unwrap();
+    assert_eq!(tree.bus().list().unwrap().len(), known.len());
+    let error = "10000:e1:00.0".parse::<Bdf>().unwrap_err();
+    assert!(error.to_string().contains("VMD"), "{error}");
+}
+
 /// A card of two functions behind a bridge, and a device on the root bus.
 struct Tree(tempfile::TempDir);
 
