@@ -9,6 +9,7 @@
 #   wait_for SECONDS COMMAND...    tries the command until it succeeds
 #   start_backend, stop_backend    the daemon's log is $LOG; PCIBACKD_FLAGS are its flags
 #   create_guest NAME LINE...      xl create with these lines added to the configuration; returns when the guest takes commands
+#   devices BDF...                 the line that gives a guest these devices
 #   guest NAME COMMAND             runs a shell command in the guest: its output (the last 1500 bytes), its exit status (words: ../guest/words.sh)
 #   tell NAME COMMAND              the same, and does not wait for it
 #   nothing_left                   no guest has, or had, a PCI backend
@@ -140,6 +141,12 @@ create_guest() {
   wait_for "${GUEST_TIMEOUT:-100}" guest_is_ready "$name"
 }
 
+devices() {
+  local device list=""
+  for device in "$@"; do list="$list\"$device\","; done
+  echo "pci=[$list]"
+}
+
 guest_is_ready() { xenstore-exists "/local/domain/$(xl domid "$1")/data/ready"; }
 
 # Commands go through xenstore: `data/command` holds a number and the command, the guest's init answers with `data/output` and, last, `data/result`.
@@ -183,6 +190,13 @@ nothing_left() { ! xenstore-ls -f / | grep -vE '^/local/domain/[1-9][0-9]*/error
 # --- devices in dom0
 
 driver_of() { basename "$(readlink "/sys/bus/pci/devices/$1/driver")"; }
+
+# driven_by DRIVER BDF, reserved BDF: hidden, or to be hidden
+driven_by() { [ "$(driver_of "$2")" = "$1" ]; }
+reserved() { [ ! -e "/sys/bus/pci/devices/$1/driver" ] && [ "$(cat "/sys/bus/pci/devices/$1/driver_override")" = pciback ]; }
+
+# dmesg_of DRIVER: what it has said
+dmesg_of() { dmesg | grep "$1 "; }
 
 # dom0_pings BDF: dom0's own driver has the card, and gets through
 dom0_pings() {
