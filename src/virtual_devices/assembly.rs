@@ -123,8 +123,8 @@ pub(super) fn assemble(
     for (slot, configured, backend) in opened {
         let kind = configured.model.name();
         let device = backend.device;
-        let record = record
-            .device(slot, device.queue_sizes())
+        let notes = record
+            .device(slot, &*device)
             .map_err(|source| AssemblyError::Record { kind, slot, source })?;
         let pin = IntxPin {
             device: slot,
@@ -136,8 +136,7 @@ pub(super) fn assemble(
             features: RING_FEATURES,
             ram: Arc::clone(ram),
             sink: Arc::new(DomainInterrupts::new(Arc::clone(xen) as _, domain, pin)),
-            records: record.queues,
-            state: record.state,
+            notes,
         };
         let function = VirtioFunction::new(parts, &configured.shape)
             .map_err(|source| AssemblyError::Function { kind, slot, source })?;

@@ -5,25 +5,16 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use virtio::device::Device;
 use virtio::ioreq::Ledger;
 use virtio::memory::Words;
-use virtio::queue;
-use virtio::transport::state_words;
+use virtio::transport::{Notes, NotesError};
 use xenbus::DomId;
 
 use crate::config::VirtioDevice;
 
 /// The list of devices.
 const DEVICES: &str = "devices.json";
-
-/// What stands of one device.
-#[derive(Debug)]
-pub(super) struct DeviceRecord {
-    /// What its driver has written.
-    pub state: Words,
-    /// What each queue has in flight.
-    pub queues: Vec<queue::Record>,
-}
 
 /// A guest's files. Dropping this leaves them.
 #[derive(Debug)]
@@ -95,30 +86,21 @@ impl Record {
     /// The IOREQ server's.
     ///
     /// # Errors
-    /// When the file cannot be mapped.
+    /// When the file cannot be mapped, or another version has written it.
     pub fn ledger(&self) -> io::Result<Ledger> {
         let words = Words::of_file(&self.file("server")?, Ledger::WORDS)?;
-        Ok(Ledger::new(words))
+        Ledger::new(words).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// That of the device in a slot, which has queues of these sizes.
+    /// What the device in a slot has noted.
     ///
     /// # Errors
-    /// When the file cannot be mapped.
-    pub fn device(&self, slot: u8, sizes: &[u16]) -> io::Result<DeviceRecord> {
-        let state = state_words(sizes.len());
-        let counts = || sizes.iter().map(|size| queue::Record::words(*size));
+    /// When the file cannot be mapped, or another version's device has written it.
+    pub fn device(&self, slot: u8, device: &dyn Device) -> io::Result<Notes> {
         let file = self.file(&format!("slot-{slot:02x}"))?;
-        let words = Words::of_file(&file, counts().fold(state, usize::saturating_add))?;
-        let mut first = state;
-        let record = |count| {
-            let part = words.part(first, count);
-            first = first.saturating_add(count);
-            queue::Record::new(part)
-        };
-        Ok(DeviceRecord {
-            queues: counts().map(record).collect(),
-            state: words.part(0, state),
+        Notes::of_file(&file, device).map_err(|error| match error {
+            NotesError::Words(error) => error,
+            other => io::Error::new(io::ErrorKind::InvalidData, other),
         })
     }
 }
@@ -185,14 +167,17 @@ mod tests {
             .unwrap()
             .set_server(Some(xenbus::device_model::IoreqServerId(3)));
         assert!(record.ledger().unwrap().server().is_some());
-        let sizes = [4, 8];
-        let device = record.device(0x1f, &sizes).unwrap();
-        assert_eq!(device.queues.len(), 2);
-        let length = fs::metadata(run_dir.path().join("a/b/slot-1f"))
-            .unwrap()
-            .len();
-        let queues = queue::Record::words(4) + queue::Record::words(8);
-        let words = device.state.count() + queues;
-        assert_eq!(length, 8 * words as u64);
+        let rng = virtio::rng::Rng::new().unwrap();
+        assert!(record.device(0x1f, &rng).is_ok());
+        let path = run_dir.path().join("a/b/slot-1f");
+        let words = Notes::words(&rng);
+        assert_eq!(fs::metadata(&path).unwrap().len(), 8 * words as u64);
+        // As a daemon from before this layout left it.
+        fs::write(&path, [b"virtio 1", &[0; 4096][..]].concat()).unwrap();
+        let refused = record.device(0x1f, &rng).unwrap_err().to_string();
+        assert!(refused.contains("another version"), "{refused}");
+        fs::write(run_dir.path().join("a/b/server"), [1; 16]).unwrap();
+        let refused = record.ledger().unwrap_err().to_string();
+        assert!(refused.contains("another version"), "{refused}");
     }
 }

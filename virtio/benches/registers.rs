@@ -11,8 +11,8 @@ use virtio::device::{Activation, Device, DeviceKind};
 use virtio::ioreq::{Target, Window};
 use virtio::memory::{GuestRam, Memfd, Words};
 use virtio::pci::{Layout, Mode, Shape, VirtioFunction};
-use virtio::queue::{Queue, Record};
-use virtio::transport::{InterruptSink, Parts, RING_FEATURES, state_words};
+use virtio::queue::Queue;
+use virtio::transport::{InterruptSink, Notes, Parts, RING_FEATURES};
 
 const QUEUE_SIZES: [u16; 4] = [256; 4];
 
@@ -71,15 +71,14 @@ impl InterruptSink for Nowhere {
 /// A live transitional function in QEMU's layout.
 fn function() -> VirtioFunction {
     let memory = Memfd::new(64).unwrap();
-    let records = QUEUE_SIZES.map(|size| Record::volatile(size).unwrap());
+    let words = Words::volatile(Notes::words(&Nothing)).unwrap();
     let parts = Parts {
         name: "bench".into(),
         device: Box::new(Nothing),
         features: RING_FEATURES,
         ram: Arc::new(GuestRam::new(Arc::new(memory), 1)),
         sink: Arc::new(Nowhere),
-        records: records.into(),
-        state: Words::volatile(state_words(QUEUE_SIZES.len())).unwrap(),
+        notes: Notes::new(words, &Nothing).unwrap(),
     };
     let shape = Shape {
         mode: Mode::Transitional,

@@ -5,13 +5,14 @@ mod image;
 mod request;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use zerocopy::IntoBytes;
 
 use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
+use crate::memory::Words;
 use crate::queue::Queue;
 use crate::worker::{Handler, Service, Workers};
 use config::Config;
@@ -77,11 +78,26 @@ impl Default for Options {
 }
 
 /// What requests need to know of the device as it is now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Negotiated {
     features: AtomicU64,
-    /// The driver has switched to writing back or through (CONFIG_WCE).
-    writeback: AtomicBool,
+    /// What the driver has set of the cache (CONFIG_WCE).
+    cache: AtomicU8,
+}
+
+/// The driver has set nothing.
+const CACHE_DEFAULT: u8 = 0;
+const CACHE_WRITE_THROUGH: u8 = 1;
+const CACHE_WRITE_BACK: u8 = 2;
+
+impl Default for Negotiated {
+    /// Until it is agreed on, a driver is taken to know how to flush.
+    fn default() -> Self {
+        Self {
+            features: AtomicU64::new(feature::FLUSH.bits()),
+            cache: AtomicU8::new(CACHE_DEFAULT),
+        }
+    }
 }
 
 impl Negotiated {
@@ -89,11 +105,20 @@ impl Negotiated {
         Features::from_bits_retain(self.features.load(Ordering::Relaxed)).contains(feature)
     }
 
+    /// The field of the configuration. At first a driver that cannot flush has no cache (section 5.2.5.2).
+    fn writeback(&self) -> bool {
+        match self.cache.load(Ordering::Relaxed) {
+            CACHE_WRITE_THROUGH => false,
+            CACHE_WRITE_BACK => true,
+            _ => self.has(feature::FLUSH),
+        }
+    }
+
     /// Writes may stay in the host's cache until the driver flushes it. A driver that cannot flush
     /// counts on their not doing so (section 5.2.6.2).
     fn is_writeback(&self) -> bool {
         if self.has(feature::CONFIG_WCE) {
-            self.writeback.load(Ordering::Relaxed)
+            self.writeback()
         } else {
             self.has(feature::FLUSH)
         }
@@ -117,6 +142,8 @@ pub(crate) fn fuzz_handler() -> Option<Arc<dyn Handler>> {
 pub struct Blk {
     image: Arc<Image>,
     negotiated: Arc<Negotiated>,
+    /// One, for what the driver has set of the cache.
+    kept: Option<Words>,
     queue_sizes: Vec<u16>,
     workers: Workers,
 }
@@ -126,7 +153,6 @@ impl Blk {
     pub fn new(image: Image, options: &Options) -> Self {
         let image = Arc::new(image);
         let negotiated = Arc::new(Negotiated::default());
-        negotiated.writeback.store(true, Ordering::Relaxed);
         let executor = Executor::new(Arc::clone(&image), Arc::clone(&negotiated), options);
         let service = Service {
             threads: options.threads,
@@ -135,6 +161,7 @@ impl Blk {
         Self {
             image,
             negotiated,
+            kept: None,
             queue_sizes: vec![options.queue_size; options.queues.max(1).into()],
             workers: Workers::new(Arc::new(executor), service),
         }
@@ -146,8 +173,15 @@ impl Blk {
             &self.image,
             queue_size,
             self.queue_sizes.len() as u16,
-            self.negotiated.writeback.load(Ordering::Relaxed),
+            self.negotiated.writeback(),
         )
+    }
+
+    fn set_cache(&self, cache: u8) {
+        if let Some(kept) = &self.kept {
+            kept.set(0, cache.into());
+        }
+        self.negotiated.cache.store(cache, Ordering::Relaxed);
     }
 }
 
@@ -182,15 +216,31 @@ impl Device for Blk {
         if offset == Config::WRITEBACK
             && let [value] = *data
         {
-            self.negotiated
-                .writeback
-                .store(value != 0, Ordering::Relaxed);
+            self.set_cache(if value == 0 {
+                CACHE_WRITE_THROUGH
+            } else {
+                CACHE_WRITE_BACK
+            });
         }
     }
 
-    fn activate(&mut self, activation: Activation) {
-        let features = activation.features.bits();
+    fn kept_words(&self) -> usize {
+        1
+    }
+
+    fn keep(&mut self, words: Words) {
+        let cache = (words.get(0) & 0xff) as u8;
+        self.negotiated.cache.store(cache, Ordering::Relaxed);
+        self.kept = Some(words);
+    }
+
+    fn agree(&mut self, features: Features) {
+        let features = features.bits();
         self.negotiated.features.store(features, Ordering::Relaxed);
+    }
+
+    fn activate(&mut self, activation: Activation) {
+        self.agree(activation.features);
         self.workers.activate(activation);
     }
 
@@ -200,7 +250,8 @@ impl Device for Blk {
 
     fn reset(&mut self) {
         self.workers.reset();
-        self.negotiated.writeback.store(true, Ordering::Relaxed);
+        self.set_cache(CACHE_DEFAULT);
+        self.agree(feature::FLUSH);
     }
 
     fn is_reset(&self) -> bool {

@@ -6,7 +6,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::features::Features;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Words};
 use crate::queue::Queue;
 
 /// The device types offered here, by their numbers (virtio 1.3, section 5).
@@ -35,7 +35,8 @@ impl DeviceKind {
 /// own.
 ///
 /// Its life: `activate` when the driver is ready, then `notify`s, then `reset`, and from the moment
-/// that `is_reset` is true it may be activated again.
+/// that `is_reset` is true it may be activated again. When it is dropped its queues stop as by a reset, but
+/// what it keeps stays for the next process.
 pub trait Device: Send {
     /// Which type it is.
     fn kind(&self) -> DeviceKind;
@@ -53,6 +54,19 @@ pub trait Device: Send {
 
     /// A write to the device configuration. What is not writable stays as it is.
     fn write_config(&mut self, offset: usize, data: &[u8]);
+
+    /// How many words it has to keep over a restart, besides its queues.
+    fn kept_words(&self) -> usize {
+        0
+    }
+
+    /// Where it keeps them, before anything else is asked of it: as many as that, all zero, or as the same
+    /// device left them. From now on whatever a driver sets of the device stands there before anybody
+    /// can see that it is set; a reset forgets it.
+    fn keep(&mut self, _words: Words) {}
+
+    /// Driver and device have agreed on these features. Comes before `activate`.
+    fn agree(&mut self, _features: Features) {}
 
     /// The driver is ready: the queues are the device's until it is reset. What goes wrong from here
     /// on is told through [`Events::needs_reset`].

@@ -24,7 +24,7 @@ mod target;
 mod tests;
 
 pub use interrupts::DomainInterrupts;
-pub use ledger::Ledger;
+pub use ledger::{Ledger, UnknownLayout};
 pub use request::{Access, BadRequest, Direction, ElementSize, Operand, Request};
 pub use server::{Problem, Server, ServerError};
 pub use spaces::Spaces;

@@ -29,6 +29,8 @@ pub use memfd::Memfd;
 pub(crate) use ring::{Done, Ring, Transfer};
 pub use view::{MemoryError, View};
 pub use words::Words;
+#[cfg(test)]
+pub(crate) use words::kill;
 
 /// The size of a page of guest memory, in bytes.
 pub const PAGE_SIZE: usize = 4096;

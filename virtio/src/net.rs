@@ -12,9 +12,10 @@ use std::sync::Arc;
 
 use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
+use crate::memory::Words;
 use crate::queue::Queue;
 use crate::served::Served;
-use control::{Control, Mac};
+use control::{Chosen, Control};
 use pair::{Lane, Pair};
 
 pub use link::{Link, LinkError};
@@ -83,13 +84,13 @@ const LINK_UP: u16 = 1;
 
 /// What carries out commands, without a link. For the fuzz target.
 pub(crate) fn fuzz_control() -> Control {
-    Control::new(Arc::new([]), Arc::new(Mac::new([0; 6])))
+    Control::new(Arc::new([]), Arc::new(Chosen::new([0; 6])))
 }
 
 /// A network card.
 #[derive(Debug)]
 pub struct Net {
-    mac: Arc<Mac>,
+    chosen: Arc<Chosen>,
     /// Each with its thread.
     pairs: Vec<Arc<Served<Pair>>>,
     queue_sizes: Vec<u16>,
@@ -103,10 +104,10 @@ impl Net {
     /// The host has no thread or descriptor left.
     pub fn new(links: Vec<Link>, mac: [u8; 6]) -> std::io::Result<Self> {
         let links: Arc<[Link]> = links.into();
-        let mac = Arc::new(Mac::new(mac));
+        let chosen = Arc::new(Chosen::new(mac));
         let count = links.len() as u16;
         let mut net = Self {
-            mac: Arc::clone(&mac),
+            chosen: Arc::clone(&chosen),
             pairs: Vec::new(),
             queue_sizes: vec![QUEUE_SIZE; usize::from(count).saturating_mul(2)],
             features: FEATURES | OFFLOADS,
@@ -116,7 +117,8 @@ impl Net {
         }
         net.queue_sizes.push(CONTROL_SIZE);
         for index in 0..count {
-            let control = (index == 0).then(|| Control::new(Arc::clone(&links), Arc::clone(&mac)));
+            let control =
+                (index == 0).then(|| Control::new(Arc::clone(&links), Arc::clone(&chosen)));
             let pair = Pair::new(index, Arc::clone(&links), control);
             // Used for every packet from the host, and too large for a stack.
             let mut packet = pair::packet();
@@ -182,26 +184,29 @@ impl Device for Net {
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let [s0, s1] = LINK_UP.to_le_bytes();
         let [p0, p1] = (self.pairs.len() as u16).to_le_bytes();
-        let [m0, m1, m2, m3, m4, m5] = self.mac.get();
+        let [m0, m1, m2, m3, m4, m5] = self.chosen.mac();
         let config = [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1];
         read_bytes(&config, offset, data);
     }
 
     /// Legacy drivers write the address.
     fn write_config(&mut self, offset: usize, data: &[u8]) {
-        let mut mac = self.mac.get();
+        let mut mac = self.chosen.mac();
         for (place, byte) in mac.iter_mut().skip(offset).zip(data) {
             *place = *byte;
         }
-        self.mac.set(mac);
+        self.chosen.set_mac(mac);
+    }
+
+    fn kept_words(&self) -> usize {
+        Chosen::WORDS
+    }
+
+    fn keep(&mut self, words: Words) {
+        self.chosen.keep(words);
     }
 
     fn activate(&mut self, activation: Activation) {
-        // After a restart the kernel still uses the pairs that the driver has chosen.
-        let resumed = activation
-            .queues
-            .iter()
-            .any(|(_, queue)| queue.is_resumed());
         for pair in &self.pairs {
             let Activation {
                 ram,
@@ -210,7 +215,7 @@ impl Device for Net {
                 ..
             } = &activation;
             pair.lock()
-                .activate(Arc::clone(ram), Arc::clone(events), *features, resumed);
+                .activate(Arc::clone(ram), Arc::clone(events), *features);
         }
         for (index, queue) in activation.queues {
             self.set_queue(index, Some(queue));
@@ -227,6 +232,7 @@ impl Device for Net {
         for pair in &self.pairs {
             pair.lock().deactivate();
         }
+        self.chosen.forget();
     }
 
     fn is_reset(&self) -> bool {

@@ -5,6 +5,7 @@
 //! | `core` | what all faces have in common: features, status, queues, and the life from reset to reset |
 //! | `core::queues` | what a driver does to queues |
 //! | `core::state` | what a driver has written, noted so that a restart goes unnoticed |
+//! | `notes` | where it is noted |
 //! | `signals` | what a device tells its driver: ISR status, vectors, MSI-X; shared with its threads |
 //! | `legacy` | the register block of virtio 0.9.5 |
 //! | `common` | the common configuration of virtio 1.3 on PCI |
@@ -21,8 +22,10 @@ pub(crate) mod core;
 pub mod fuzzing;
 pub(crate) mod legacy;
 pub mod mmio;
+mod notes;
 pub(crate) mod notify;
 pub(crate) mod signals;
 
-pub use self::core::{Parts, RING_FEATURES, state_words};
+pub use self::core::{Parts, RING_FEATURES};
+pub use notes::{Notes, NotesError};
 pub use signals::{InterruptSink, NO_VECTOR};

@@ -18,6 +18,7 @@ use tempfile::NamedTempFile;
 use virtio::Features;
 use virtio::blk::{Blk, Image, ImageError, Options, feature};
 use virtio::device::{Device, DeviceKind};
+use virtio::memory::Words;
 
 const IN: u32 = 0;
 const OUT: u32 = 1;
@@ -297,6 +298,45 @@ fn a_request_that_is_too_short_to_answer_needs_a_reset() {
         disk.device.activate(&disk.guest, &[&disk.driver]);
         assert_eq!(disk.read(0, 512).0, OK);
     }
+}
+
+const WRITEBACK: usize = 32;
+
+fn writeback(device: &Blk) -> u8 {
+    let mut value = [0xff];
+    device.read_config(WRITEBACK, &mut value);
+    value[0]
+}
+
+#[test]
+fn what_the_driver_has_set_of_the_cache_outlives_a_restart_and_not_a_reset() {
+    let image = image();
+    let words = Words::volatile(1).unwrap();
+    let restarted = || {
+        let mut device = blk(image.path(), false);
+        device.keep(words.clone());
+        device
+    };
+    for value in [0, 1, 0] {
+        restarted().write_config(WRITEBACK, &[value]);
+        assert_eq!(writeback(&restarted()), value);
+    }
+    restarted().reset();
+    assert_eq!(writeback(&restarted()), 1);
+}
+
+#[test]
+fn a_driver_that_cannot_flush_finds_no_cache_until_it_asks_for_one() {
+    let image = image();
+    let mut device = blk(image.path(), false);
+    assert_eq!(writeback(&device), 1);
+    device.agree(feature::CONFIG_WCE);
+    assert_eq!(writeback(&device), 0);
+    device.write_config(WRITEBACK, &[1]);
+    assert_eq!(writeback(&device), 1);
+    device.reset();
+    device.agree(feature::CONFIG_WCE | feature::FLUSH);
+    assert_eq!(writeback(&device), 1);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use proptest::prelude::*;
 use rings::{BUFFERS, Driver, Guest, Live, PATIENCE, Part, readable, writable};
 use virtio::Features;
 use virtio::device::Device;
+use virtio::memory::Words;
 use virtio::net::{Link, LinkError, Net, feature};
 
 const MAC: [u8; 6] = [0x00, 0x16, 0x3e, 1, 2, 3];
@@ -229,6 +230,26 @@ fn a_legacy_driver_writes_the_address() {
     let mut bytes = [0xff; 6];
     machine.device.device.read_config(6, &mut bytes);
     assert_eq!(bytes, [1, 0, 1, 0, 0, 0], "link up, one pair");
+}
+
+#[test]
+fn an_address_that_the_driver_has_set_outlives_a_restart_and_not_a_reset() {
+    let words = Words::volatile(2).unwrap();
+    let restarted = || {
+        let mut machine = Machine::new(merging());
+        machine.device.device.keep(words.clone());
+        machine
+    };
+    let mut machine = restarted();
+    assert_eq!(machine.command(&[1, 1, 2, 4, 6, 8, 10, 12]), 0);
+    let mut machine = restarted();
+    assert_eq!(machine.mac(), [2, 4, 6, 8, 10, 12]);
+    machine.device.device.write_config(5, &[0]);
+    let mut machine = restarted();
+    assert_eq!(machine.mac(), [2, 4, 6, 8, 10, 0]);
+    machine.device.reset();
+    assert_eq!(machine.mac(), MAC);
+    assert_eq!(restarted().mac(), MAC);
 }
 
 #[test]

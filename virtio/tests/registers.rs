@@ -145,7 +145,7 @@ impl Face {
     fn target(self, pages: usize) -> (Box<dyn Target>, Arc<Life>) {
         let life = Arc::new(Life::default());
         let memory = Memfd::new(pages).unwrap();
-        let target = self.restart(&Notes::new(&QUEUE_SIZES), life.clone(), &memory);
+        let target = self.restart(&Notes::default(), life.clone(), &memory);
         (target, life)
     }
 
@@ -328,7 +328,7 @@ proptest! {
         face in face(), live: bool, accesses in prop::collection::vec(access(), 1..40),
     ) {
         let memory = Memfd::new(64).unwrap();
-        let notes = Notes::new(&QUEUE_SIZES);
+        let notes = Notes::default();
         let mut target = face.restart(&notes, Arc::default(), &memory);
         if live {
             set_up(&mut *target);

@@ -9,15 +9,30 @@ use crate::memory::Words;
 /// change.
 const MOST_RANGES: usize = 512;
 
+/// The layout's version.
+const VERSION: usize = 0;
 /// The server's number and 1, or 0 before there is one.
-const SERVER: usize = 0;
+const SERVER: usize = 1;
 /// Which of the two lists is valid.
-const VALID: usize = 1;
-const HEADER: usize = 2;
+const VALID: usize = 2;
+const HEADER: usize = 3;
+/// To be changed with the layout.
+const LAYOUT: u64 = u64::from_le_bytes(*b"ioreq  2");
 /// Kind of address, first, last.
 const RANGE_WORDS: usize = 3;
 /// How many ranges, and the ranges.
 const LIST_WORDS: usize = 1 + MOST_RANGES * RANGE_WORDS;
+
+/// Words that are no ledger of this version's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the IOREQ server was noted by another version of this program (layout {found:016x}, not {LAYOUT:016x}): run that version until the guest \
+     is shut down"
+)]
+pub struct UnknownLayout {
+    /// What stands there.
+    found: u64,
+}
 
 /// A server's number and ranges, in memory that outlives the process.
 ///
@@ -31,8 +46,19 @@ impl Ledger {
     pub const WORDS: usize = HEADER + 2 * LIST_WORDS;
 
     /// The ledger that stands in `words`. There is none of a server where all are zero.
-    pub fn new(words: Words) -> Self {
-        Self(words)
+    ///
+    /// # Errors
+    /// They have another layout.
+    pub fn new(words: Words) -> Result<Self, UnknownLayout> {
+        match words.get(VERSION) {
+            0 => {
+                words.clear();
+                words.set(VERSION, LAYOUT);
+            }
+            LAYOUT => {}
+            found => return Err(UnknownLayout { found }),
+        }
+        Ok(Self(words))
     }
 
     /// The server's number.
@@ -112,12 +138,12 @@ mod tests {
     #[test]
     fn what_is_written_is_read_by_who_opens_it_next() {
         let words = Words::volatile(Ledger::WORDS).unwrap();
-        let ledger = Ledger::new(words.clone());
+        let ledger = Ledger::new(words.clone()).unwrap();
         assert_eq!((ledger.server(), ledger.ranges()), (None, vec![]));
         for count in [3, 0, 512] {
             ledger.set_server(Some(IoreqServerId(count)));
             assert!(ledger.set_ranges(&ranges(count.into())));
-            let next = Ledger::new(words.clone());
+            let next = Ledger::new(words.clone()).unwrap();
             assert_eq!(next.server(), Some(IoreqServerId(count)));
             assert_eq!(next.ranges(), ranges(count.into()));
         }
@@ -128,9 +154,16 @@ mod tests {
     }
 
     #[test]
+    fn a_ledger_of_another_version_is_refused() {
+        let words = Words::volatile(Ledger::WORDS).unwrap();
+        words.set(0, 4);
+        assert_eq!(Ledger::new(words).unwrap_err(), UnknownLayout { found: 4 });
+    }
+
+    #[test]
     fn until_the_last_store_the_old_list_is_valid() {
         let words = Words::volatile(Ledger::WORDS).unwrap();
-        let ledger = Ledger::new(words.clone());
+        let ledger = Ledger::new(words.clone()).unwrap();
         assert!(ledger.set_ranges(&ranges(2)));
         let before: Vec<_> = (0..words.count()).map(|index| words.get(index)).collect();
         assert!(ledger.set_ranges(&ranges(9)));

@@ -98,19 +98,18 @@ impl Server {
         targets: Vec<Placed>,
     ) -> Result<Self, ServerError> {
         let failed = |source| ServerError::Xen { domain, source };
-        let (id, new) = match ledger.server() {
-            Some(id) => (id, false),
-            // Killed here it leaves a server that is disabled and claims nothing: no harm is done.
-            None => (xen.create_ioreq_server(domain).map_err(failed)?, true),
+        let taken_up = ledger.server().map(|id| (id, connect(&*xen, domain, id)));
+        let (id, (page, channels)) = match taken_up {
+            Some((id, Ok(connected))) => (id, connected),
+            // Killed between having it destroyed and writing that down.
+            Some((_, Err(error))) if error.errno() == Some(libc::ENOENT) => {
+                // It cannot be too long: it is empty.
+                let _ = ledger.set_ranges(&[]);
+                create(&*xen, domain, &ledger).map_err(failed)?
+            }
+            Some((_, Err(error))) => return Err(failed(error)),
+            None => create(&*xen, domain, &ledger).map_err(failed)?,
         };
-        ledger.set_server(Some(id));
-        let connected = connect(&*xen, domain, id);
-        if connected.is_err() && new {
-            // Enabled without anybody to answer it would hang the guest at the next broadcast.
-            let _ = xen.destroy_ioreq_server(domain, id);
-            ledger.set_server(None);
-        }
-        let (page, channels) = connected.map_err(failed)?;
         let mut server = Self {
             channels,
             xen,
@@ -312,6 +311,26 @@ impl Server {
         // As above.
         let _ = self.ledger.set_ranges(&claimed);
         self.claimed = claimed;
+    }
+}
+
+/// Makes a server, and connects to it.
+fn create(
+    xen: &dyn Xen,
+    domain: DomId,
+    ledger: &Ledger,
+) -> Result<(IoreqServerId, (IoreqPage, Vec<Channel>)), XenError> {
+    // Killed here it leaves a server that is disabled and claims nothing: no harm is done.
+    let id = xen.create_ioreq_server(domain)?;
+    ledger.set_server(Some(id));
+    match connect(xen, domain, id) {
+        Ok(connected) => Ok((id, connected)),
+        Err(error) => {
+            // Enabled without anybody to answer it would hang the guest at the next broadcast.
+            let _ = xen.destroy_ioreq_server(domain, id);
+            ledger.set_server(None);
+            Err(error)
+        }
     }
 }
 

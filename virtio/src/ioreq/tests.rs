@@ -128,7 +128,7 @@ fn setup() -> Setup {
 impl Setup {
     fn open(&self) -> Server {
         let xen: Arc<dyn Xen> = Arc::new(self.machine.clone());
-        let ledger = Ledger::new(self.ledger.clone());
+        let ledger = Ledger::new(self.ledger.clone()).unwrap();
         let targets = vec![self.device.placed()];
         Server::open(xen, self.domain, Arc::clone(&self.ram), ledger, targets).unwrap()
     }
@@ -138,7 +138,7 @@ impl Setup {
     }
 
     fn claimed(&self) -> Vec<IoRange> {
-        let id = Ledger::new(self.ledger.clone()).server().unwrap();
+        let id = Ledger::new(self.ledger.clone()).unwrap().server().unwrap();
         self.machine.claimed(self.domain, id)
     }
 
@@ -320,7 +320,7 @@ fn two_devices_at_one_place_are_no_harm() {
     let setup = setup();
     let other = Device::new();
     let xen: Arc<dyn Xen> = Arc::new(setup.machine.clone());
-    let ledger = Ledger::new(setup.ledger.clone());
+    let ledger = Ledger::new(setup.ledger.clone()).unwrap();
     let targets = vec![setup.device.placed(), other.placed()];
     let server = Server::open(xen, setup.domain, Arc::clone(&setup.ram), ledger, targets);
     let serving = Serving::start(server.unwrap());
@@ -402,7 +402,7 @@ fn all_cpus_are_served() {
 fn left_in(state: State) {
     let setup = setup();
     drop(setup.open());
-    let id = Ledger::new(setup.ledger.clone()).server().unwrap();
+    let id = Ledger::new(setup.ledger.clone()).unwrap().server().unwrap();
     let page = setup.machine.map_ioreq_page(setup.domain, id).unwrap();
     let page = IoreqPage::new(page);
     let vcpu = setup.vcpu();
@@ -452,7 +452,7 @@ fn after_a_restart_the_server_is_the_same_and_has_what_its_devices_have() {
 
     // Killed in the middle of a move: the new place is written down, but not claimed; the old one is.
     drop(again);
-    let ledger = Ledger::new(setup.ledger.clone());
+    let ledger = Ledger::new(setup.ledger.clone()).unwrap();
     let new = memory(0xe000_0000, 0x1000);
     assert!(ledger.set_ranges(&[&before[..], &[new]].concat()));
     setup.device.0.lock().unwrap().bar = Some(new.first);
@@ -471,12 +471,28 @@ fn after_a_restart_the_server_is_the_same_and_has_what_its_devices_have() {
 }
 
 #[test]
+fn a_server_that_xen_does_not_have_any_more_is_replaced() {
+    let setup = setup();
+    let server = setup.open();
+    let (id, claimed) = (server.id(), setup.claimed());
+    // Killed at the end of `destroy`, before that was written down.
+    setup
+        .machine
+        .destroy_ioreq_server(setup.domain, id)
+        .unwrap();
+    drop(server);
+    let _serving = setup.serve();
+    assert_eq!(setup.claimed(), claimed);
+    assert_eq!(setup.vcpu().port_read(0xc000, 1).unwrap(), 1);
+}
+
+#[test]
 fn a_server_that_is_destroyed_leaves_nothing_behind() {
     let setup = setup();
     let serving = setup.serve();
     setup.vcpu().port_read(0xc000, 1).unwrap();
     serving.stop().destroy().unwrap();
-    assert_eq!(Ledger::new(setup.ledger.clone()).server(), None);
+    assert_eq!(Ledger::new(setup.ledger.clone()).unwrap().server(), None);
     assert_eq!(setup.vcpu().port_read(0xc000, 1), Ok(0xff));
     let next = setup.open();
     assert_eq!(setup.claimed().len(), 3);

@@ -8,6 +8,8 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use nix::fcntl::posix_fallocate;
+
 /// Words of a mapped file, or of memory that nobody else has. Clones are the same words.
 #[derive(Debug, Clone)]
 pub struct Words {
@@ -42,10 +44,10 @@ impl Words {
     /// # Errors
     /// The file cannot be made longer, or mapped.
     pub fn of_file(file: &File, count: usize) -> io::Result<Self> {
-        let bytes = count.saturating_mul(size_of::<u64>()) as u64;
-        if file.metadata()?.len() < bytes {
-            file.set_len(bytes)?;
-        }
+        let bytes = count.saturating_mul(size_of::<u64>());
+        let len = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // A hole for which there is no room when it is written to kills the process.
+        posix_fallocate(file, 0, len)?;
         Self::map(libc::MAP_SHARED, file.as_raw_fd(), count)
     }
 
@@ -103,6 +105,8 @@ impl Words {
     /// Changes the word at `index`. Beyond the end nothing happens. A process that finds the new
     /// value also finds what was stored before it.
     pub fn set(&self, index: usize, value: u64) {
+        #[cfg(test)]
+        kill::before_store();
         if let Some(word) = self.all().get(index) {
             word.store(value, Ordering::Release);
         }
@@ -110,8 +114,8 @@ impl Words {
 
     /// Makes all of them zero, from the last to the first.
     pub fn clear(&self) {
-        for word in self.all().iter().rev() {
-            word.store(0, Ordering::Release);
+        for index in (0..self.count).rev() {
+            self.set(index, 0);
         }
     }
 }
@@ -121,6 +125,44 @@ impl Drop for Mapping {
         let bytes = self.words.max(1).saturating_mul(size_of::<u64>());
         // SAFETY: this is what `map` mapped, and nothing refers to it any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+/// A test's way to kill the process before any store: what is stored stays as it is.
+#[cfg(test)]
+pub(crate) mod kill {
+    use std::cell::Cell;
+
+    thread_local! {
+        /// Stores until then.
+        static LEFT: Cell<Option<usize>> = const { Cell::new(None) };
+    }
+
+    /// What a killed thread unwinds with.
+    pub struct Killed;
+
+    /// Runs `body`, or as much of it as `stores` allow: `None`, it was killed. With what it left of them.
+    pub fn after<T>(stores: usize, body: impl FnOnce() -> T) -> Option<(T, usize)> {
+        LEFT.set(Some(stores));
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body));
+        let left = LEFT.take().unwrap_or(0);
+        match done {
+            Ok(value) => Some((value, left)),
+            Err(killed) if killed.is::<Killed>() => None,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    }
+
+    pub fn before_store() {
+        match LEFT.get() {
+            Some(0) => {
+                // What happens while it unwinds does not count.
+                LEFT.set(None);
+                std::panic::resume_unwind(Box::new(Killed));
+            }
+            Some(left) => LEFT.set(Some(left.saturating_sub(1))),
+            None => {}
+        }
     }
 }
 
@@ -136,6 +178,19 @@ mod tests {
         assert_eq!(found.get(4), 0x1234);
         found.clear();
         assert_eq!(found.get(4), 0);
+    }
+
+    #[test]
+    fn a_file_has_room_for_all_words_before_the_first_is_written() {
+        use std::os::unix::fs::MetadataExt;
+        for before in [0, 8, 1 << 20] {
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(before).unwrap();
+            Words::of_file(&file, 8192).unwrap();
+            let metadata = file.metadata().unwrap();
+            assert_eq!(metadata.len(), before.max(65536));
+            assert!(metadata.blocks() * 512 >= 65536, "there are holes");
+        }
     }
 
     #[test]

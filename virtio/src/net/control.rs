@@ -1,11 +1,10 @@
 //! The control queue (virtio 1.3, section 5.1.6.5).
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Link, feature};
 use crate::features::Features;
-use crate::memory::{Reader, TooShort};
+use crate::memory::{Reader, TooShort, Words};
 use crate::queue::{Chain, RingError};
 use crate::turn::{Progress, Turn};
 
@@ -25,25 +24,87 @@ const ERR: u8 = 1;
 /// Commands that are answered before packets have their turn.
 const BATCH: usize = 16;
 
-/// The card's address.
+/// What a driver has set of the card, until it is reset.
 #[derive(Debug)]
-pub(crate) struct Mac(AtomicU64);
+pub(crate) struct Chosen {
+    configured: [u8; 6],
+    /// Address, and pairs, where the driver has set them.
+    set: Mutex<Set>,
+}
 
-impl Mac {
-    pub fn new(mac: [u8; 6]) -> Self {
-        let new = Self(AtomicU64::new(0));
-        new.set(mac);
-        new
+#[derive(Debug, Default)]
+struct Set {
+    mac: Option<[u8; 6]>,
+    pairs: Option<u16>,
+    kept: Option<Words>,
+}
+
+/// In a word that is kept: the driver has set it. The lowest bits are what.
+const SET: u64 = 1 << 63;
+const KEPT_MAC: usize = 0;
+const KEPT_PAIRS: usize = 1;
+
+impl Chosen {
+    /// Words that it keeps.
+    pub const WORDS: usize = 2;
+
+    pub fn new(configured: [u8; 6]) -> Self {
+        Self {
+            configured,
+            set: Mutex::default(),
+        }
     }
 
-    pub fn get(&self) -> [u8; 6] {
-        let [m0, m1, m2, m3, m4, m5, _, _] = self.0.load(Ordering::Relaxed).to_le_bytes();
-        [m0, m1, m2, m3, m4, m5]
+    fn lock(&self) -> MutexGuard<'_, Set> {
+        self.set.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn set(&self, [m0, m1, m2, m3, m4, m5]: [u8; 6]) {
-        let word = u64::from_le_bytes([m0, m1, m2, m3, m4, m5, 0, 0]);
-        self.0.store(word, Ordering::Relaxed);
+    /// Takes on what is kept, and keeps it there from now on.
+    pub fn keep(&self, words: Words) {
+        let value = |index| Some(words.get(index)).filter(|word| word & SET != 0);
+        let mut set = self.lock();
+        set.mac = value(KEPT_MAC).map(|word| {
+            let [m0, m1, m2, m3, m4, m5, _, _] = word.to_le_bytes();
+            [m0, m1, m2, m3, m4, m5]
+        });
+        set.pairs = value(KEPT_PAIRS).map(|word| (word & 0xffff) as u16);
+        set.kept = Some(words);
+    }
+
+    /// As it was configured.
+    pub fn forget(&self) {
+        let mut set = self.lock();
+        if let Some(kept) = &set.kept {
+            kept.clear();
+        }
+        (set.mac, set.pairs) = (None, None);
+    }
+
+    pub fn mac(&self) -> [u8; 6] {
+        self.lock().mac.unwrap_or(self.configured)
+    }
+
+    pub fn set_mac(&self, mac: [u8; 6]) {
+        let mut set = self.lock();
+        if let Some(kept) = &set.kept {
+            let [m0, m1, m2, m3, m4, m5] = mac;
+            let word = u64::from_le_bytes([m0, m1, m2, m3, m4, m5, 0, 0]);
+            kept.set(KEPT_MAC, SET | word);
+        }
+        set.mac = Some(mac);
+    }
+
+    /// Pairs of queues that the driver wants to be used: one, if it has not said.
+    fn pairs(&self) -> u16 {
+        self.lock().pairs.unwrap_or(1)
+    }
+
+    fn set_pairs(&self, pairs: u16) {
+        let mut set = self.lock();
+        if let Some(kept) = &set.kept {
+            kept.set(KEPT_PAIRS, SET | u64::from(pairs));
+        }
+        set.pairs = Some(pairs);
     }
 }
 
@@ -51,15 +112,15 @@ impl Mac {
 #[derive(Debug)]
 pub(crate) struct Control {
     links: Arc<[Link]>,
-    mac: Arc<Mac>,
+    chosen: Arc<Chosen>,
     chain: Chain,
 }
 
 impl Control {
-    pub fn new(links: Arc<[Link]>, mac: Arc<Mac>) -> Self {
+    pub fn new(links: Arc<[Link]>, chosen: Arc<Chosen>) -> Self {
         Self {
             links,
-            mac,
+            chosen,
             chain: Chain::default(),
         }
     }
@@ -113,23 +174,34 @@ impl Control {
             [MAC, MAC_ADDR_SET] => {
                 let mut mac = [0; 6];
                 reader.read_exact(&mut mac)?;
-                self.mac.set(mac);
+                self.chosen.set_mac(mac);
                 true
             }
             [MQ, MQ_VQ_PAIRS_SET] if features.contains(feature::MQ) => {
                 let mut pairs = [0; 2];
                 reader.read_exact(&mut pairs)?;
-                self.set_pairs(u16::from_le_bytes(pairs).into())
+                self.set_pairs(u16::from_le_bytes(pairs))
             }
             _ => false,
         })
     }
 
-    /// Has the kernel put packets into the first `pairs` of queues.
-    pub fn set_pairs(&self, pairs: usize) -> bool {
-        if pairs == 0 || pairs > self.links.len() {
+    fn set_pairs(&self, pairs: u16) -> bool {
+        if pairs == 0 || usize::from(pairs) > self.links.len() {
             return false;
         }
+        let before = self.chosen.pairs();
+        self.chosen.set_pairs(pairs);
+        let attached = self.attach_pairs();
+        if !attached {
+            self.chosen.set_pairs(before);
+        }
+        attached
+    }
+
+    /// Has the kernel put packets into as many pairs of queues as the driver wants to be used.
+    pub fn attach_pairs(&self) -> bool {
+        let pairs = usize::from(self.chosen.pairs());
         // A tap with one queue cannot let go of it.
         let several = self.links.len() > 1;
         let mut links = self.links.iter().enumerate();

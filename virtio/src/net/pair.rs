@@ -118,13 +118,7 @@ impl Pair {
         }
     }
 
-    pub fn activate(
-        &mut self,
-        ram: Arc<GuestRam>,
-        events: Arc<dyn Events>,
-        features: Features,
-        resumed: bool,
-    ) {
+    pub fn activate(&mut self, ram: Arc<GuestRam>, events: Arc<dyn Events>, features: Features) {
         let header = header(features);
         let link = self.links.get(usize::from(self.index));
         if let Some(Err(error)) = link.map(|link| link.configure(header, features)) {
@@ -133,10 +127,8 @@ impl Pair {
             ));
             return;
         }
-        if let Some(control) = &self.control
-            && !resumed
-        {
-            control.set_pairs(1);
+        if let Some(control) = &self.control {
+            control.attach_pairs();
         }
         self.live = Some(Live {
             ram,

@@ -1,6 +1,8 @@
 //! What all faces of a device have in common: features, status, queues, and the life from reset to
 //! reset (virtio 1.3, sections 2 and 3).
 
+#[cfg(test)]
+mod kill_tests;
 mod queues;
 mod state;
 
@@ -8,10 +10,11 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::notes::Notes;
 use super::signals::{InterruptSink, Signals};
 use crate::device::{Activation, Device, DeviceKind};
 use crate::features::Features;
-use crate::memory::{GuestRam, Words};
+use crate::memory::GuestRam;
 use crate::queue::{QueueConfig, QueueError, Record};
 use crate::status::{Interface, Status, Transition};
 
@@ -58,17 +61,11 @@ pub struct Parts {
     pub ram: Arc<GuestRam>,
     /// Where its interrupts go.
     pub sink: Arc<dyn InterruptSink>,
-    /// Where each queue notes what is in flight: one for each of [`Device::queue_sizes`].
-    pub records: Vec<Record>,
-    /// Where what the driver has written is noted, [`state_words`] of them: all zero, or what the
-    /// same device noted before a restart, which then goes on.
-    pub state: Words,
+    /// Where its state is noted. With what the same device noted before a restart it goes on.
+    pub notes: Notes,
 }
 
-/// How many words a device with so many queues needs to note what its driver has written.
-pub const fn state_words(queues: usize) -> usize {
-    state::Parts::of(queues).count()
-}
+pub(super) use state::{DEVICE as DEVICE_WORDS, QUEUE as QUEUE_WORDS};
 
 /// Features of rings and transports that every driver may have.
 pub const RING_FEATURES: Features = Features::INDIRECT_DESC
@@ -93,7 +90,7 @@ pub(crate) struct Core {
     /// Virtio-mmio version 1: what a page number of the driver counts.
     pub guest_page_size: u32,
     queues: Vec<QueueState>,
-    state: Words,
+    notes: Arc<Notes>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,17 +131,18 @@ impl QueuePhase {
 impl Core {
     /// A device as its notes say: just reset, or as before a restart, to be woken by
     /// [`Core::resume`]. `vectors`: of MSI-X, if the transport has that.
-    pub fn new(parts: Parts, vectors: Option<u16>) -> Self {
+    pub fn new(mut parts: Parts, vectors: Option<u16>) -> Self {
+        let notes = parts.notes;
+        parts.device.keep(notes.device().clone());
         let sizes = parts.device.queue_sizes();
-        let notes = state::Parts::of(sizes.len());
-        let table = notes.msix(&parts.state);
+        let table = notes.msix().clone();
         let signals = Signals::new(parts.name, sizes.len(), vectors, parts.sink, table);
         let queues = sizes
             .iter()
-            .zip(parts.records)
+            .zip(notes.records())
             .map(|(size, record)| QueueState {
                 config: QueueConfig::new(*size),
-                record,
+                record: record.clone(),
                 phase: QueuePhase::Stopped,
                 align: LEGACY_PAGE,
             })
@@ -162,7 +160,7 @@ impl Core {
             queue_select: 0,
             guest_page_size: LEGACY_PAGE,
             queues,
-            state: parts.state,
+            notes: Arc::new(notes),
         };
         core.load();
         core
@@ -276,14 +274,17 @@ impl Core {
                 "the driver writes status {value:#x} where it is {:#x}, which is no step to take",
                 before.bits()
             )),
-            Transition::Found | Transition::FeaturesAccepted | Transition::Unchanged => {}
+            Transition::FeaturesAccepted => self.device.agree(self.features()),
+            Transition::Found | Transition::Unchanged => {}
         }
-        self.save_all();
+        self.save();
     }
 
     fn reset(&mut self, before: Status, wait: ResetWait) {
-        self.device.reset();
         self.phase = Phase::Resetting(before);
+        // Whoever comes after a kill goes on with the reset.
+        self.save();
+        self.device.reset();
         self.poll_reset();
         let start = Instant::now();
         while self.is_resetting() && start.elapsed() < wait.patience() {
@@ -302,18 +303,19 @@ impl Core {
             return;
         }
         self.signals.reset();
-        self.phase = Phase::Idle;
         self.device_feature_select = 0;
         self.driver_feature_select = 0;
         self.driver_features = 0;
         self.queue_select = 0;
         for queue in &mut self.queues {
             queue.config.reset();
+            // Until it is noted that the reset is done, no queue goes on as its record says.
             queue.record.clear();
             queue.phase = QueuePhase::Stopped;
             queue.align = LEGACY_PAGE;
         }
-        self.save_all();
+        self.phase = Phase::Idle;
+        self.save();
     }
 
     /// Gives the device its queues.
@@ -340,6 +342,7 @@ impl Core {
         }
         self.phase = Phase::Live;
         self.signals.lock().active = true;
+        self.device.agree(features);
         self.device.activate(Activation {
             ram: Arc::clone(&self.ram),
             queues,
@@ -352,13 +355,6 @@ impl Core {
         use crate::device::Events;
         self.signals
             .needs_reset(&format_args!("queue {index}: {error}"));
-    }
-}
-
-impl Drop for Core {
-    /// Queues stop; requests under way end without us.
-    fn drop(&mut self) {
-        self.device.reset();
     }
 }
 

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use conf_space::Width;
 
 use super::mmio::{Board, MmioDevice, Version};
-use super::{InterruptSink, Parts, RING_FEATURES, state_words};
+use super::{InterruptSink, Notes, Parts, RING_FEATURES};
 use crate::device::{Activation, Device, DeviceKind};
 use crate::features::Features;
 use crate::ioreq::{Target, Window};
 use crate::memory::{GuestRam, Memfd, Words};
 use crate::pci::{Layout, Mode, Shape, VirtioFunction};
-use crate::queue::{Queue, Record};
+use crate::queue::Queue;
 
 const QUEUE_SIZES: [u16; 2] = [16, 128];
 
@@ -98,15 +98,16 @@ impl InterruptSink for Nowhere {
     fn intx(&self, _: bool) {}
 }
 
-fn target(face: u8, state: &Words, records: &[Record]) -> Option<Box<dyn Target>> {
+fn target(face: u8, words: &Words) -> Option<Box<dyn Target>> {
+    let device = Inert::default();
+    let notes = Notes::new(words.clone(), &device).ok()?;
     let parts = Parts {
         name: "fuzz".into(),
-        device: Box::new(Inert::default()),
+        device: Box::new(device),
         features: RING_FEATURES,
         ram: Arc::new(GuestRam::new(Arc::new(Memfd::new(16).ok()?), 1)),
         sink: Arc::new(Nowhere),
-        records: records.to_vec(),
-        state: state.clone(),
+        notes,
     };
     let version = match face & 0xf {
         0 => Some(Version::One),
@@ -146,14 +147,10 @@ pub fn accesses(data: &[u8]) {
     let Some((face, accesses)) = data.split_first() else {
         return;
     };
-    let records = QUEUE_SIZES.map(Record::volatile);
-    let (Ok(state), [Ok(first), Ok(second)]) =
-        (Words::volatile(state_words(QUEUE_SIZES.len())), records)
-    else {
+    let Ok(words) = Words::volatile(Notes::words(&Inert::default())) else {
         return;
     };
-    let records = [first, second];
-    let Some(mut target) = self::target(*face, &state, &records) else {
+    let Some(mut target) = self::target(*face, &words) else {
         return;
     };
     for access in accesses.chunks_exact(8) {
@@ -162,7 +159,7 @@ pub fn accesses(data: &[u8]) {
         };
         if what >> 6 == 3 {
             drop(target);
-            match self::target(*face, &state, &records) {
+            match self::target(*face, &words) {
                 Some(restarted) => target = restarted,
                 None => return,
             }

@@ -9,14 +9,13 @@
     missing_docs
 )]
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use conf_space::Width;
 use virtio::device::Device;
 use virtio::ioreq::{Claim, Target, Window};
 use virtio::memory::{GuestRam, Memfd, Words};
-use virtio::queue::Record;
-use virtio::transport::{InterruptSink, Parts, RING_FEATURES, state_words};
+use virtio::transport::{self, InterruptSink, Parts, RING_FEATURES};
 use xenbus::device_model::IoSpace;
 
 /// Notes interrupts.
@@ -50,22 +49,16 @@ pub fn ram(memory: &Memfd) -> Arc<GuestRam> {
 }
 
 /// What outlives a restart.
-#[derive(Debug, Clone)]
-pub struct Notes {
-    pub state: Words,
-    pub records: Vec<Record>,
-}
+#[derive(Debug, Clone, Default)]
+pub struct Notes(Arc<OnceLock<Words>>);
 
 impl Notes {
-    /// Of a device that was never used.
-    pub fn new(queue_sizes: &[u16]) -> Self {
-        let records = queue_sizes
-            .iter()
-            .map(|size| Record::volatile(*size).unwrap());
-        Self {
-            state: Words::volatile(state_words(queue_sizes.len())).unwrap(),
-            records: records.collect(),
-        }
+    /// As it would be found after a kill now.
+    pub fn snapshot(&self) -> Self {
+        let words = self.0.get().unwrap();
+        let copy = Words::volatile(words.count()).unwrap();
+        (0..words.count()).for_each(|index| copy.set(index, words.get(index)));
+        Self(Arc::new(copy.into()))
     }
 
     pub fn parts(
@@ -74,20 +67,21 @@ impl Notes {
         ram: Arc<GuestRam>,
         sink: Arc<Sink>,
     ) -> Parts {
+        let words = || Words::volatile(transport::Notes::words(&device)).unwrap();
+        let words = self.0.get_or_init(words).clone();
         Parts {
             name: "test".into(),
-            device: Box::new(device),
             features: RING_FEATURES,
             ram,
             sink,
-            records: self.records.clone(),
-            state: self.state.clone(),
+            notes: transport::Notes::new(words, &device).unwrap(),
+            device: Box::new(device),
         }
     }
 }
 
 pub fn parts(device: impl Device + 'static, ram: Arc<GuestRam>, sink: Arc<Sink>) -> Parts {
-    Notes::new(device.queue_sizes()).parts(device, ram, sink)
+    Notes::default().parts(device, ram, sink)
 }
 
 /// Makes a machine's target anew, from what outlives a restart.

@@ -172,7 +172,7 @@ fn drivers_of_both_versions_work_in_any_slot_of_virtio_mmio() {
 
 /// A machine where the function goes and comes back before each access, as if killed.
 fn restarting_function(shape: Shape) -> Machine {
-    let notes = Notes::new(&[LEGACY_QUEUE]);
+    let notes = Notes::default();
     Machine::restarting(Box::new(move || {
         let device = Entropy::new(LEGACY_QUEUE);
         let parts = notes.parts(device, ram(), Arc::new(Sink::default()));
@@ -203,7 +203,7 @@ fn a_driver_on_pci_does_not_notice_restarts_between_any_two_accesses() {
 fn a_driver_of_virtio_mmio_does_not_notice_restarts_between_any_two_accesses() {
     const BASE: u64 = 0xfe70_0000;
     for version in [Version::One, Version::Two] {
-        let notes = Notes::new(&[64]);
+        let notes = Notes::default();
         let machine = Machine::restarting(Box::new(move || {
             let parts = notes.parts(Entropy::new(64), ram(), Arc::new(Sink::default()));
             let mut board = Board::new(BASE, 1);
@@ -218,7 +218,7 @@ fn a_driver_of_virtio_mmio_does_not_notice_restarts_between_any_two_accesses() {
 
 #[test]
 fn after_a_restart_all_interrupts_are_repeated() {
-    let notes = Notes::new(&[64]);
+    let notes = Notes::default();
     let sink = Arc::new(Sink::default());
     let restart = {
         let (notes, sink) = (notes.clone(), sink.clone());

@@ -37,6 +37,8 @@ impl Core {
             (Phase::Idle, _) => self.configure_queue(|config| config.ready = true),
             (Phase::Live, Some(QueuePhase::Reset)) => {
                 self.configure_queue(|config| config.ready = true);
+                // A queue that is not noted as ready is taken to have nothing in flight.
+                self.save();
                 self.start_queue(self.queue_select);
             }
             _ => {}
@@ -96,6 +98,8 @@ impl Core {
             && queue.phase == QueuePhase::Running
         {
             queue.phase = QueuePhase::Resetting;
+            // Whoever comes after a kill goes on with the reset.
+            self.save();
             self.device.reset_queue(index);
             self.poll_queue_reset();
         }
@@ -108,10 +112,11 @@ impl Core {
             && queue.phase == QueuePhase::Resetting
             && self.device.is_queue_reset(index)
         {
-            queue.phase = QueuePhase::Reset;
             queue.config.reset();
             queue.record.clear();
+            queue.phase = QueuePhase::Reset;
             self.signals.lock().set_queue_vector(index, NO_VECTOR);
+            self.save();
         }
     }
 
@@ -184,6 +189,6 @@ impl Core {
             Phase::Live => self.start_queue(index),
             Phase::Resetting(_) => return,
         }
-        self.save_all();
+        self.save();
     }
 }

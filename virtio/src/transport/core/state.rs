@@ -1,5 +1,4 @@
-//! What a driver has written, noted word by word in mapped memory, so that a restart of the daemon
-//! goes unnoticed.
+//! What a driver has written, noted in mapped memory so that a restart of the daemon goes unnoticed.
 //!
 //! Noted is what came from the driver, when it was written and before its access is answered. What
 //! came from the device is not: who is killed may have used buffers and not said so, so after a
@@ -10,93 +9,44 @@ use std::sync::Arc;
 use super::{Core, Phase, QueuePhase, QueueState};
 use crate::memory::Words;
 use crate::status::{DeviceStatus, Interface, Status};
+use crate::transport::NO_VECTOR;
 use crate::transport::signals::State;
 
-/// The first word: the others mean something.
-const IN_USE: u64 = u64::from_le_bytes(*b"virtio 1");
-
-/// Words of the device: [`IN_USE`], and those that [`Core::visit`] visits.
-const DEVICE: usize = 6;
+/// Words of the device, that [`Core::visit`] visits.
+pub(in crate::transport) const DEVICE: usize = 5;
 /// Words of a queue.
-const QUEUE: usize = 5;
-/// Words of a vector of MSI-X.
-const VECTOR: usize = 2;
-/// Words of a configuration space of 256 bytes.
-const CONFIG_SPACE: usize = 32;
-
-/// How the words of a device are shared out.
-pub(crate) struct Parts {
-    registers: usize,
-    msix: usize,
-}
-
-impl Parts {
-    pub const fn of(queues: usize) -> Self {
-        Self {
-            registers: DEVICE.saturating_add(queues.saturating_mul(QUEUE)),
-            // One for each queue, one for the configuration.
-            msix: queues.saturating_add(1).saturating_mul(VECTOR),
-        }
-    }
-
-    pub const fn count(&self) -> usize {
-        let end = self.registers.saturating_add(self.msix);
-        end.saturating_add(CONFIG_SPACE)
-    }
-
-    /// Those of the MSI-X table.
-    pub fn msix(&self, all: &Words) -> Words {
-        all.part(self.registers, self.msix)
-    }
-
-    /// Those of the configuration space.
-    pub fn config_space(&self, all: &Words) -> Words {
-        let start = self.registers.saturating_add(self.msix);
-        all.part(start, CONFIG_SPACE)
-    }
-}
+pub(in crate::transport) const QUEUE: usize = 5;
 
 impl Core {
-    /// Notes what the driver has written of the device and of the queue that it has selected. To be
-    /// called before its access is answered.
+    /// Notes what the driver has written. To be called before its access is answered.
     pub fn save(&mut self) {
-        self.store(|index, selected| index == selected);
-    }
-
-    /// Notes everything, after a step that concerns all queues.
-    pub fn save_all(&mut self) {
-        self.store(|_, _| true);
-    }
-
-    fn store(&mut self, concerns: fn(u16, u16) -> bool) {
-        let words = self.state.clone();
-        self.visit(concerns, &mut |at, value| {
-            if words.get(at) != value {
-                words.set(at, value);
-            }
-            value
+        let notes = Arc::clone(&self.notes);
+        notes.set_registers(|words| {
+            self.visit(&mut |at, value| {
+                if words.get(at) != value {
+                    words.set(at, value);
+                }
+                value
+            });
         });
-        if words.get(0) != IN_USE {
-            words.set(0, IN_USE);
-        }
     }
 
     /// Takes on what was noted.
     pub(super) fn load(&mut self) {
         if self.is_restart() {
-            let words = self.state.clone();
-            self.visit(|_, _| true, &mut |at, _| words.get(at));
+            let words = self.notes.registers().clone();
+            self.visit(&mut |at, _| words.get(at));
         }
     }
 
     /// Whether there are notes from before a restart.
     pub fn is_restart(&self) -> bool {
-        self.state.get(0) == IN_USE
+        self.notes.is_restart()
     }
 
     /// The notes of the configuration space.
-    pub fn config_space_words(&self) -> Words {
-        Parts::of(self.queues.len()).config_space(&self.state)
+    pub fn config_space_words(&self) -> &Words {
+        self.notes.config_space()
     }
 
     /// Has a device go on that was live before a restart. All else that belongs to its state is in
@@ -105,17 +55,24 @@ impl Core {
         if !self.is_restart() {
             return;
         }
-        for queue in &mut self.queues {
+        for (index, queue) in (0u16..).zip(&mut self.queues) {
             if queue.phase == QueuePhase::Resetting {
                 queue.phase = QueuePhase::Reset;
                 queue.config.reset();
+                self.signals.lock().set_queue_vector(index, NO_VECTOR);
             }
             if !queue.config.ready {
                 queue.record.clear();
             }
         }
-        self.poll_reset();
+        if self.is_resetting() {
+            self.device.reset();
+            self.poll_reset();
+        }
         let status = self.signals.lock().status.get();
+        if status.contains(Status::FEATURES_OK) {
+            self.device.agree(self.features());
+        }
         let was_live = self.phase == Phase::Live;
         self.phase = Phase::Idle;
         if was_live && !status.intersects(Status::FAILED | Status::DEVICE_NEEDS_RESET) {
@@ -125,34 +82,31 @@ impl Core {
         for index in 0..self.queue_count() {
             self.notify(index);
         }
-        self.save_all();
+        self.save();
     }
 
-    /// The words of the device and of the queues that it `concerns`, of which it gets the number and
-    /// that of the selected one. `word` gets the place of each and what it is, and returns what it is
-    /// to be. So what is noted and what is taken on cannot differ.
-    fn visit(&mut self, concerns: fn(u16, u16) -> bool, word: &mut impl FnMut(usize, u64) -> u64) {
+    /// The words of the device and of its queues. `word` gets the place of each and what it is, and returns
+    /// what it is to be. So what is noted and what is taken on cannot differ.
+    fn visit(&mut self, word: &mut impl FnMut(usize, u64) -> u64) {
         let signals = Arc::clone(&self.signals);
         let mut state = signals.lock();
-        let noted = word(1, status_word(self.phase, self.interface, &state));
+        let noted = word(0, status_word(self.phase, self.interface, &state));
         (self.phase, self.interface) = from_status_word(noted, &mut state);
         let vector = state.written_config_vector();
-        let noted = word(2, join([vector, self.queue_select, 0, 0]));
+        let noted = word(1, join([vector, self.queue_select, 0, 0]));
         let [vector, select, _, _] = split(noted);
         state.set_config_vector(vector);
         self.queue_select = select;
-        let noted = word(3, pair(state.generation, self.guest_page_size));
+        let noted = word(2, pair(state.generation, self.guest_page_size));
         (state.generation, self.guest_page_size) = halves(noted);
         let selects = pair(self.device_feature_select, self.driver_feature_select);
-        (self.device_feature_select, self.driver_feature_select) = halves(word(4, selects));
-        self.driver_features = word(5, self.driver_features);
+        (self.device_feature_select, self.driver_feature_select) = halves(word(3, selects));
+        self.driver_features = word(4, self.driver_features);
         let places = (DEVICE..).step_by(QUEUE);
         for ((index, queue), place) in (0u16..).zip(&mut self.queues).zip(places) {
-            if concerns(index, select) {
-                queue.visit(index, &mut state, &mut |at, value| {
-                    word(place.saturating_add(at), value)
-                });
-            }
+            queue.visit(index, &mut state, &mut |at, value| {
+                word(place.saturating_add(at), value)
+            });
         }
     }
 }
