@@ -313,7 +313,7 @@ fn what_the_driver_has_set_of_the_cache_outlives_a_restart_and_not_a_reset() {
     let image = image();
     let words = Words::volatile(1).unwrap();
     let restarted = || {
-        let mut device = blk(image.path(), false);
+        let mut device = blk(image.path(), false, true);
         device.keep(words.clone());
         device
     };
@@ -328,7 +328,7 @@ fn what_the_driver_has_set_of_the_cache_outlives_a_restart_and_not_a_reset() {
 #[test]
 fn a_driver_that_cannot_flush_finds_no_cache_until_it_asks_for_one() {
     let image = image();
-    let mut device = blk(image.path(), false);
+    let mut device = blk(image.path(), false, true);
     assert_eq!(writeback(&device), 1);
     device.agree(feature::CONFIG_WCE);
     assert_eq!(writeback(&device), 0);
