@@ -8,22 +8,23 @@
 
 mod patience;
 mod ringed;
+mod wake;
 mod workers;
 
 use std::fmt;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::resource::{UsageWho, getrusage};
 
 use crate::device::Events;
 use crate::memory::{GuestRam, Ring, TooShort, Transfer, View};
 use crate::queue::{Chain, Queue, RingError};
 use patience::Patience;
+use wake::Wake;
 
 pub(crate) use workers::Workers;
 
@@ -90,8 +91,7 @@ struct Shared {
     handler: Arc<dyn Handler>,
     service: Service,
     lane: Mutex<Lane>,
-    /// Wakes one thread.
-    wake: EventFd,
+    wake: Wake,
     stop: AtomicBool,
     /// Work waited for something lately, which is worth another thread.
     waits: AtomicBool,
@@ -129,6 +129,10 @@ impl Worker {
         handler: &Arc<dyn Handler>,
         service: Service,
     ) -> io::Result<Self> {
+        let (mut ring, wake) = match ringed::ring(&**handler, queue.size()) {
+            Some((ring, wake)) => (Some(ring), wake),
+            None => (None, Wake::threads()),
+        };
         let shared = Arc::new(Shared {
             index,
             ram: Arc::clone(ram),
@@ -140,7 +144,7 @@ impl Worker {
                 unannounced: 0,
                 watched: false,
             }),
-            wake: EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?,
+            wake,
             stop: AtomicBool::new(false),
             waits: AtomicBool::new(false),
         });
@@ -148,17 +152,6 @@ impl Worker {
             shared,
             threads: Arc::new(AtomicUsize::new(0)),
         };
-        let mut ring = worker.shared.ring().and_then(|ring| {
-            let refused = |error| {
-                static SAID: Once = Once::new();
-                SAID.call_once(|| {
-                    log::warn!(
-                        "disks are served by threads, as io_uring, which is faster, cannot be used: {error}; see the sysctl kernel.io_uring_disabled, and what sandbox this runs in"
-                    );
-                });
-            };
-            ring.map_err(refused).ok()
-        });
         let threads = if ring.is_some() {
             1
         } else {
@@ -174,7 +167,7 @@ impl Worker {
                 .spawn(move || {
                     shared.serve(ring);
                     // The next one is woken to end, too.
-                    shared.wake_one();
+                    shared.wake.one();
                     drop(shared);
                     running.fetch_sub(1, Ordering::SeqCst);
                 });
@@ -189,13 +182,13 @@ impl Worker {
 
     /// There may be something in the queue.
     pub fn notify(&self) {
-        self.shared.wake_one();
+        self.shared.wake.one();
     }
 
     /// Has the threads end after the requests that they work on.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::SeqCst);
-        self.shared.wake_one();
+        self.shared.wake.one();
     }
 
     /// All threads have ended, and hold neither guest memory nor anything of the device.
@@ -211,11 +204,6 @@ impl Drop for Worker {
 }
 
 impl Shared {
-    fn wake_one(&self) {
-        // Fails when the counter is full, and then somebody is woken anyway.
-        let _ = self.wake.write(1);
-    }
-
     fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
@@ -296,7 +284,7 @@ impl Shared {
         let more = slow && !lane.watched && lane.queue.enable_notify(&view)?;
         drop(guard);
         if more {
-            self.wake_one();
+            self.wake.one();
         }
         Ok(true)
     }
@@ -344,8 +332,7 @@ impl Shared {
 
     fn sleep(&self) {
         if !self.is_stopping() {
-            // Only an interrupting signal ends it early, which does no harm.
-            let _ = self.wake.read();
+            self.wake.sleep();
         }
     }
 }

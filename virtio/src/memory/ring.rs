@@ -53,6 +53,11 @@ struct Flying {
     bytes: usize,
 }
 
+/// Bytes that the kernel moves in about the time that it takes to tell the driver of it.
+const ENOUGH_BYTES: usize = 256 << 10;
+/// Requests to begin by one system call, which is no great part of their cost then.
+const ENOUGH: usize = 16;
+
 /// How long to wait before the kernel, short of memory, is asked again.
 const SHORTAGE: Duration = Duration::from_millis(1);
 
@@ -67,20 +72,23 @@ pub(crate) struct Ring {
     free: Vec<usize>,
     /// Chains to be used again.
     spare: Vec<Chain>,
+    /// Bytes of what was started and not submitted.
+    bytes: usize,
 }
 
 // SAFETY: the pieces lead to guest memory, which all threads may access; the rest may be sent.
 unsafe impl Send for Ring {}
 
 impl Ring {
-    /// For up to `depth` requests for `file` at a time. `wake` becomes readable when one is done.
+    /// For up to `depth` requests for `file` at a time. `wake`, an eventfd, becomes readable
+    /// when one is done.
     ///
     /// # Errors
     /// The kernel has no io_uring, or it is forbidden.
-    pub fn new(file: &File, wake: &impl AsRawFd, depth: usize) -> io::Result<Self> {
+    pub fn new(file: &File, wake: RawFd, depth: usize) -> io::Result<Self> {
         let entries = u32::try_from(depth).map_err(|_| io::ErrorKind::InvalidInput)?;
         let uring = IoUring::builder().dontfork().build(entries)?;
-        uring.submitter().register_eventfd(wake.as_raw_fd())?;
+        uring.submitter().register_eventfd(wake)?;
         Ok(Self {
             uring,
             file: file.try_clone()?,
@@ -88,6 +96,7 @@ impl Ring {
             pieces: vec![Vec::new(); depth],
             free: (0..depth).collect(),
             spare: Vec::new(),
+            bytes: 0,
         })
     }
 
@@ -149,6 +158,7 @@ impl Ring {
             self.free.push(slot);
             return Err(chain);
         }
+        self.bytes = self.bytes.saturating_add(bytes);
         if let Some(place) = self.slots.get_mut(slot) {
             *place = Some(Flying {
                 chain,
@@ -159,6 +169,12 @@ impl Ring {
         Ok(())
     }
 
+    /// Whether it is time for [`Ring::submit`]: were more begun at once, the driver would wait for the
+    /// first of it until the last is done.
+    pub fn has_enough(&mut self) -> bool {
+        self.bytes >= ENOUGH_BYTES || self.uring.submission().len() >= ENOUGH
+    }
+
     /// Begins what was started. What needs no waiting is done on return.
     ///
     /// # Errors
@@ -167,6 +183,7 @@ impl Ring {
         while !self.uring.submission().is_empty() {
             self.enter(0)?;
         }
+        self.bytes = 0;
         Ok(())
     }
 

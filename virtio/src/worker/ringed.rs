@@ -1,20 +1,34 @@
 //! One thread that has the kernel work on a queue's requests, many at a time.
 
-use super::{BATCH, Lane, Patience, ServeError, Shared};
+use std::io;
+use std::sync::Once;
+
+use super::{BATCH, Handler, Lane, Patience, ServeError, Shared, Wake};
 use crate::memory::{Done, Ring, Transfer, View};
 use crate::queue::{Chain, RingError};
 
 /// The most requests of a queue that the kernel has at a time.
 const DEPTH: u16 = 128;
 
-impl Shared {
-    /// A ring for the queue, if the device has a file for one.
-    pub(super) fn ring(&self) -> Option<std::io::Result<Ring>> {
-        let depth = self.lane().queue.size().min(DEPTH);
-        let file = self.handler.file()?;
-        Some(Ring::new(file, &self.wake, depth.into()))
-    }
+/// A ring for a queue of `size`, and what its thread sleeps on, if the device has a file for one.
+pub(super) fn ring(handler: &dyn Handler, size: u16) -> Option<(Ring, Wake)> {
+    let file = handler.file()?;
+    let made = Wake::descriptor().and_then(|wake| {
+        let fd = wake.fd().ok_or(io::ErrorKind::Unsupported)?;
+        Ok((Ring::new(file, fd, size.min(DEPTH).into())?, wake))
+    });
+    let refused = |error| {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| {
+            log::warn!(
+                "disks are served by threads, as io_uring, which is faster, cannot be used: {error}; see the sysctl kernel.io_uring_disabled, and what sandbox this runs in"
+            );
+        });
+    };
+    made.map_err(refused).ok()
+}
 
+impl Shared {
     pub(super) fn serve_by(&self, ring: &mut Ring) -> Result<(), ServeError> {
         let mut patience = Patience::new(self.service.poll);
         while !self.is_stopping() {
@@ -56,11 +70,20 @@ impl Shared {
                     self.do_it(ring, lane, &view, chain)?;
                 }
             }
+            if ring.has_enough() {
+                self.submit(ring, lane, &view)?;
+            }
         }
+        any |= self.submit(ring, lane, &view)?;
+        Ok(any)
+    }
+
+    /// Begins what was started. The kernel is done at once with what the host has in its cache: that is
+    /// given back. True: there was something.
+    fn submit(&self, ring: &mut Ring, lane: &mut Lane, view: &View) -> Result<bool, ServeError> {
         ring.submit()?;
-        // The kernel is done at once with what the host has in its cache.
-        any |= self.give_back(ring, lane, &view)?;
-        self.announce(lane, &view)?;
+        let any = self.give_back(ring, lane, view)?;
+        self.announce(lane, view)?;
         Ok(any)
     }
 
