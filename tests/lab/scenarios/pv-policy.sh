@@ -1,4 +1,5 @@
 # a write that was dropped is told of, let through as suggested and no further, until the guest gives its device back
+TIMEOUT=400
 CONFIG=/run/policy.toml
 CARD=0000:00:05.0
 # Where QEMU's e1000e has the uncorrectable error mask of its AER capability. Its Device Control has no bits that can be written.
@@ -51,6 +52,31 @@ story() {
   check "and the card has the one" reads ECAP_AER+8.l "$(flip "$before" 10)"
   check "the guest shuts down" shut_down pv
   check "the quirk goes with it" wait_for 20 lacks ":00000010" cat /sys/bus/pci/drivers/pciback/quirks
+
+  check "a guest's topology is set for its next start" has "set at run time" pciback set --guest pv topology=passthrough
+  must "it starts" create_guest pv 'pci=["00:05.0"]'
+  check "and sees the card where dom0 has it" has '00:05.0 "0200" "8086" "10d3"' guest pv lspci -mn
+  check "it shuts down" shut_down pv
+  follows
+}
+
+# hide and facade, when the file is read again
+follows() {
+  check "xl gives the card back" wait_for 20 xl pci-assignable-remove 00:05.0
+  reads_again '1i facade = "off"'
+  check "a facade that is not wanted any more is taken away" wait_for 10 not [ -e /sys/bus/pci/drivers/pciback ]
+  reads_again 's/^facade = .*/hide = ["00:05.0"]/'
+  check "one that is wanted is laid" wait_for 10 [ -e /sys/bus/pci/drivers/pciback/slots ]
+  check "what hide names newly is hidden" wait_for 20 has 0000:00:05.0 xl pci-assignable-list
+  reads_again '/^hide = /d'
+  check "what it does not name any more is told of" wait_for 10 grep -q "hide does not name $CARD any more" $LOG
+  check "and stays hidden" has 0000:00:05.0 xl pci-assignable-list
+}
+
+# Changes the file by sed, and has the daemon read it again
+reads_again() {
+  sed -i "$1" $CONFIG
+  kill -HUP "$(cat $STATE/pid)"
 }
 
 # A value with the bits of a mask turned over, both hexadecimal
