@@ -23,6 +23,7 @@ mod handover;
 mod hotplug;
 mod interrupts;
 mod isolation;
+mod keeping;
 mod killed;
 mod policy;
 mod properties;
