@@ -1,7 +1,7 @@
 # a Debian dom0 with our package boots from a disk: devices that are hidden at boot are never dom0's, and systemd keeps pcibackd up
 ALONE=yes
 DISK=yes
-TIMEOUT=400
+TIMEOUT=900
 PREPARE="dpkg -i /pcibackd.deb && pciback hide --persist --next-boot 00:05.0"
 KERNEL="xen-pciback.hide=(0000:00:06.*)(00:07)(00:08.0)"
 story() {
@@ -14,7 +14,10 @@ story() {
   check "and never had this one" lacks '0000:00:05.0: ' dmesg_of e1000e
 
   must "pcibackd is up by systemd" has active systemctl is-active pcibackd
-  must "xl lists the first" wait_for 20 has 0000:00:05.0 xl pci-assignable-list
+  check "it is ordered before what starts guests" has xendomains.service systemctl show -P Before pcibackd
+  check "and so is what lays its directory" has xendomains.service systemctl show -P Before pcibackd-facade
+  check "which was there before those began" ready_before_guests
+  must "xl lists the first, without a wait" has 0000:00:05.0 xl pci-assignable-list
   check "and the others" has 0000:00:06.0 xl pci-assignable-list
   check "the disk, too" has 0000:00:08.0 xl pci-assignable-list
   check "the kernel's pciback is not loaded" [ ! -e /sys/module/xen_pciback ]
@@ -23,6 +26,8 @@ story() {
   check "the daemon's, too" grep -q SIGHUP /usr/share/man/man8/pcibackd.8
   check "and completions" grep -q persist /usr/share/bash-completion/completions/pciback
   check "no unit has failed" no_unit_failed
+
+  check "a device that comes again without its reservation gets it back by the udev rule" the_rule_reserves 0000:00:05.0
 
   check "it cannot write to what is not its own" not in_its_sandbox touch /etc/pciback/x /usr/x /root/x
   check "though it can to its own" in_its_sandbox touch /run/pcibackd/x
@@ -41,13 +46,46 @@ story() {
   check "pciback takes the card out of the next boot, and gives it back now" pciback unhide --persist --no-initramfs 00:05.0
   check "to dom0's driver" driven_by e1000e 0000:00:05.0
   check "no udev rule is left" [ ! -e /etc/udev/rules.d/10-pciback.rules ]
+
+  # An initramfs with all drivers takes minutes here
+  echo MODULES=list >/etc/initramfs-tools/conf.d/lab
+  check "dom0's driver has another card" driven_by e1000e 0000:01:00.0
+  check "it is hidden now and at every boot" pciback hide --persist 01:00.0
+  check "it is the driver's no more" reserved 0000:01:00.0
+  check "xl lists it" has 0000:01:00.0 xl pci-assignable-list
+  check "the configuration has it" grep '^hide.*01:00.0' /etc/pciback/pcibackd.toml
+  check "the udev rule has it" grep 0000:01:00.0 /etc/udev/rules.d/10-pciback.rules
+  check "the initramfs has it" has 0000:01:00.0 initramfs_list
+  check "it is given back now and at every boot" pciback unhide --persist 01:00.0
+  check "it is the driver's again" driven_by e1000e 0000:01:00.0
+  check "the configuration does not have it" not grep '^hide.*01:00.0' /etc/pciback/pcibackd.toml
+  check "nor is there a udev rule" [ ! -e /etc/udev/rules.d/10-pciback.rules ]
+  check "nor has the initramfs it" lacks 0000:01:00.0 initramfs_list
 }
 
-reserved() { [ ! -e "/sys/bus/pci/devices/$1/driver" ] && [ "$(cat "/sys/bus/pci/devices/$1/driver_override")" = pciback ]; }
-driven_by() { [ "$(driver_of "$2")" = "$1" ]; }
-dmesg_of() { dmesg | grep "$1 "; }
 no_unit_failed() { ! systemctl --failed --plain --no-legend | grep .; }
 modprobe_alias() { modprobe xen-backend:pci; lsmod; }
+
+# Type=notify: it is active when the devices are there
+ready_before_guests() {
+  local ready begun
+  ready=$(systemctl show -P ActiveEnterTimestampMonotonic pcibackd-facade)
+  begun=$(systemctl show -P InactiveExitTimestampMonotonic xendomains)
+  echo "ready after $ready us, guests after $begun us"
+  [ "$ready" -gt 0 ] && [ "$begun" -gt "$ready" ]
+}
+
+# As when it is found: the rule is for what is added
+the_rule_reserves() {
+  local device=/sys/bus/pci/devices/$1
+  echo >"$device/driver_override" && not reserved "$1" && udevadm trigger --settle -c add "$device" && reserved "$1"
+}
+
+# What the initramfs reserves
+initramfs_list() {
+  rm -rf /tmp/initramfs
+  unmkinitramfs "$(readlink -f /initrd.img)" /tmp/initramfs && cat "$(find /tmp/initramfs -path '*usr/lib/pciback/hide')"
+}
 
 killed_it_comes_back() {
   local before
