@@ -10,6 +10,7 @@
 #   start_backend, stop_backend    the daemon's log is $LOG; PCIBACKD_FLAGS are its flags
 #   create_guest NAME LINE...      xl create with these lines added to the configuration; returns when the guest takes commands
 #   devices BDF...                 the line that gives a guest these devices
+#   create_hvm_guest NAME LINE...  the same for an HVM guest
 #   guest NAME COMMAND             runs a shell command in the guest: its output (the last 1500 bytes), its exit status (words: ../guest/words.sh)
 #   tell NAME COMMAND              the same, and does not wait for it
 #   nothing_left                   no guest has, or had, a PCI backend
@@ -129,12 +130,25 @@ backend_is_gone() { ! backend_runs && ! grep -q ' /sys/bus/pci/drivers ' /proc/m
 GUEST_KERNEL="console=hvc0 loglevel=4 iommu=soft swiotlb=force rodata=off mitigations=off"
 
 create_guest() {
+  local name="$1"
+  shift
+  run_guest "$name" 'type="pv"; kernel="/lab/vmlinux"; ramdisk="/lab/guest.img"; memory=256' "extra=\"$GUEST_KERNEL\"" "$@"
+}
+
+# It boots from a disk: a kernel and an image that are given to QEMU would come through a port, byte by byte. Several guests may have the disk at a time.
+create_hvm_guest() {
+  local name="$1"
+  shift
+  run_guest "$name" 'type="hvm"; memory=300; vga="none"; nographic=1; tsc_mode="native"' 'device_model_args_hvm=["-drive",
+    "file=/lab/hvm.disk,if=none,id=boot,format=raw,file.locking=off", "-device", "ahci,id=ahci", "-device", "ide-hd,bus=ahci.0,drive=boot,bootindex=0"]' "$@"
+}
+
+run_guest() {
   local name="$1" line
   shift
   {
     echo "name=\"$name\""
-    echo 'type="pv"; kernel="/lab/vmlinux"; ramdisk="/lab/guest.img"; memory=256; vcpus=1; on_poweroff="destroy"; on_crash="preserve"'
-    echo "extra=\"$GUEST_KERNEL\""
+    echo 'vcpus=1; on_poweroff="destroy"; on_crash="preserve"'
     for line in "$@"; do echo "$line"; done
   } | tr ';' '\n' >"/tmp/$name.cfg"
   xl create "/tmp/$name.cfg" || return

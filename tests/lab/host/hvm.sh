@@ -40,5 +40,24 @@ hvm_base() {
 hvm_guest() {
   mkdir -p "$work/hvm/lab"
   gzip -1 <"$work/dom0/lab/guest.img" >"$work/hvm/lab/guest.img.gz"
+  hvm_disk
   archive "$work/hvm"
 }
+
+# The disk that HVM guests boot from; boot-disk.S says what is where
+hvm_disk() {
+  local d=$work/hvm initrd=$work/dom0/lab/guest.img sectors
+  sectors=$(($(od -An -tu1 -j $((0x1f1)) -N1 "$kernel/vmlinuz") + 1))
+  head -c $((sectors * 512)) "$kernel/vmlinuz" >"$work/setup"
+  objcopy -O binary -R .bss -R .brk -R .init.scratch "$kernel/vmlinux" "$work/image"
+  truncate -s %512 "$work/image"
+  cp "$initrd" "$work/initrd"
+  truncate -s %512 "$work/initrd"
+  as -o "$work/boot.o" --defsym SETUP=$sectors --defsym "IMAGE=$(sectors_of "$work/image")" --defsym "INITRD=$(sectors_of "$work/initrd")" "$lab/host/boot-disk.S"
+  ld -m elf_x86_64 -Ttext 0x7c00 -e start --oformat binary -o "$work/boot" "$work/boot.o"
+  printf '%s' "console=hvc0 loglevel=4 rodata=off mitigations=off" >>"$work/boot"
+  truncate -s 4096 "$work/boot"
+  cat "$work/boot" "$work/setup" "$work/image" "$work/initrd" >"$d/lab/hvm.disk"
+}
+
+sectors_of() { echo $(($(stat -c %s "$1") / 512)); }

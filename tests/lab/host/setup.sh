@@ -26,6 +26,7 @@ install_packages() {
   local need=()
   command -v debootstrap >/dev/null || need+=(debootstrap)
   command -v cpio >/dev/null || need+=(cpio)
+  command -v as >/dev/null || need+=(binutils)
   command -v modprobe >/dev/null || need+=(kmod)
   command -v xz >/dev/null || need+=(xz-utils)
   command -v mke2fs >/dev/null || need+=(e2fsprogs)

@@ -7,8 +7,7 @@ story() {
   must "the backend starts" start_backend
   check "xl takes a card" xl pci-assignable-add 00:05.0
   check "and another" xl pci-assignable-add 00:06.0
-  must "an HVM guest starts with one" create_guest hvm 'type="hvm"; kernel="/lab/vmlinuz"; ramdisk="/lab/guest.img.gz"; memory=300' \
-    'vga="none"; nographic=1; pci=["00:05.0"]'
+  must "an HVM guest starts with one" create_hvm_guest hvm 'pci=["00:05.0"]'
   check "its driver brings the card up" guest hvm nic_up e1000e
   check "it pings" guest hvm ping -c 3 -A -W 5 10.0.2.2
   check "the backend shows what libxl waits for" has 4 xenstore-read "$(backend)/state"

@@ -15,7 +15,7 @@ type = "blk"
 path = "/tmp/disk.img"
 END
   must "the backend starts" start_backend
-  must "an HVM guest starts" create_guest hvm 'type="hvm"; kernel="/lab/vmlinuz"; ramdisk="/lab/guest.img.gz"; memory=300' 'vga="none"; nographic=1'
+  must "an HVM guest starts" create_hvm_guest hvm
   check "its drivers take the devices" guest hvm 'modprobe virtio_pci && modprobe virtio_rng && modprobe virtio_blk && wait_until [ -b /dev/vda ]'
   check "there are random bytes" guest hvm '[ $(dd if=/dev/hwrng bs=64 count=4 2>/dev/null | wc -c) = 256 ]'
   check "the disk has what is in its image" has "$sum" guest hvm 'sum_of /dev/vda'
