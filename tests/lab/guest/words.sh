@@ -22,6 +22,12 @@ wait_until() {
 # sum_of DISK: of its first MiB, past the page cache
 sum_of() { wait_until [ -b "$1" ] && dd if="$1" bs=64k count=16 iflag=direct 2>/dev/null | sha256sum | cut -d' ' -f1; }
 
+# write_noise DISK: random bytes into its first MiB; prints what sum_of is to be then
+write_noise() {
+  dd if=/dev/urandom of=/tmp/noise bs=64k count=16 2>/dev/null
+  dd if=/tmp/noise of="$1" bs=64k oflag=direct 2>/dev/null && sha256sum </tmp/noise | cut -d' ' -f1
+}
+
 # start_reads BDF, end_reads: configuration reads, one after the other, in between; what came of them
 start_reads() {
   rm -f /tmp/stop
@@ -32,6 +38,21 @@ start_reads() {
 end_reads() {
   touch /tmp/stop
   wait_until grep wrong /tmp/reads
+}
+
+# start_hammer DISK JOBS, end_hammer: the disk's first blocks are written and read in between; what came of it is in /tmp/hammer
+start_hammer() {
+  rm -f /tmp/stop
+  wait_until [ -b "$1" ] || return
+  { lab-guest hammer "$1" "$2" /tmp/stop || echo wrong; } >/tmp/hammer 2>&1 &
+  wait_until grep -q hammering /tmp/hammer
+}
+
+end_hammer() {
+  touch /tmp/stop
+  wait_until grep -E 'all right|wrong' /tmp/hammer
+  sed -n 's/^[0-9]* requests/VALUE hammer &/p' /tmp/hammer
+  ! grep -B 1 wrong /tmp/hammer
 }
 
 # irqs: how many MSI-X interrupts this guest has had

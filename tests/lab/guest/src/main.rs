@@ -1,10 +1,12 @@
-//! What the lab's guests run: measured configuration accesses, and a PCI frontend that misbehaves.
+//! What the lab's guests run: measured accesses, and drivers of devices that misbehave.
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 mod config;
 mod frontend;
+mod hammer;
 mod misbehave;
 mod random;
+mod virtio;
 
 use std::error::Error;
 use std::path::Path;
@@ -14,8 +16,14 @@ use std::time::Duration;
 const USAGE: &str = "usage:
   lab-guest bench BDF COUNT      times COUNT 4-byte reads and 2-byte writes of the command register; prints median and 99th percentile
   lab-guest reads BDF FILE       reads the vendor and device ID until FILE exists; prints how often, how often wrong, and the longest wait
-  lab-guest deaf               plays a PCI frontend that says it handles errors of devices, and answers nothing until it is killed
-  lab-guest misbehave SECONDS    plays a PCI frontend, without the kernel's, that is hostile in every way it knows; SECONDS for each";
+  lab-guest hammer DISK JOBS FILE  writes and reads the disk's first blocks, JOBS requests at a time, until FILE exists, and says whether all was right
+  lab-guest deaf                 plays a PCI frontend that says it handles errors of devices, and answers nothing until it is killed
+  lab-guest misbehave SECONDS    plays a PCI frontend, without the kernel's, that is hostile in every way it knows; SECONDS for each
+  lab-guest legacy BDF           finds a virtio device's legacy registers the same through BAR 0, ports, and BAR 3, memory
+  lab-guest legacy-copy BDF FROM TO COUNT
+                                 copies sectors of a virtio disk, and to the standard output, by the registers in memory
+  lab-guest break-rules BDF SECONDS
+                                 drives a virtio disk in every wrong way it knows; SECONDS for each storm";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -38,8 +46,16 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
     match arguments {
         ["bench", bdf, count] => config::bench(bdf, count.parse()?)?,
         ["reads", bdf, file] => config::reads(bdf, Path::new(file))?,
+        ["hammer", disk, jobs, file] => hammer::hammer(disk, jobs.parse()?, Path::new(file))?,
         ["deaf"] => misbehave::deaf()?,
         ["misbehave", seconds] => misbehave::misbehave(Duration::from_secs(seconds.parse()?))?,
+        ["legacy", bdf] => virtio::compare(bdf)?,
+        ["legacy-copy", bdf, from, to, count] => {
+            virtio::copy(bdf, from.parse()?, to.parse()?, count.parse()?)?;
+        }
+        ["break-rules", bdf, seconds] => {
+            virtio::break_rules(bdf, Duration::from_secs(seconds.parse()?))?;
+        }
         _ => return Ok(false),
     }
     Ok(true)

@@ -5,7 +5,13 @@ pub struct Random(u64);
 
 impl Random {
     pub fn new() -> Self {
-        Self(0x9e37_79b9_7f4a_7c15)
+        Self::seeded(0)
+    }
+
+    /// Other numbers for another `seed`.
+    pub fn seeded(seed: u64) -> Self {
+        // Never 0, which would stay so.
+        Self(0x9e37_79b9_7f4a_7c15 ^ seed)
     }
 
     pub fn word(&mut self) -> u32 {
