@@ -47,6 +47,7 @@ must() { check "$@" || the_end; }
 has() {
   local text="$1" output
   shift
+  [ "$text" ] || { echo "there is no text to look for"; return 1; }
   output=$("$@" 2>&1) || { echo "$output"; return 1; }
   case "$output" in *"$text"*) ;; *) echo "no '$text' in: $output"; return 1 ;; esac
 }

@@ -44,20 +44,23 @@ hvm_guest() {
   archive "$work/hvm"
 }
 
-# The disk that HVM guests boot from; boot-disk.S says what is where
+# The disk that HVM guests boot from, of which boot-disk.S says what is where; and what that program is to say when it has read it: the BSD checksum of
+# all from sector 8 on.
 hvm_disk() {
-  local d=$work/hvm initrd=$work/dom0/lab/guest.img sectors
+  local d=$work/hvm/lab sectors sum
   sectors=$(($(od -An -tu1 -j $((0x1f1)) -N1 "$kernel/vmlinuz") + 1))
   head -c $((sectors * 512)) "$kernel/vmlinuz" >"$work/setup"
   objcopy -O binary -R .bss -R .brk -R .init.scratch "$kernel/vmlinux" "$work/image"
-  truncate -s %512 "$work/image"
-  cp "$initrd" "$work/initrd"
-  truncate -s %512 "$work/initrd"
-  as -o "$work/boot.o" --defsym SETUP=$sectors --defsym "IMAGE=$(sectors_of "$work/image")" --defsym "INITRD=$(sectors_of "$work/initrd")" "$lab/host/boot-disk.S"
+  cp "$work/dom0/lab/guest.img" "$work/initrd"
+  truncate -s %512 "$work/image" "$work/initrd"
+  as -o "$work/boot.o" --defsym "SETUP=$sectors" --defsym "IMAGE=$(sectors_of "$work/image")" --defsym "INITRD=$(sectors_of "$work/initrd")" \
+    "$lab/host/boot-disk.S"
   ld -m elf_x86_64 -Ttext 0x7c00 -e start --oformat binary -o "$work/boot" "$work/boot.o"
   printf '%s' "console=hvc0 loglevel=4 rodata=off mitigations=off" >>"$work/boot"
   truncate -s 4096 "$work/boot"
-  cat "$work/boot" "$work/setup" "$work/image" "$work/initrd" >"$d/lab/hvm.disk"
+  cat "$work/boot" "$work/setup" "$work/image" "$work/initrd" >"$d/hvm.disk"
+  sum=$(tail -c +4097 "$d/hvm.disk" | sum | cut -d' ' -f1)
+  printf 'INT 13h read %06d sectors, sum %s\n' $(($(sectors_of "$d/hvm.disk") - 8)) "$sum" >"$d/hvm.disk.read"
 }
 
 sectors_of() { echo $(($(stat -c %s "$1") / 512)); }
