@@ -8,14 +8,17 @@ mod control;
 mod endpoint;
 mod engine;
 mod port;
+mod progress;
 
 use std::sync::Arc;
 
 use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
+use crate::memory::Words;
 use crate::queue::Queue;
 use crate::served::Served;
 use engine::Engine;
+use port::PortState;
 
 pub use endpoint::Endpoint;
 
@@ -107,6 +110,14 @@ impl Device for Console {
 
     fn write_config(&mut self, _offset: usize, _data: &[u8]) {}
 
+    fn kept_words(&self) -> usize {
+        PortState::WORDS.saturating_mul(self.ports as usize)
+    }
+
+    fn keep(&mut self, words: Words) {
+        self.engine.lock().keep(&words);
+    }
+
     fn activate(&mut self, activation: Activation) {
         self.engine.lock().activate(activation);
         self.engine.wake();
@@ -117,7 +128,7 @@ impl Device for Console {
     }
 
     fn reset(&mut self) {
-        self.engine.lock().deactivate();
+        self.engine.lock().reset();
     }
 
     fn is_reset(&self) -> bool {

@@ -114,6 +114,9 @@ pub trait Events: Send + Sync {
     /// The device configuration changed: a new generation, and an interrupt.
     fn config_changed(&self);
 
+    /// Something that the operator should know, in a line of the log, unless there was one a moment ago.
+    fn complain(&self, _what: &dyn Display) {}
+
     /// The device cannot go on, by the driver's fault or by its own: DEVICE_NEEDS_RESET, and one line
     /// in the log.
     fn needs_reset(&self, why: &dyn Display);

@@ -178,6 +178,12 @@ impl Queue {
         either!(self, ring => ring.size())
     }
 
+    /// The driver can make nothing available: all descriptors of its ring are part of chains that the device
+    /// has taken.
+    pub fn is_exhausted(&self) -> bool {
+        either!(self, ring => ring.is_exhausted())
+    }
+
     /// How many chains the device has taken and not yet completed.
     pub fn in_flight(&self) -> u16 {
         either!(self, ring => ring.in_flight())

@@ -1,5 +1,6 @@
 //! A queue while a thread serves it that must not wait: what is taken, given back and announced.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use crate::device::Events;
@@ -53,6 +54,16 @@ impl<'a> Turn<'a> {
         self.queue.complete(&self.view, chain.head(), written)?;
         self.completed = true;
         Ok(())
+    }
+
+    /// The driver cannot make anything available before something is completed.
+    pub fn is_exhausted(&self) -> bool {
+        self.queue.is_exhausted()
+    }
+
+    /// Tells the operator.
+    pub fn complain(&self, what: &dyn Display) {
+        self.events.complain(what);
     }
 
     /// Tells the driver what was completed, if it wants to hear of it.

@@ -10,15 +10,20 @@ mod rings;
 
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use nix::fcntl::OFlag;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use proptest::prelude::*;
 use rings::{BUFFERS, Driver, Guest, Live, PATIENCE, readable, writable};
 use tempfile::TempDir;
 use virtio::Features;
 use virtio::console::{Console, Endpoint, Port, feature};
 use virtio::device::Device;
+use virtio::memory::Words;
 
 const RECEIVE: usize = 0;
 const TRANSMIT: usize = 1;
@@ -175,36 +180,103 @@ fn ports_are_made_known_with_their_names_and_tell_when_somebody_comes_and_goes()
     assert_eq!(machine.receive(4), b"and back");
 }
 
+/// Another process goes on with the driver's queues.
+fn restarted(machine: &mut Machine, words: &Words, console: Option<Endpoint>) {
+    let path = machine.directory.path().join("agent");
+    std::fs::remove_file(&path).unwrap();
+    let port = |name: &str, endpoint| Port {
+        name: name.into(),
+        endpoint,
+    };
+    let ports = vec![
+        port("", console.unwrap_or_else(nowhere)),
+        port("org.agent", Endpoint::listen(&path).unwrap()),
+    ];
+    let mut console = Console::new(ports).unwrap();
+    console.keep(words.clone());
+    // The first process is gone before the second comes.
+    machine.device.device = Console::new(Vec::new()).unwrap();
+    let drivers: Vec<&Driver> = machine.drivers.iter().collect();
+    machine.device = Live::new(console, &machine.guest, &drivers);
+}
+
+fn kept(machine: &mut Machine) -> Words {
+    let words = Words::volatile(machine.device.device.kept_words()).unwrap();
+    machine.device.device.keep(words.clone());
+    words
+}
+
 #[test]
 fn after_a_restart_the_driver_is_told_who_is_there_and_bytes_go_on() {
     let mut machine = Machine::new(nowhere(), feature::MULTIPORT);
+    let words = kept(&mut machine);
     machine.tell(1, 3, 1);
     machine.told();
-    let agent = machine.agent();
+    let _agent = machine.agent();
     assert_eq!(machine.told(), (1, 6, 1, vec![]));
     // The connection goes with the process that had it.
-    drop(agent);
-    std::fs::remove_file(machine.directory.path().join("agent")).unwrap();
-    let ports = vec![
-        Port {
-            name: String::new(),
-            endpoint: nowhere(),
-        },
-        Port {
-            name: "org.agent".into(),
-            endpoint: Endpoint::listen(&machine.directory.path().join("agent")).unwrap(),
-        },
-    ];
-    machine.device.reset();
-    let drivers: Vec<&Driver> = machine.drivers.iter().collect();
-    machine.device = Live::new(Console::new(ports).unwrap(), &machine.guest, &drivers);
-    assert_eq!(machine.told(), (0, 6, 0, vec![]));
-    assert_eq!(machine.told(), (1, 6, 0, vec![]));
+    restarted(&mut machine, &words, None);
     let mut agent = machine.agent();
+    assert_eq!(machine.told(), (1, 6, 0, vec![]));
     assert_eq!(machine.told(), (1, 6, 1, vec![]));
     machine.send(5, b"hello");
     let mut bytes = [0; 5];
     agent.read_exact(&mut bytes).unwrap();
+}
+
+#[test]
+fn what_the_driver_has_not_been_told_before_a_restart_it_is_told_after_it() {
+    let mut machine = Machine::new(nowhere(), feature::MULTIPORT);
+    let words = kept(&mut machine);
+    machine.tell(0, 0, 1);
+    restarted(&mut machine, &words, None);
+    assert_eq!(machine.told(), (0, 1, 1, vec![]));
+    restarted(&mut machine, &words, None);
+    assert_eq!(machine.told(), (1, 1, 1, vec![]));
+    machine.tell(1, 3, 1);
+    restarted(&mut machine, &words, None);
+    assert_eq!(machine.told(), (1, 7, 1, b"org.agent".to_vec()));
+    machine.device.reset();
+    assert!((0..words.count()).all(|word| words.get(word) == 0));
+}
+
+#[test]
+fn bytes_that_are_on_their_way_at_a_restart_arrive_once() {
+    let pty = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+    grantpt(&pty).unwrap();
+    unlockpt(&pty).unwrap();
+    let mut attributes = tcgetattr(&pty).unwrap();
+    cfmakeraw(&mut attributes);
+    tcsetattr(&pty, SetArg::TCSANOW, &attributes).unwrap();
+    let path = ptsname_r(&pty).unwrap();
+    let mut terminal = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let pty: OwnedFd = pty.into();
+    let again = || Endpoint::of_pty(pty.try_clone().unwrap()).unwrap();
+
+    let mut machine = Machine::new(again(), Features::empty());
+    let words = kept(&mut machine);
+    let data: Vec<u8> = (0..0x1_0000u32).map(|byte| (byte % 251) as u8).collect();
+    machine.guest.write(BUFFERS, &data);
+    let parts = [readable(BUFFERS, data.len() as u32)];
+    std::thread::sleep(Duration::from_millis(300));
+    machine.drivers[TRANSMIT]
+        .offer(&machine.guest, &parts, None)
+        .unwrap();
+    machine.device.notify(TRANSMIT as u16);
+    let mut received = vec![0; 10_000];
+    terminal.read_exact(&mut received).unwrap();
+    restarted(&mut machine, &words, Some(again()));
+    let mut rest = vec![0; data.len() - received.len()];
+    terminal.read_exact(&mut rest).unwrap();
+    received.extend(rest);
+    assert!(received == data);
+    machine
+        .device
+        .used(&mut machine.drivers[TRANSMIT], &machine.guest);
 }
 
 #[test]

@@ -182,6 +182,22 @@ fn without_merging_a_packet_that_does_not_fit_is_lost_and_the_next_one_arrives()
 }
 
 #[test]
+fn a_packet_too_long_for_the_whole_ring_is_lost_and_the_next_one_arrives() {
+    for format in [Features::empty(), Features::RING_PACKED] {
+        let mut machine = Machine::new(merging() | format);
+        let buffers: Vec<_> = (0..64).map(|slot| machine.offer(slot % 16, 100)).collect();
+        machine.host.send(&packet(6400, 1)).unwrap();
+        for (head, _) in buffers {
+            assert_eq!(machine.received(), (head, 0));
+        }
+        let (head, at) = machine.offer(0, 100);
+        machine.host.send(&packet(50, 2)).unwrap();
+        assert_eq!(machine.received(), (head, 62));
+        assert_eq!(machine.guest.read(at + 12, 50), packet(50, 2)[12..]);
+    }
+}
+
+#[test]
 fn a_packet_longer_than_any_is_lost_and_the_next_one_goes() {
     let mut machine = Machine::new(merging());
     let long = readable(BUFFERS, 0x2_0000);

@@ -3,15 +3,17 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 
 /// Where the bytes of a port go to and come from. Nobody need be there: what the guest sends then is
@@ -81,8 +83,8 @@ impl Endpoint {
         }))
     }
 
-    /// Somebody is at the other end. Lets the next one in.
-    pub(super) fn is_open(&mut self) -> bool {
+    /// Somebody is at the other end. May let the next one in.
+    pub(super) fn is_open(&mut self, let_in: bool) -> bool {
         match &mut self.0 {
             Kind::Pty(master) => {
                 let mut fds = [PollFd::new(master.as_fd(), PollFlags::empty())];
@@ -92,7 +94,13 @@ impl Endpoint {
                 polled.is_ok() && !fd.any().unwrap_or(true)
             }
             Kind::Socket { listener, stream } => {
+                // The guest may have no buffers, by which that would be seen.
+                if stream.as_ref().is_some_and(|stream| is_at_end(stream)) {
+                    *stream = None;
+                    return false;
+                }
                 if stream.is_none()
+                    && let_in
                     && let Ok((accepted, _)) = listener.accept()
                     && accepted.set_nonblocking(true).is_ok()
                 {
@@ -101,6 +109,20 @@ impl Endpoint {
                 stream.is_some()
             }
         }
+    }
+
+    /// There is something to read, or an error or end to be seen by reading.
+    pub(super) fn is_readable(&self) -> bool {
+        let fd = match &self.0 {
+            Kind::Pty(master) => master.as_fd(),
+            Kind::Socket {
+                stream: Some(stream),
+                ..
+            } => stream.as_fd(),
+            Kind::Socket { .. } => return false,
+        };
+        let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// What to wait for, for bytes or for somebody to come. `None`: for that, nothing can be waited for.
@@ -139,5 +161,13 @@ impl Endpoint {
                 (&**stream).write(data)
             }
         }
+    }
+}
+
+/// Whoever was there is gone, and all that he has sent is read.
+fn is_at_end(stream: &UnixStream) -> bool {
+    match recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK) {
+        Ok(read) => read == 0,
+        Err(error) => !matches!(error, Errno::EAGAIN | Errno::EINTR),
     }
 }

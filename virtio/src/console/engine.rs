@@ -1,36 +1,28 @@
 //! What the thread of a console does when something has happened: whatever can be done without waiting.
 
-use std::collections::VecDeque;
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 
 use nix::poll::PollFlags;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
-use super::control::{
-    CONSOLE_PORT, DEVICE_READY, Message, PORT_ADD, PORT_NAME, PORT_OPEN, PORT_READY,
-};
+use super::control::{DEVICE_READY, Message, PORT_READY};
 use super::endpoint::Descriptor;
 use super::port::{BATCH, PortState};
 use super::{CONTROL_RECEIVE, CONTROL_TRANSMIT, Port, feature, queues_of_port};
 use crate::device::{Activation, Events};
 use crate::features::Features;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Words};
 use crate::queue::{Chain, Queue, RingError};
 use crate::served::Next;
 use crate::turn::{Progress, Turn};
-
-/// Control messages that wait for the driver. One that never takes any gets no more.
-const MAX_MESSAGES: usize = 1024;
 
 /// All ports, and the queues while the device is active.
 pub(super) struct Engine {
     ports: Vec<PortState>,
     queues: Vec<Option<Queue>>,
     live: Option<Live>,
-    /// For the driver, not taken yet.
-    messages: VecDeque<Vec<u8>>,
 }
 
 struct Live {
@@ -72,7 +64,14 @@ impl Engine {
             ports: ports.into_iter().map(PortState::new).collect(),
             queues: (0..queues).map(|_| None).collect(),
             live: None,
-            messages: VecDeque::new(),
+        }
+    }
+
+    /// Takes on what the ports keep, and keeps it there from now on.
+    pub fn keep(&mut self, words: &Words) {
+        let places = (0..).step_by(PortState::WORDS);
+        for (port, place) in self.ports.iter_mut().zip(places) {
+            port.keep(words.part(place, PortState::WORDS));
         }
     }
 
@@ -83,20 +82,22 @@ impl Engine {
             features: activation.features,
         });
         for (index, queue) in activation.queues {
-            // Before the restart the driver has said all that it says only once.
-            if index == CONTROL_TRANSMIT && queue.is_resumed() {
-                for port in &mut self.ports {
-                    (port.ready, port.told) = (true, None);
-                }
-            }
             self.set_queue(index, Some(queue));
         }
     }
 
+    /// Lets go of the guest.
     pub fn deactivate(&mut self) {
         self.live = None;
         self.queues.fill_with(|| None);
-        self.messages.clear();
+        for port in &mut self.ports {
+            port.let_go();
+        }
+    }
+
+    /// Forgets what the guest has said, too.
+    pub fn reset(&mut self) {
+        self.deactivate();
         for port in &mut self.ports {
             port.reset();
         }
@@ -104,8 +105,13 @@ impl Engine {
 
     pub fn set_queue(&mut self, index: u16, queue: Option<Queue>) {
         for (port, state) in self.ports.iter_mut().enumerate() {
-            if queues_of_port(port).1 == index {
-                state.forget_sending();
+            let (receive, transmit) = queues_of_port(port);
+            // What is noted of a chain means something while it is in flight.
+            let has_chain = queue.as_ref().is_some_and(|queue| queue.in_flight() > 0);
+            if index == transmit {
+                state.sending.begin(has_chain);
+            } else if index == receive {
+                state.receiving.begin(has_chain);
             }
         }
         if let Some(place) = self.queues.get_mut(usize::from(index)) {
@@ -140,12 +146,15 @@ impl Engine {
         if multiport {
             waiting.next.more |= self.take_messages(ram, events)?;
         }
-        self.note_openings();
+        for state in &mut self.ports {
+            state.look();
+        }
         if multiport {
             self.give_messages(ram, events)?;
         }
         for (port, state) in self.ports.iter_mut().enumerate() {
             let (receive, transmit) = queues_of_port(port);
+            let open = state.open;
             let mut progress = [Progress::Guest; 2];
             if let Some(Some(queue)) = self.queues.get_mut(usize::from(transmit)) {
                 progress[0] = state.transmit(&mut Turn::new(queue, transmit, ram, events))?;
@@ -154,7 +163,8 @@ impl Engine {
                 progress[1] = state.receive(&mut Turn::new(queue, receive, ram, events))?;
             }
             let [transmit, receive] = progress;
-            waiting.next.more |= progress.contains(&Progress::More);
+            // Somebody has gone: the driver is to be told.
+            waiting.next.more |= progress.contains(&Progress::More) || open != state.open;
             match state.watch(transmit, receive) {
                 Some(watched) => waiting.descriptors.push(watched),
                 None => waiting.next.look |= !state.open,
@@ -176,62 +186,14 @@ impl Engine {
             }
             let mut bytes = [0; size_of::<Message>()];
             let whole = chain.reader().read_exact(&mut bytes).is_ok();
+            // Noted before the message is given back. That it may be heard twice does no harm.
+            if whole && let Ok(message) = Message::read_from_bytes(&bytes) {
+                hear(&mut self.ports, message);
+            }
             turn.complete(&chain, 0)?;
             turn.announce()?;
-            if whole && let Ok(message) = Message::read_from_bytes(&bytes) {
-                self.answer(message);
-            }
         }
         Ok(true)
-    }
-
-    fn answer(&mut self, message: Message) {
-        let port = message.port.get() as usize;
-        match message.event.get() {
-            DEVICE_READY if message.value.get() == 1 => {
-                for port in 0..self.ports.len() {
-                    self.say(Message::new(port, PORT_ADD, true), &[]);
-                }
-            }
-            PORT_READY if message.value.get() == 1 => {
-                let Some(state) = self.ports.get_mut(port) else {
-                    return;
-                };
-                (state.ready, state.told) = (true, Some(false));
-                let name = state.port.name.clone();
-                if port == 0 {
-                    self.say(Message::new(port, CONSOLE_PORT, true), &[]);
-                }
-                if !name.is_empty() {
-                    self.say(Message::new(port, PORT_NAME, true), name.as_bytes());
-                }
-            }
-            // Who has opened the port in the guest, or failed to, changes nothing here.
-            _ => {}
-        }
-    }
-
-    /// Looks which ports have somebody at the host's end, and tells the driver.
-    fn note_openings(&mut self) {
-        for port in 0..self.ports.len() {
-            let Some(state) = self.ports.get_mut(port) else {
-                continue;
-            };
-            let open = state.port.endpoint.is_open();
-            state.open = open;
-            if state.ready && state.told != Some(open) {
-                state.told = Some(open);
-                self.say(Message::new(port, PORT_OPEN, open), &[]);
-            }
-        }
-    }
-
-    fn say(&mut self, message: Message, text: &[u8]) {
-        if self.messages.len() < MAX_MESSAGES {
-            let mut bytes = message.as_bytes().to_vec();
-            bytes.extend_from_slice(text);
-            self.messages.push_back(bytes);
-        }
     }
 
     fn give_messages(&mut self, ram: &GuestRam, events: &dyn Events) -> Result<(), RingError> {
@@ -240,17 +202,42 @@ impl Engine {
         };
         let mut turn = Turn::new(queue, CONTROL_RECEIVE, ram, events);
         let mut chain = Chain::default();
-        while let Some(message) = self.messages.front() {
-            if !turn.pop(&mut chain)? {
-                if turn.end()? == Progress::More {
-                    continue;
+        for (port, state) in self.ports.iter_mut().enumerate() {
+            while let Some(news) = state.news() {
+                if !turn.pop(&mut chain)? {
+                    if turn.end()? == Progress::More {
+                        continue;
+                    }
+                    return Ok(());
                 }
-                break;
+                let message = state.message(port, news);
+                let written = chain.writer().write(&message);
+                turn.complete(&chain, written)?;
+                // That the driver may be told twice does no harm.
+                state.is_told(news);
             }
-            let written = chain.writer().write(message);
-            turn.complete(&chain, written)?;
-            self.messages.pop_front();
         }
         turn.announce()
+    }
+}
+
+/// What the driver says.
+fn hear(ports: &mut [PortState], message: Message) {
+    if message.value.get() != 1 {
+        return;
+    }
+    match message.event.get() {
+        DEVICE_READY => {
+            for port in ports {
+                port.add();
+            }
+        }
+        PORT_READY => {
+            if let Some(port) = ports.get_mut(message.port.get() as usize) {
+                port.begin(message.port.get() == 0);
+            }
+        }
+        // Who has opened the port in the guest, or failed to, changes nothing here.
+        _ => {}
     }
 }

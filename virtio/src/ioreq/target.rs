@@ -34,7 +34,10 @@ pub struct Claim {
 /// have the byte at `offset` in bits 7:0 and carry nothing above their width. An access of 8 bytes
 /// arrives as two of 4, lower half first; a string instruction as its elements.
 ///
-/// The guest's CPU waits until the call returns: nothing here may wait for anything.
+/// The guest's CPU waits until the call returns, and so do its other CPUs if they access a device: nothing
+/// here may wait for anything. There is one exception, with a bound: a reset by a driver that frees its
+/// memory at once, as legacy ones do, waits for the requests under way, for up to a second
+/// (`transport::core`).
 pub trait Target: Send + Debug {
     /// Reads. What is not there reads as all ones in the target's own view of the matter: zero for
     /// a reserved register, all ones beyond the end.

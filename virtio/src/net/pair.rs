@@ -72,6 +72,8 @@ struct Arriving {
     spare: Vec<Chain>,
     /// The link gave an error: it is down, or the kernel uses other queues.
     failed: bool,
+    /// Packets that were too long for all of the driver's buffers together.
+    too_long: u64,
 }
 
 impl fmt::Debug for Pair {
@@ -291,6 +293,10 @@ impl Arriving {
             if !turn.pop(&mut chain)? {
                 chain.clear();
                 self.spare.push(chain);
+                if self.first.is_some() && turn.is_exhausted() {
+                    self.lose(turn, bytes.len())?;
+                    return Ok(None);
+                }
                 return turn.end().map(Some);
             }
             let rest = bytes.get(self.done..).unwrap_or_default();
@@ -330,6 +336,21 @@ impl Arriving {
         }
         self.others = others;
         Ok(None)
+    }
+
+    /// Gives up a packet for which the driver has no buffers, and can have none.
+    fn lose(&mut self, turn: &mut Turn<'_>, len: usize) -> Result<(), RingError> {
+        self.too_long = self.too_long.saturating_add(1);
+        turn.complain(&format_args!(
+            "a packet of {len} bytes is lost, as all buffers that the driver can have for packets have no room for it; that were {} by now",
+            self.too_long
+        ));
+        let mut held = std::mem::take(&mut self.others);
+        for (chain, _) in self.first.take().into_iter().chain(held.drain(..)) {
+            self.give_back(turn, chain, 0)?;
+        }
+        self.others = held;
+        Ok(())
     }
 
     fn give_back(

@@ -380,6 +380,10 @@ impl PackedQueue {
         self.size
     }
 
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.free.is_empty()
+    }
+
     pub(super) fn in_flight(&self) -> u16 {
         self.in_flight
     }

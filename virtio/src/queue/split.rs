@@ -26,6 +26,8 @@ pub struct SplitQueue {
     features: Features,
     record: Record,
     in_flight: u16,
+    /// Descriptors of the table that chains in flight have.
+    slots: u32,
     order: u32,
     /// Chains that were in flight before a restart, the first one last.
     again: Vec<u16>,
@@ -72,6 +74,7 @@ impl SplitQueue {
             features,
             record,
             in_flight: 0,
+            slots: 0,
             order: 0,
             again: Vec::new(),
             resumed: false,
@@ -107,6 +110,9 @@ impl SplitQueue {
         });
         let mut again = in_flight(&self.record, size);
         self.in_flight = again.len() as u16;
+        self.slots = again
+            .iter()
+            .fold(0, |sum, (_, entry)| sum.saturating_add(entry.slots.into()));
         self.order = again
             .last()
             .map_or(0, |(_, entry)| entry.order.wrapping_add(1));
@@ -131,15 +137,16 @@ impl SplitQueue {
         if self.record.entry(head).is_some() {
             return Err(RingError::AlreadyInFlight { head });
         }
-        self.walk(view, head, chain)?;
+        let slots = self.walk(view, head, chain)?;
         self.record.set_entry(
             head,
             Some(Entry {
                 order: self.order,
-                slots: 1,
+                slots,
                 copy: 0,
             }),
         );
+        self.slots = self.slots.saturating_add(slots.into());
         self.order = self.order.wrapping_add(1);
         self.in_flight = self.in_flight.saturating_add(1);
         Ok(true)
@@ -160,18 +167,19 @@ impl SplitQueue {
             }))
     }
 
-    fn walk(&self, view: &Arc<View>, head: u16, chain: &mut Chain) -> Result<(), RingError> {
+    /// Returns how many descriptors of the table it has.
+    fn walk(&self, view: &Arc<View>, head: u16, chain: &mut Chain) -> Result<u16, RingError> {
         chain.restart(view);
         chain.set_head(head);
         let mut index = head;
-        for _ in 0..self.size {
+        for before in 0..self.size {
             if index >= self.size {
                 return Err(self.no_such(index));
             }
             let descriptor = Descriptor::read(view, self.descriptors, index.into(), Format::Split)?;
             chain.add(view, &descriptor, Format::Split, self.size, self.features)?;
             if !descriptor.flags().contains(Flags::NEXT) {
-                return Ok(());
+                return Ok(before.saturating_add(1));
             }
             index = descriptor.next;
         }
@@ -186,9 +194,10 @@ impl SplitQueue {
         head: u16,
         written: u32,
     ) -> Result<(), RingError> {
-        if self.record.entry(head).is_none() {
-            return Err(RingError::NotInFlight { head });
-        }
+        let entry = self
+            .record
+            .entry(head)
+            .ok_or(RingError::NotInFlight { head })?;
         self.record.set_header(Header {
             used: self.rings.next_used(),
             completing: Some((head, 1)),
@@ -202,6 +211,7 @@ impl SplitQueue {
             completing: None,
         });
         self.in_flight = self.in_flight.saturating_sub(1);
+        self.slots = self.slots.saturating_sub(entry.slots.into());
         Ok(())
     }
 
@@ -243,6 +253,10 @@ impl SplitQueue {
 
     pub(super) fn size(&self) -> u16 {
         self.size
+    }
+
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.slots >= self.size.into()
     }
 
     pub(super) fn in_flight(&self) -> u16 {

@@ -311,6 +311,10 @@ impl State {
 }
 
 impl Events for Signals {
+    fn complain(&self, what: &dyn Display) {
+        Self::complain(self, what);
+    }
+
     fn used(&self, queue: u16) {
         let mut state = self.lock();
         if !state.is_audible() {
