@@ -29,14 +29,12 @@
 //! | `device` | which devices it is set for |
 //! | `virtio` | a guest's virtio devices |
 //! | `commands` | what is run to act on a guest |
-//! | `mmio` | a guest's slots of virtio-mmio |
 //! | `live` | the configuration that holds now |
 //! | `origin` | where a setting comes from |
 
 mod commands;
 mod device;
 mod live;
-mod mmio;
 mod origin;
 mod settings;
 mod virtio;
@@ -57,15 +55,14 @@ use toml::Spanned;
 pub use self::commands::Commands;
 pub use self::device::{Defaults, DeviceEntry, Keys};
 pub use self::live::Live;
-pub use self::mmio::{MmioSlot, MmioSlotError};
 pub use self::origin::{Origin, Setting};
 pub use self::settings::{
     AerPolicy, AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice,
 };
 
 pub use self::virtio::{
-    Card, CardLink, Console, Disk, HostPath, Interface, Mac, Model, NamedPort, PortName, Serial,
-    Slot, SlotError, VirtioDevice,
+    Card, CardLink, Console, Disk, HostPath, Interface, Mac, MmioSlot, MmioSlotError, Model,
+    NamedPort, Place, PlaceError, PortName, Serial, Slot, SlotError, VirtioDevice,
 };
 
 use self::device::DeviceTable;

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use ::virtio::pci::Mode;
+use ::virtio::pci::{Layout, Mode, Shape};
+use ::virtio::transport::mmio::Version;
 use conf_space::overlay::Permissive;
 
 use super::*;
@@ -31,24 +32,28 @@ fn a_guest_may_have_a_topology_of_its_own() {
 fn a_guest_may_have_virtio_devices() {
     let config = parse(
         "[[guest.web.virtio]]\ntype = \"rng\"\n\
-         [[guest.web.virtio]]\ntype = \"rng\"\nslot = \"1d\"\nmode = \"legacy\"\nlegacy_in_memory = true\n",
+         [[guest.web.virtio]]\ntype = \"rng\"\nslot = \"1d\"\nmode = \"legacy\"\nlegacy_in_memory = true\n\
+         [[guest.web.virtio]]\ntype = \"rng\"\ntransport = \"mmio\"\n\
+         [[guest.web.virtio]]\ntype = \"rng\"\ntransport = \"mmio\"\nslot = \"3\"\nversion = 1\n",
     );
     let devices = config.unwrap().guest["web"].virtio.clone();
-    let seen: Vec<_> = devices
-        .iter()
-        .map(|device| {
-            (
-                device.slot.map(Slot::number),
-                device.shape.mode,
-                device.shape.legacy_in_memory,
-            )
-        })
-        .collect();
+    let seen: Vec<_> = devices.iter().map(|device| device.place).collect();
+    let pci = |slot, mode, legacy_in_memory| Place::Pci {
+        slot,
+        shape: Shape {
+            mode,
+            layout: Layout::Qemu,
+            legacy_in_memory,
+        },
+    };
+    let mmio = |slot, version| Place::Mmio { slot, version };
     assert_eq!(
         seen,
         [
-            (None, Mode::Transitional, false),
-            (Some(0x1d), Mode::Legacy, true)
+            pci(None, Mode::Transitional, false),
+            pci(Slot::new(0x1d).ok(), Mode::Legacy, true),
+            mmio(None, Version::Two),
+            mmio(MmioSlot::new(3).ok(), Version::One),
         ]
     );
 }
@@ -119,6 +124,22 @@ fn what_is_not_understood_is_refused_with_its_place() {
         (
             "[[guest.a.virtio]]\ntype = \"rng\"\nslot = \"20\"",
             "02 to 1f",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\ntransport = \"mmio\"\nslot = \"1f\"",
+            "0 to 6",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\ntransport = \"mmio\"\nversion = 3",
+            "version",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\ntransport = \"mmio\"\nmode = \"legacy\"",
+            "no key mode",
+        ),
+        (
+            "[[guest.a.virtio]]\ntype = \"rng\"\nversion = 2",
+            "no key version",
         ),
         (
             "[[guest.a.virtio]]\ntype = \"rng\"\nmod = \"legacy\"",

@@ -1,7 +1,7 @@
 //! Where the slots of virtio-mmio are in an HVM guest's memory, and which interrupt lines they have. The guest learns
 //! of both by an ACPI table of its own (`pciback acpi`).
 
-use virtio::transport::mmio::SLOT_BYTES;
+use virtio::transport::mmio::{Board, SLOT_BYTES};
 use xenbus::device_model::IntxPin;
 
 use crate::config::MmioSlot;
@@ -28,6 +28,11 @@ pub fn line(slot: MmioSlot) -> IntxPin {
         device: slot.number() >> 2,
         pin: slot.number() & 3,
     }
+}
+
+/// A guest's slots, all of them empty.
+pub(super) fn board() -> Board {
+    Board::new(BASE.into(), MmioSlot::COUNT.into())
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@
 //! | `guests` | which guests have such devices: a session for each |
 //! | `session` | one guest: a thread that answers its CPUs |
 //! | `assembly` | from the configuration to devices in their slots |
+//! | `place` | which device is where |
 //! | `mmio` | where virtio-mmio is in a guest |
 //! | `backends` | what the host has for them: images, taps, pseudo-terminals |
 //! | `record` | what the next daemon has to know |
@@ -16,9 +17,11 @@ mod assembly;
 mod backends;
 mod guests;
 pub mod mmio;
+mod place;
 mod record;
 mod session;
 
 pub use assembly::AssemblyError;
 pub use backends::BackendError;
 pub use guests::VirtualGuests;
+pub use place::{At, PlaceError};

@@ -11,6 +11,7 @@ use virtio::memory::Words;
 use virtio::transport::{Notes, NotesError};
 use xenbus::DomId;
 
+use super::place::At;
 use crate::config::VirtioDevice;
 
 /// The list of devices.
@@ -92,16 +93,24 @@ impl Record {
         Ledger::new(words).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// What the device in a slot has noted.
+    /// What the device in a place has noted.
     ///
     /// # Errors
     /// When the file cannot be mapped, or another version's device has written it.
-    pub fn device(&self, slot: u8, device: &dyn Device) -> io::Result<Notes> {
-        let file = self.file(&format!("slot-{slot:02x}"))?;
+    pub fn device(&self, at: At, device: &dyn Device) -> io::Result<Notes> {
+        let file = self.file(&device_file(at))?;
         Notes::of_file(&file, device).map_err(|error| match error {
             NotesError::Words(error) => error,
             other => io::Error::new(io::ErrorKind::InvalidData, other),
         })
+    }
+}
+
+/// The file with the record of the device in a place.
+fn device_file(at: At) -> String {
+    match at {
+        At::Pci(slot) => format!("slot-{:02x}", slot.number()),
+        At::Mmio(slot) => format!("mmio-{slot}"),
     }
 }
 
@@ -136,6 +145,11 @@ mod tests {
             serial = \"a\"
             mode = \"modern\"
             [[guest.web.virtio]]
+            type = \"rng\"
+            transport = \"mmio\"
+            slot = \"6\"
+            version = 1
+            [[guest.web.virtio]]
             type = \"net\"
             bridge = \"xenbr0\"
             mac = \"00:16:3e:01:02:03\"
@@ -168,13 +182,14 @@ mod tests {
             .set_server(Some(xenbus::device_model::IoreqServerId(3)));
         assert!(record.ledger().unwrap().server().is_some());
         let rng = virtio::rng::Rng::new().unwrap();
-        assert!(record.device(0x1f, &rng).is_ok());
+        let slot = At::Pci(crate::config::Slot::new(0x1f).unwrap());
+        assert!(record.device(slot, &rng).is_ok());
         let path = run_dir.path().join("a/b/slot-1f");
         let words = Notes::words(&rng);
         assert_eq!(fs::metadata(&path).unwrap().len(), 8 * words as u64);
         // As a daemon from before this layout left it.
         fs::write(&path, [b"virtio 1", &[0; 4096][..]].concat()).unwrap();
-        let refused = record.device(0x1f, &rng).unwrap_err().to_string();
+        let refused = record.device(slot, &rng).unwrap_err().to_string();
         assert!(refused.contains("another version"), "{refused}");
         fs::write(run_dir.path().join("a/b/server"), [1; 16]).unwrap();
         let refused = record.ledger().unwrap_err().to_string();

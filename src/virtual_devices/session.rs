@@ -21,6 +21,7 @@ use xenbus::{DomId, Xen};
 
 use super::assembly::{AssemblyError, assemble};
 use super::backends::Terminal;
+use super::place::At;
 use super::record::Record;
 use crate::config::VirtioDevice;
 use crate::rate_limit::RateLimit;
@@ -165,14 +166,14 @@ fn open(setup: &Setup) -> Result<Server, SessionError> {
     )?)
 }
 
-/// Tells `xl console -t serial -n SLOT` where a console is. Nobody needs it to have the console, so a failure is only logged.
-fn announce(setup: &Setup, terminals: &[(u8, Terminal)]) {
+/// Tells `xl console -t serial -n NUMBER` where a console is. Nobody needs it to have the console, so a failure is only logged.
+fn announce(setup: &Setup, terminals: &[(At, Terminal)]) {
     let domain = setup.domain;
-    for (slot, terminal) in terminals {
+    for (at, terminal) in terminals {
         let path = terminal.path.display();
         let Some(port) = &terminal.port else {
-            info!("domain {domain}: the console in slot {slot:02x} is at {path}");
-            let node = format!("/local/domain/{domain}/serial/{slot}/tty");
+            info!("domain {domain}: the console in {at} is at {path}");
+            let node = format!("/local/domain/{domain}/serial/{}/tty", at.number());
             let written = setup
                 .xen
                 .connect_xenstore()
@@ -185,7 +186,7 @@ fn announce(setup: &Setup, terminals: &[(u8, Terminal)]) {
             }
             continue;
         };
-        info!("domain {domain}: the port {port} in slot {slot:02x} is at {path}");
+        info!("domain {domain}: the port {port} in {at} is at {path}");
     }
 }
 

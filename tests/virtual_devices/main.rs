@@ -13,6 +13,7 @@ mod common;
 #[path = "../embedded/house.rs"]
 #[allow(dead_code)]
 mod house;
+mod mmio;
 #[path = "../embedded/mortal.rs"]
 #[allow(dead_code)]
 mod mortal;

@@ -3,10 +3,17 @@
 //! ```toml
 //! [[guest."web".virtio]]
 //! type = "rng"
+//! transport = "pci"
 //! slot = "1f"               # default: the highest that is free
 //! mode = "transitional"     # or "modern", "legacy"
 //! layout = "qemu"           # or "compact"
 //! legacy_in_memory = false
+//!
+//! [[guest."web".virtio]]
+//! type = "rng"
+//! transport = "mmio"
+//! slot = "0"                # default: the lowest that is free
+//! version = 2
 //!
 //! [[guest."web".virtio]]
 //! type = "blk"
@@ -32,13 +39,14 @@
 //! | module | holds |
 //! |---|---|
 //! | this one | what all have in common |
-//! | `slot`, `shape` | where a PCI function is, and how it looks to drivers |
+//! | `place` | where a device is, and how it looks to drivers; `slot`: of PCI; `mmio`: of virtio-mmio |
 //! | `blk`, `net`, `console` | what there is to say of a type |
 
 mod blk;
 mod console;
+mod mmio;
 mod net;
-mod shape;
+mod place;
 mod slot;
 
 use std::num::NonZeroU8;
@@ -46,22 +54,20 @@ use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use virtio::pci::Shape;
 
 pub use blk::{Disk, Serial};
 pub use console::{Console, NamedPort, PortName};
+pub use mmio::{MmioSlot, MmioSlotError};
 pub use net::{Card, CardLink, Interface, Mac};
+pub use place::{Place, PlaceError};
 pub use slot::{Slot, SlotError};
 
 /// One device. A key that is not among these is the model's, or refused there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VirtioDevice {
-    /// Where; `None`: the highest slot that is free.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slot: Option<Slot>,
-    /// How it looks to drivers.
-    #[serde(flatten, with = "shape")]
-    pub shape: Shape,
+    /// Where, and how it looks to drivers.
+    #[serde(flatten)]
+    pub place: Place,
     /// What it is.
     #[serde(flatten)]
     pub model: Model,

@@ -23,10 +23,10 @@ pub enum SlotError {
 }
 
 impl Slot {
-    /// The highest.
-    pub const LAST: Self = Self(0x1f);
-    /// The lowest that is not the chipset's.
-    pub const FIRST: Self = Self(2);
+    /// All that are not the chipset's.
+    pub fn all() -> impl DoubleEndedIterator<Item = Self> {
+        (2..=0x1f).map(Self)
+    }
 
     /// A slot with this number.
     ///
