@@ -62,7 +62,7 @@ pub use self::settings::{
 
 pub use self::virtio::{
     Card, CardLink, Console, Disk, HostPath, Interface, Mac, MmioSlot, MmioSlotError, Model,
-    NamedPort, Place, PlaceError, PortName, Serial, Slot, SlotError, VirtioDevice,
+    NamedPort, Place, PlaceError, PortName, Serial, Slot, SlotError, VirtioDevice, XlDisk,
 };
 
 use self::device::DeviceTable;
@@ -149,6 +149,9 @@ pub struct Guest {
     /// Virtio devices that it gets, if it is an HVM guest.
     #[serde(default)]
     pub virtio: Vec<VirtioDevice>,
+    /// What is set for virtio disks that it has from xl's configuration, by their names there (`xvde`).
+    #[serde(default)]
+    pub disk: BTreeMap<String, XlDisk>,
 }
 
 /// The whole configuration.

@@ -1,5 +1,7 @@
 //! Which guests have virtio devices of ours: a session for each.
 
+mod disks;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
@@ -11,8 +13,9 @@ use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, Xen};
 
 use super::record;
-use super::session::{Handle, Setup};
-use crate::config::Live;
+use super::session::{Handle, SessionError, Setup};
+use super::xl_disk;
+use crate::config::{Live, VirtioDevice};
 use crate::session::nodes::optional;
 use crate::text::{chain, printable};
 
@@ -58,6 +61,7 @@ impl VirtualGuests {
         let mut store = self.xen.connect_xenstore()?;
         store.watch("@introduceDomain", "domains")?;
         store.watch("@releaseDomain", "domains")?;
+        store.watch(xl_disk::BACKENDS, "disks")?;
         self.scan(&mut store)?;
         Ok(store)
     }
@@ -92,7 +96,7 @@ impl VirtualGuests {
                 self.ensure(store, domain)?;
             }
         }
-        Ok(())
+        self.scan_disks(store)
     }
 
     /// Whether nobody runs in it any more. Not when Xen cannot be asked.
@@ -139,66 +143,95 @@ impl VirtualGuests {
         Ok(())
     }
 
+    /// What there is to know of a guest. `None`: it is none that could have virtio devices.
+    fn look(&self, store: &mut Client, domain: DomId) -> Result<Option<Guest>, StoreError> {
+        let info = match self.xen.domain_info(domain) {
+            Ok(Some(info)) if info.hvm && !info.gone => info,
+            _ => return Ok(None),
+        };
+        let home = format!("{DOMAINS}/{domain}");
+        let mut node = |name| optional(store.read_string(&format!("{home}/{name}")));
+        let name = node("name")?.unwrap_or_default();
+        let vm = node("vm")?.unwrap_or_default();
+        let uuid = vm.rsplit('/').next().unwrap_or_default();
+        let config = self.config.get();
+        let configured = config.guest.get(&name);
+        Ok(Some(Guest {
+            is_paused: info.paused,
+            record: record::directory(&self.directory, domain, uuid),
+            chunks: chunks(node("memory/static-max")?.as_deref()),
+            configured: configured.map_or_else(Vec::new, |guest| guest.virtio.clone()),
+            name,
+        }))
+    }
+
     /// Starts a session for a guest that has virtio devices, and none yet.
     fn ensure(&self, store: &mut Client, domain: DomId) -> Result<(), StoreError> {
         if lock(&self.sessions).contains_key(&domain) || lock(&self.refused).contains(&domain) {
             return Ok(());
         }
-        let info = match self.xen.domain_info(domain) {
-            Ok(Some(info)) if info.hvm && !info.gone => info,
-            _ => return Ok(()),
+        let Some(guest) = self.look(store, domain)? else {
+            return Ok(());
         };
-        let home = format!("{DOMAINS}/{domain}");
-        let name = optional(store.read_string(&format!("{home}/name")))?.unwrap_or_default();
-        let vm = optional(store.read_string(&format!("{home}/vm")))?.unwrap_or_default();
-        let uuid = vm.rsplit('/').next().unwrap_or_default();
-        let record = record::directory(&self.directory, domain, uuid);
-        let config = self.config.get();
-        let configured = config
-            .guest
-            .get(&name)
-            .map_or(&[][..], |guest| &guest.virtio);
-        let new = !record::is_kept(&record);
-        if configured.is_empty() && new {
+        let new = guest.is_new();
+        if guest.configured.is_empty() && new {
             return Ok(());
         }
-        if !info.paused && new {
+        let name = printable(&guest.name);
+        if !guest.is_paused && new {
             error!(
-                "domain {domain} ({}): it runs already, so its firmware would not find the virtio devices that it is to have: it gets \
-                 none. Shut it down and create it anew",
-                printable(&name)
+                "domain {domain} ({name}): it runs already, so its firmware would not find the virtio devices that it is to have: it gets \
+                 none. Shut it down and create it anew"
             );
             lock(&self.refused).insert(domain);
             return Ok(());
         }
-        let memory = optional(store.read_string(&format!("{home}/memory/static-max")))?;
-        let setup = Setup {
-            xen: Arc::clone(&self.xen),
-            domain,
-            name: name.clone(),
-            configured: configured.to_vec(),
-            chunks: chunks(memory.as_deref()),
-            record: record.clone(),
-            is_new: new,
-        };
-        match Handle::start(setup) {
-            Ok(session) => {
-                lock(&self.sessions).insert(domain, session);
+        if let Err(error) = self.start(domain, &guest, new) {
+            error!(
+                "domain {domain} ({name}): it has no virtio devices: {}",
+                chain(&error)
+            );
+            // It starts without, and is not to get them later.
+            if new && let Err(error) = fs::remove_dir_all(&guest.record) {
+                error!("{}: {error}", guest.record.display());
             }
-            Err(error) => {
-                error!(
-                    "domain {domain} ({}): it has no virtio devices: {}",
-                    printable(&name),
-                    chain(&error)
-                );
-                // It starts without, and is not to get them later.
-                if new && let Err(error) = fs::remove_dir_all(&record) {
-                    error!("{}: {error}", record.display());
-                }
-                lock(&self.refused).insert(domain);
-            }
+            lock(&self.refused).insert(domain);
         }
         Ok(())
+    }
+
+    fn start(&self, domain: DomId, guest: &Guest, is_new: bool) -> Result<(), SessionError> {
+        let session = Handle::start(Setup {
+            xen: Arc::clone(&self.xen),
+            domain,
+            name: guest.name.clone(),
+            configured: guest.configured.clone(),
+            chunks: guest.chunks,
+            record: guest.record.clone(),
+            is_new,
+        })?;
+        lock(&self.sessions).insert(domain, session);
+        Ok(())
+    }
+}
+
+/// A guest that has virtio devices, or could have.
+#[derive(Debug)]
+struct Guest {
+    name: String,
+    is_paused: bool,
+    /// Where its files are.
+    record: PathBuf,
+    /// Pieces of its memory that may be mapped.
+    chunks: usize,
+    /// The devices that the configuration says it has.
+    configured: Vec<VirtioDevice>,
+}
+
+impl Guest {
+    /// None of its devices stands in a record.
+    fn is_new(&self) -> bool {
+        !record::is_kept(&self.record)
     }
 }
 

@@ -8,6 +8,7 @@
 //! | `place` | which device is where |
 //! | `mmio` | where virtio-mmio is in a guest |
 //! | `backends` | what the host has for them: images, taps, pseudo-terminals |
+//! | `xl_disk` | disks of xl's configuration, as libxl describes them |
 //! | `record` | what the next daemon has to know |
 //!
 //! A guest's firmware looks for PCI functions once, as it starts. So the devices must be there while
@@ -20,6 +21,7 @@ pub mod mmio;
 mod place;
 mod record;
 mod session;
+mod xl_disk;
 
 pub use assembly::AssemblyError;
 pub use backends::BackendError;

@@ -63,6 +63,20 @@ impl Seat {
         }
     }
 
+    /// What says that it is there and nowhere else.
+    fn place(self) -> Place {
+        match self {
+            Self::Pci { slot, shape } => Place::Pci {
+                slot: Some(slot),
+                shape,
+            },
+            Self::Mmio { slot, version } => Place::Mmio {
+                slot: Some(slot),
+                version,
+            },
+        }
+    }
+
     /// The interrupt line of what is there.
     pub fn line(self) -> IntxPin {
         match self {
@@ -127,6 +141,19 @@ pub(super) fn place<'a>(
         seated.push((seat.ok_or(PlaceError::Full)?, device));
     }
     Ok(seated)
+}
+
+/// The same devices, each with the slot that it gets: it keeps this one when others come.
+///
+/// # Errors
+/// [`PlaceError`].
+pub(super) fn settled(devices: &[VirtioDevice]) -> Result<Vec<VirtioDevice>, PlaceError> {
+    let seated = place(devices)?.into_iter();
+    let settled = seated.map(|(seat, device)| VirtioDevice {
+        place: seat.place(),
+        model: device.model.clone(),
+    });
+    Ok(settled.collect())
 }
 
 fn is_free(seated: &[(Seat, &VirtioDevice)], seat: Seat) -> bool {

@@ -1,10 +1,13 @@
 //! What the next daemon has to know of a guest's devices: `RUN_DIR/virtual/DOMID-UUID/`. Mapped files: a store
 //! survives `kill -9`, and costs no system call.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use virtio::device::Device;
 use virtio::ioreq::Ledger;
 use virtio::memory::Words;
@@ -16,6 +19,8 @@ use crate::config::VirtioDevice;
 
 /// The list of devices.
 const DEVICES: &str = "devices.json";
+/// Those that are disks of xl's configuration, by its numbers of them.
+const DISKS: &str = "disks.json";
 
 /// A guest's files. Dropping this leaves them.
 #[derive(Debug)]
@@ -67,10 +72,22 @@ impl Record {
     /// # Errors
     /// When what stands there cannot be read.
     pub fn devices(&self) -> io::Result<Option<Vec<VirtioDevice>>> {
-        match fs::read(self.directory.join(DEVICES)) {
+        self.read(DEVICES)
+    }
+
+    fn read<T: DeserializeOwned>(&self, file: &str) -> io::Result<Option<T>> {
+        match fs::read(self.directory.join(file)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             other => Ok(Some(serde_json::from_slice(&other?)?)),
         }
+    }
+
+    /// All of it or nothing.
+    fn write(&self, file: &str, value: &impl Serialize) -> io::Result<()> {
+        let path = self.directory.join(file);
+        let new = path.with_extension("new");
+        fs::write(&new, serde_json::to_vec(value)?)?;
+        fs::rename(new, path)
     }
 
     /// Writes down which devices a new guest has. All of it or nothing.
@@ -78,10 +95,34 @@ impl Record {
     /// # Errors
     /// When the file cannot be written.
     pub fn set_devices(&self, devices: &[VirtioDevice]) -> io::Result<()> {
-        let path = self.directory.join(DEVICES);
-        let new = path.with_extension("new");
-        fs::write(&new, serde_json::to_vec(devices)?)?;
-        fs::rename(new, path)
+        self.write(DEVICES, &devices)
+    }
+
+    /// The disks that it has from xl's configuration, each with its slot.
+    ///
+    /// # Errors
+    /// When what stands there cannot be read.
+    pub fn disks(&self) -> io::Result<BTreeMap<u32, VirtioDevice>> {
+        Ok(self.read(DISKS)?.unwrap_or_default())
+    }
+
+    /// Writes down which disks it has. All of it or nothing.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn set_disks(&self, disks: &BTreeMap<u32, VirtioDevice>) -> io::Result<()> {
+        self.write(DISKS, disks)
+    }
+
+    /// Forgets what stands of a device, which the guest has no more.
+    ///
+    /// # Errors
+    /// When the file cannot be removed.
+    pub fn forget(&self, at: At) -> io::Result<()> {
+        match fs::remove_file(self.directory.join(device_file(at))) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// The IOREQ server's.

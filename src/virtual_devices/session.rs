@@ -21,7 +21,7 @@ use xenbus::{DomId, Xen};
 
 use super::assembly::{AssemblyError, assemble};
 use super::backends::Terminal;
-use super::place::At;
+use super::place::{At, settled};
 use super::record::Record;
 use crate::config::VirtioDevice;
 use crate::rate_limit::RateLimit;
@@ -145,13 +145,15 @@ fn open(setup: &Setup) -> Result<Server, SessionError> {
     };
     let record = Record::open(setup.record.clone()).map_err(failed)?;
     let ledger = record.ledger().map_err(failed)?;
-    let devices = match record.devices().map_err(failed)? {
+    let mut devices = match record.devices().map_err(failed)? {
         Some(devices) => devices,
         None => {
-            record.set_devices(&setup.configured).map_err(failed)?;
-            setup.configured.clone()
+            let devices = settled(&setup.configured).map_err(AssemblyError::from)?;
+            record.set_devices(&devices).map_err(failed)?;
+            devices
         }
     };
+    devices.extend(record.disks().map_err(failed)?.into_values());
     let (xen, domain) = (&setup.xen, setup.domain);
     let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
     let ram = Arc::new(GuestRam::new(Arc::new(memory), setup.chunks));

@@ -22,6 +22,8 @@ mod mortal;
 #[allow(dead_code)]
 mod transports;
 
+mod xl_disks;
+
 use std::thread;
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use crate::{LONG, draw, guest, house};
 
 const BASE: u64 = 0xfe70_0000;
 
-fn slot(machine: &Machine, number: u64) -> Mmio {
+pub fn slot(machine: &Machine, number: u64) -> Mmio {
     let address = BASE + 0x200 * number;
     Mmio(Block::new(machine, IoSpace::Memory, address))
 }

@@ -3,8 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::Deserialize;
+
 /// One of a guest's slots for virtio-mmio devices. Any device may be in any of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "String")]
 pub struct MmioSlot(u8);
 
 /// A text is not such a slot.
@@ -41,6 +44,14 @@ impl FromStr for MmioSlot {
 
     fn from_str(text: &str) -> Result<Self, MmioSlotError> {
         Self::new(text.parse().map_err(|_| MmioSlotError)?)
+    }
+}
+
+impl TryFrom<String> for MmioSlot {
+    type Error = MmioSlotError;
+
+    fn try_from(text: String) -> Result<Self, MmioSlotError> {
+        text.parse()
     }
 }
 

@@ -34,6 +34,13 @@
 //! type = "console"
 //! socket = "/run/web.sock"  # default: a pseudo-terminal
 //! ports = [{ name = "org.qemu.guest_agent.0", socket = "/run/web-agent.sock" }]
+//!
+//! [guest."web".disk.xvde]    # a disk of xl's configuration: what that has no words for
+//! slot = "1"
+//! version = 1
+//! direct = false
+//! queues = 1
+//! serial = "web-1"
 //! ```
 //!
 //! | module | holds |
@@ -41,6 +48,7 @@
 //! | this one | what all have in common |
 //! | `place` | where a device is, and how it looks to drivers; `slot`: of PCI; `mmio`: of virtio-mmio |
 //! | `blk`, `net`, `console` | what there is to say of a type |
+//! | `xl_disk` | disks that xl's configuration names |
 
 mod blk;
 mod console;
@@ -48,6 +56,7 @@ mod mmio;
 mod net;
 mod place;
 mod slot;
+mod xl_disk;
 
 use std::num::NonZeroU8;
 use std::ops::Deref;
@@ -61,6 +70,7 @@ pub use mmio::{MmioSlot, MmioSlotError};
 pub use net::{Card, CardLink, Interface, Mac};
 pub use place::{Place, PlaceError};
 pub use slot::{Slot, SlotError};
+pub use xl_disk::XlDisk;
 
 /// One device. A key that is not among these is the model's, or refused there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -49,7 +49,7 @@ pub use guest_socket::SocketGuest;
 pub use hardware::{Hardware, MsiTarget};
 pub use hvm::{Direction, HvmGuest, Message, Vcpu, VcpuError};
 pub use machine::{DomainKind, Machine, MachineError, MachineOptions};
-pub use toolstack::{PciOptions, ToolstackError};
+pub use toolstack::{PciOptions, ToolstackError, VirtioDisk};
 
 /// Locks, also after a panic elsewhere: what is under these locks is consistent after every single step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,8 +1,9 @@
-//! The toolstack's part: domains, and their PCI devices, with the nodes and in the order of libxl 4.17.
+//! The toolstack's part: domains, their PCI devices and virtio disks, with the nodes and in the order of libxl 4.17.
 //!
 //! What libxl does through sysfs is left out where it concerns the host (the list of assignable devices, `permissive`, access to BARs);
 //! the reset is asked of the [`super::Hardware`].
 
+mod disk;
 mod domain;
 mod pci;
 
@@ -11,6 +12,7 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
+pub use disk::VirtioDisk;
 pub use pci::PciOptions;
 
 use super::Machine;
@@ -36,6 +38,20 @@ pub enum ToolstackError {
         domain: DomId,
         /// Its state.
         state: XenbusState,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// A virtio disk's backend is not there, or not in time.
+    #[error("the backend of disk {device} of domain {domain} is at state {state} instead of {wanted}, after {} ms", waited.as_millis())]
+    DiskNotReady {
+        /// Whose disk.
+        domain: DomId,
+        /// Its number.
+        device: u32,
+        /// Its backend's state.
+        state: XenbusState,
+        /// What was waited for.
+        wanted: XenbusState,
         /// How long was waited.
         waited: Duration,
     },

@@ -23,7 +23,7 @@ const OWN: [&str; 8] = [
     "error",
 ];
 
-fn perm(domain: DomId, access: Access) -> Perm {
+pub(super) fn perm(domain: DomId, access: Access) -> Perm {
     Perm { domain, access }
 }
 
@@ -186,6 +186,7 @@ impl Machine {
                 log::info!("destroying domain {domain}: {error}");
             }
         }
+        self.virtio_disks_destroy(domain)?;
         let mut store = self.connect_xenstore()?;
         for path in [
             format!("/local/domain/{domain}"),
