@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use log::{debug, error, info};
+use virtio::memory::Budget;
 use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, Xen};
 
@@ -34,6 +35,8 @@ const CHUNK_KIB: usize = 2048;
 pub struct VirtualGuests {
     xen: Arc<dyn Xen>,
     config: Arc<Live>,
+    /// How much of their memory may be mapped.
+    budget: Arc<Budget>,
     /// Their records.
     directory: PathBuf,
     sessions: Mutex<BTreeMap<DomId, Handle>>,
@@ -47,6 +50,7 @@ impl VirtualGuests {
         Self {
             xen,
             config,
+            budget: Budget::of_process(),
             directory,
             sessions: Mutex::default(),
             refused: Mutex::default(),
@@ -207,6 +211,7 @@ impl VirtualGuests {
             name: guest.name.clone(),
             configured: guest.configured.clone(),
             chunks: guest.chunks,
+            budget: Arc::clone(&self.budget),
             record: guest.record.clone(),
             is_new,
         })?;

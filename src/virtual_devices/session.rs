@@ -15,7 +15,7 @@ use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use virtio::ioreq::{Server, ServerError};
-use virtio::memory::{DomainMemory, GuestRam};
+use virtio::memory::{Budget, DomainMemory, Exhausted, GuestRam};
 use xenbus::xenstore::Store;
 use xenbus::{DomId, Xen};
 
@@ -47,6 +47,8 @@ pub(super) struct Setup {
     pub configured: Vec<VirtioDevice>,
     /// Pieces of 2 MiB of its memory that may be mapped.
     pub chunks: usize,
+    /// Of all guests.
+    pub budget: Arc<Budget>,
     /// Where its files are.
     pub record: PathBuf,
     /// It has not started yet, and can do without. One that had devices before is served as soon as
@@ -61,6 +63,8 @@ pub(super) enum SessionError {
     Assembly(#[from] AssemblyError),
     #[error(transparent)]
     Server(#[from] ServerError),
+    #[error("not enough of its memory can be mapped")]
+    Memory(#[from] Exhausted),
     #[error("cannot wait for its CPUs")]
     Poll(#[source] io::Error),
     #[error("cannot keep its records in {path}")]
@@ -156,7 +160,8 @@ fn open(setup: &Setup) -> Result<Server, SessionError> {
     devices.extend(record.disks().map_err(failed)?.into_values());
     let (xen, domain) = (&setup.xen, setup.domain);
     let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
-    let ram = Arc::new(GuestRam::new(Arc::new(memory), setup.chunks));
+    let share = setup.budget.share(setup.chunks)?;
+    let ram = Arc::new(GuestRam::with_share(Arc::new(memory), share));
     let assembled = assemble(xen, domain, &setup.name, &ram, &record, &devices)?;
     announce(setup, &assembled.terminals);
     Ok(Server::open(

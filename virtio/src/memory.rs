@@ -11,6 +11,7 @@
 //! [`Queue::take`](crate::queue::Queue::take) does that for all devices. A request that was taken before keeps
 //! its view until it is given back, and with that the pages.
 
+mod budget;
 mod buffer;
 mod memfd;
 mod ring;
@@ -24,6 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use xenbus::device_model::{DeviceModel, ForeignMapping};
 use xenbus::types::DomId;
 
+pub use budget::{Budget, Exhausted, Share};
 pub use buffer::{Buffer, Direction, Reader, TooShort, Writer};
 pub use memfd::Memfd;
 pub(crate) use ring::{Done, Ring, Transfer};
@@ -71,21 +73,27 @@ impl PageMapper for DomainMemory {
 /// The memory of one guest, shared by its devices.
 pub struct GuestRam {
     mapper: Arc<dyn PageMapper>,
-    chunks: usize,
+    share: Arc<Share>,
     /// How often what is mapped was forgotten.
     generation: AtomicU64,
     view: RwLock<Arc<View>>,
 }
 
 impl GuestRam {
-    /// `chunks` is how many pieces of 2 MiB may be mapped at a time: some more than the guest has
-    /// memory. A guest can scatter its pages over all its address space, and each piece costs the
-    /// host's kernel a mapping, of which a process has 65530.
+    /// The memory of a guest that has `chunks` pieces of 2 MiB for itself: some more than it has memory. A
+    /// guest can scatter its pages over all its address space, and each piece costs the host's kernel a
+    /// mapping.
     pub fn new(mapper: Arc<dyn PageMapper>, chunks: usize) -> Self {
-        let view = Arc::new(View::new(Arc::clone(&mapper), chunks, 0));
+        Self::with_share(mapper, Share::alone(chunks))
+    }
+
+    /// The same of one among several guests.
+    pub fn with_share(mapper: Arc<dyn PageMapper>, share: Share) -> Self {
+        let share = Arc::new(share);
+        let view = Arc::new(View::new(Arc::clone(&mapper), Arc::clone(&share), 0));
         Self {
             mapper,
-            chunks,
+            share,
             generation: AtomicU64::new(0),
             view: RwLock::new(view),
         }
@@ -109,7 +117,11 @@ impl GuestRam {
         let old = {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             let generation = view.generation().wrapping_add(1);
-            let empty = View::new(Arc::clone(&self.mapper), self.chunks, generation);
+            let empty = View::new(
+                Arc::clone(&self.mapper),
+                Arc::clone(&self.share),
+                generation,
+            );
             let old = std::mem::replace(&mut *view, Arc::new(empty));
             self.generation.store(generation, Ordering::Release);
             old

@@ -124,6 +124,23 @@ fn a_guest_that_scatters_its_pages_gets_no_more_mappings_than_its_share() {
 }
 
 #[test]
+fn all_that_is_mapped_of_a_guest_counts_and_not_only_the_last_view() {
+    let (memory, ram) = guest(4 * CHUNK_PAGES, 2);
+    // A request that is under way while the guest gives pages back.
+    let before = ram.view();
+    before.run(0, 1).unwrap();
+    ram.invalidate();
+    ram.view().run(0, 1).unwrap();
+    assert!(matches!(
+        ram.view().run(CHUNK, 1),
+        Err(MemoryError::Scattered { limit: 2 })
+    ));
+    drop(before);
+    ram.view().run(CHUNK, 1).unwrap();
+    assert_eq!(memory.mappings(), 2);
+}
+
+#[test]
 fn readers_and_writers_walk_over_pieces() {
     let (_memory, ram) = guest(CHUNK_PAGES, 8);
     let mut buffer = Buffer::default();

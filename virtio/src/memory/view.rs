@@ -15,6 +15,7 @@ use vm_memory::{
 };
 use xenbus::device_model::ForeignMapping;
 
+use super::budget::{Piece, Share};
 use super::{CHUNK_PAGES, PAGE_SIZE, PageMapper};
 
 const CHUNK_SIZE: u64 = (PAGE_SIZE * CHUNK_PAGES) as u64;
@@ -81,6 +82,8 @@ struct Chunk {
     /// Pages that are there, one bit each. Bits are only ever set.
     there: [AtomicU64; WORDS],
     mapping: Box<dyn ForeignMapping>,
+    /// Given back when the mapping is gone.
+    _piece: Piece,
 }
 
 // SAFETY: `base` points into `mapping`, which itself may go to other threads, and is used for volatile and
@@ -90,7 +93,7 @@ unsafe impl Send for Chunk {}
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    fn new(mapping: Box<dyn ForeignMapping>) -> Self {
+    fn new(mapping: Box<dyn ForeignMapping>, piece: Piece) -> Self {
         let there: [AtomicU64; WORDS] = Default::default();
         for (page, present) in mapping.present().iter().enumerate() {
             if *present && let Some(word) = there.get(page / WORD_BITS) {
@@ -101,6 +104,7 @@ impl Chunk {
             base: mapping.base(),
             there,
             mapping,
+            _piece: piece,
         }
     }
 
@@ -133,20 +137,20 @@ type Leaf = [OnceLock<Chunk>; LEAF_CHUNKS];
 pub struct View {
     mapper: Arc<dyn PageMapper>,
     leaves: Box<[OnceLock<Box<Leaf>>]>,
-    limit: usize,
+    share: Arc<Share>,
     generation: u64,
-    /// Chunks mapped. Held while the table changes.
-    mapped: Mutex<usize>,
+    /// Held while the table changes.
+    filling: Mutex<()>,
 }
 
 impl View {
-    pub(super) fn new(mapper: Arc<dyn PageMapper>, limit: usize, generation: u64) -> Self {
+    pub(super) fn new(mapper: Arc<dyn PageMapper>, share: Arc<Share>, generation: u64) -> Self {
         Self {
             mapper,
             leaves: (0..LEAVES).map(|_| OnceLock::new()).collect(),
-            limit,
+            share,
             generation,
-            mapped: Mutex::new(0),
+            filling: Mutex::new(()),
         }
     }
 
@@ -203,13 +207,13 @@ impl View {
 
     #[cold]
     fn fill<'a>(&self, slot: &'a OnceLock<Chunk>, address: u64) -> Result<&'a Chunk, MemoryError> {
-        let mut mapped = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        let _filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(chunk) = slot.get() {
             return Ok(chunk);
         }
-        if *mapped >= self.limit {
-            return Err(MemoryError::Scattered { limit: self.limit });
-        }
+        let piece = self.share.take().ok_or(MemoryError::Scattered {
+            limit: self.share.size(),
+        })?;
         let start = chunk_start(address);
         let mapping = self
             .mapper
@@ -222,14 +226,13 @@ impl View {
         if mapping.present().len() < CHUNK_PAGES || !mapping.present().contains(&true) {
             return Err(MemoryError::NotThere { address });
         }
-        *mapped = mapped.saturating_add(1);
-        Ok(slot.get_or_init(|| Chunk::new(mapping)))
+        Ok(slot.get_or_init(|| Chunk::new(mapping, piece)))
     }
 
     /// The guest may have got the page since the chunk was mapped.
     #[cold]
     fn fill_hole(&self, chunk: &Chunk, page: usize, address: u64) -> Result<(), MemoryError> {
-        let _filling = self.mapped.lock().unwrap_or_else(PoisonError::into_inner);
+        let _filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
         if chunk.has(page) {
             return Ok(());
         }
