@@ -94,3 +94,6 @@ rebind_pcifront() {
 }
 
 frontend_is() { [ "$(xenstore-read device/pci/0/state)" = "$1" ]; }
+
+# disk_called SERIAL: the virtio disk's name
+disk_called() { grep -l "^$1" /sys/block/vd*/serial | cut -d/ -f4 | grep .; }

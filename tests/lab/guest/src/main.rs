@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 mod config;
+mod disk;
 mod frontend;
 mod hammer;
 mod misbehave;
@@ -17,6 +18,8 @@ const USAGE: &str = "usage:
   lab-guest bench BDF COUNT      times COUNT 4-byte reads and 2-byte writes of the command register; prints median and 99th percentile
   lab-guest reads BDF FILE       reads the vendor and device ID until FILE exists; prints how often, how often wrong, and the longest wait
   lab-guest hammer DISK JOBS FILE  writes and reads the disk's first blocks, JOBS requests at a time, until FILE exists, and says whether all was right
+  lab-guest disk DISK randread|read|write BYTES DEPTH SECONDS
+                                 requests of so many bytes, DEPTH at a time; prints how many a second
   lab-guest deaf                 plays a PCI frontend that says it handles errors of devices, and answers nothing until it is killed
   lab-guest misbehave SECONDS    plays a PCI frontend, without the kernel's, that is hostile in every way it knows; SECONDS for each
   lab-guest legacy BDF           finds a virtio device's legacy registers the same through BAR 0, ports, and BAR 3, memory
@@ -47,6 +50,10 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
         ["bench", bdf, count] => config::bench(bdf, count.parse()?)?,
         ["reads", bdf, file] => config::reads(bdf, Path::new(file))?,
         ["hammer", disk, jobs, file] => hammer::hammer(disk, jobs.parse()?, Path::new(file))?,
+        ["disk", disk, pattern, bytes, depth, seconds] => {
+            let time = Duration::from_secs(seconds.parse()?);
+            disk::bench(disk, pattern, bytes.parse()?, depth.parse()?, time)?;
+        }
         ["deaf"] => misbehave::deaf()?,
         ["misbehave", seconds] => misbehave::misbehave(Duration::from_secs(seconds.parse()?))?,
         ["legacy", bdf] => virtio::compare(bdf)?,
