@@ -5,6 +5,7 @@ pub mod policy;
 pub mod protocol;
 pub mod server;
 pub mod traced;
+pub mod virtio;
 
 /// The socket's name in the run directory.
 pub const SOCKET: &str = "control.sock";

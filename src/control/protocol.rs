@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::config::ResetChoice;
+use crate::config::{ResetChoice, VirtioDevice};
 use crate::doctor::Finding;
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};
 
 use super::policy::{DroppedShown, GuestSettingsShown, SettingsShown};
 use super::traced::{Filter, Traced};
+use super::virtio::VirtioGuest;
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,6 +95,23 @@ pub enum Request {
         /// Try every reset that the kernel offers for those that no guest has.
         try_resets: bool,
     },
+    /// Guests' virtio devices.
+    Virtio {
+        /// This guest's only, by name or number.
+        guest: Option<String>,
+    },
+    /// Give a guest that has not started yet one more virtio device.
+    AddVirtio {
+        /// The guest, by name or number.
+        guest: String,
+        /// The device.
+        device: Box<VirtioDevice>,
+    },
+    /// Wait until a guest's virtio devices are there, so that it can start.
+    AwaitVirtio {
+        /// The guest, by name or number.
+        guest: String,
+    },
     /// The daemon and its guests.
     Status,
     /// Serve a facade that the caller mounted in its own mount namespace.
@@ -134,6 +152,16 @@ pub enum Response {
     Findings {
         /// Device by device.
         findings: Vec<Finding>,
+    },
+    /// To [`Request::Virtio`].
+    Virtio {
+        /// In order of their numbers; after them those that were refused.
+        guests: Vec<VirtioGuest>,
+    },
+    /// To [`Request::AddVirtio`] and [`Request::AwaitVirtio`].
+    Placed {
+        /// Where the added device is, or all devices are: `slot 1f`.
+        places: Vec<String>,
     },
     /// To [`Request::Status`].
     Status(DaemonStatus),

@@ -16,6 +16,7 @@ mod service_doctor;
 mod service_guest;
 mod service_policy;
 mod service_status;
+mod service_virtio;
 mod service_virtual_functions;
 mod topologies;
 
@@ -24,7 +25,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use log::{error, info, warn};
 use mio::unix::SourceFd;
@@ -177,7 +178,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
 /// What goes on after [`serve`] has returned. Dropping it ends it, once the operations under way are done.
 struct Running {
     guests: Arc<Guests>,
-    virtual_guests: VirtualGuests,
+    virtual_guests: Arc<VirtualGuests>,
     _control: server::Server,
     _metrics: Option<metrics::server::Server>,
 }
@@ -236,11 +237,11 @@ fn serve(
         Arc::clone(&waker),
     );
     // Guests wait for us, and give an operation up after two seconds: their sessions begin before all else that takes time.
-    let virtual_guests = VirtualGuests::new(
+    let virtual_guests = Arc::new(VirtualGuests::new(
         Arc::clone(&platform.xen),
         Arc::clone(&live),
         run_dir.join("virtual"),
-    );
+    ));
     let mut domains = virtual_guests.watch()?;
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;
@@ -252,15 +253,17 @@ fn serve(
     ));
     let mut facade = Holder::new(platform.drivers.clone(), Arc::clone(&driver), sandboxed);
     facade.follow(&config, poll.registry());
-    let service = DaemonService::new(
-        kind,
-        Arc::clone(facade.standing()),
-        Arc::clone(&devices),
-        Arc::clone(&guests),
+    let service = DaemonService {
+        started: SystemTime::now(),
+        platform: kind,
+        facade: Arc::clone(facade.standing()),
+        devices: Arc::clone(&devices),
+        guests: Arc::clone(&guests),
+        virtual_guests: Arc::clone(&virtual_guests),
         driver,
-        platform.drivers.clone(),
+        drivers: platform.drivers.clone(),
         topologies,
-    );
+    };
     let service = Arc::new(service);
     let mut metrics = serve_metrics(&run_dir, &config, &service);
     let answering = Arc::clone(&service);
@@ -292,9 +295,9 @@ fn serve(
     loop {
         guests.follow(&mut watcher)?;
         virtual_guests.follow(&mut domains)?;
-        let pause = guests
-            .next_sweep()
-            .map(|at| at.saturating_duration_since(Instant::now()));
+        let due = [guests.next_sweep(), virtual_guests.next_scan()];
+        let pause = due.into_iter().flatten().min();
+        let pause = pause.map(|at| at.saturating_duration_since(Instant::now()));
         match poll.poll(&mut events, pause) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             other => other.map_err(system("wait for events"))?,

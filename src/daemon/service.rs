@@ -28,6 +28,7 @@ use crate::host::record::Phase;
 use crate::host::{HostError, ReadOnly};
 use crate::text::chain;
 use crate::trace;
+use crate::virtual_devices::VirtualGuests;
 
 /// The daemon's answers.
 #[derive(Debug)]
@@ -37,34 +38,13 @@ pub struct DaemonService {
     pub(super) facade: Arc<Standing>,
     pub(super) devices: Arc<Devices>,
     pub(super) guests: Arc<Guests>,
-    driver: Arc<SlotDriver>,
-    drivers: Option<RealDrivers>,
+    pub(super) virtual_guests: Arc<VirtualGuests>,
+    pub(super) driver: Arc<SlotDriver>,
+    pub(super) drivers: Option<RealDrivers>,
     pub(super) topologies: Topologies,
 }
 
 impl DaemonService {
-    /// Of a daemon with these parts.
-    pub fn new(
-        platform: Kind,
-        facade: Arc<Standing>,
-        devices: Arc<Devices>,
-        guests: Arc<Guests>,
-        driver: Arc<SlotDriver>,
-        drivers: Option<RealDrivers>,
-        topologies: Topologies,
-    ) -> Self {
-        Self {
-            started: SystemTime::now(),
-            platform,
-            facade,
-            devices,
-            guests,
-            driver,
-            drivers,
-            topologies,
-        }
-    }
-
     /// Does something with every device that the lists name: each on its own, and told of on its own.
     fn for_each(
         &self,
@@ -329,6 +309,9 @@ impl Service for DaemonService {
             Request::SetGuest { guest, assignments } => self.set_guest(&guest, &assignments),
             Request::Dropped { device } => self.dropped(&device),
             Request::Doctor { device, try_resets } => self.doctor(device.as_deref(), try_resets),
+            Request::Virtio { guest } => self.virtio(guest.as_deref()),
+            Request::AddVirtio { guest, device } => self.add_virtio(&guest, *device),
+            Request::AwaitVirtio { guest } => self.await_virtio(&guest),
             Request::Status => self.status(),
             Request::Serve => self.serve(fd),
             Request::Trace(_) => Response::Failed {

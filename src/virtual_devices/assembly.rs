@@ -11,7 +11,7 @@ use virtio::transport::mmio::{MmioDevice, PlugError};
 use virtio::transport::{Parts, RING_FEATURES};
 use xenbus::{DomId, PciDevice, Xen};
 
-use super::backends::{self, BackendError, Terminal};
+use super::backends::{self, Backend, BackendError, Terminal};
 use super::mmio;
 use super::place::{At, PlaceError, Seat, place};
 use super::record::Record;
@@ -67,32 +67,57 @@ pub(super) struct Assembled {
     pub terminals: Vec<(At, Terminal)>,
 }
 
-/// Makes a guest's devices. What they are made of is opened before any of them comes to life.
+/// A device that is open at the host's end, and nowhere else.
+pub(super) struct Opened {
+    seat: Seat,
+    kind: &'static str,
+    backend: Backend,
+}
+
+/// Opens what a guest's devices are made of, all of it or nothing.
+///
+/// # Errors
+/// [`AssemblyError`].
+pub(super) fn open_backends(
+    domain: DomId,
+    guest: &str,
+    devices: &[VirtioDevice],
+) -> Result<Vec<Opened>, AssemblyError> {
+    let opened = place(devices)?.into_iter().map(|(seat, configured)| {
+        let (kind, at) = (configured.model.name(), seat.at());
+        backends::open(&configured.model, domain, &at.tag(), guest)
+            .map(|backend| Opened {
+                seat,
+                kind,
+                backend,
+            })
+            .map_err(|source| AssemblyError::Backend { kind, at, source })
+    });
+    opened.collect()
+}
+
+/// Makes a guest's devices. They come to life where the guest had them at work before a restart.
 ///
 /// # Errors
 /// [`AssemblyError`].
 pub(super) fn assemble(
     xen: &Arc<dyn Xen>,
     domain: DomId,
-    guest: &str,
     ram: &Arc<GuestRam>,
     record: &Record,
-    devices: &[VirtioDevice],
+    opened: Vec<Opened>,
 ) -> Result<Assembled, AssemblyError> {
-    let seated = place(devices)?.into_iter();
-    let opened = seated.map(|(seat, configured)| {
-        let (kind, at) = (configured.model.name(), seat.at());
-        backends::open(&configured.model, domain, &at.tag(), guest)
-            .map(|backend| (seat, kind, backend))
-            .map_err(|source| AssemblyError::Backend { kind, at, source })
-    });
-    let opened: Vec<_> = opened.collect::<Result<_, _>>()?;
     let mut assembled = Assembled {
         targets: Vec::new(),
         terminals: Vec::new(),
     };
     let mut board = mmio::board();
-    for (seat, kind, backend) in opened {
+    for opened in opened {
+        let Opened {
+            seat,
+            kind,
+            backend,
+        } = opened;
         let at = seat.at();
         let device = backend.device;
         let notes = record

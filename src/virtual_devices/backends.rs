@@ -23,6 +23,18 @@ pub enum BackendError {
     /// A disk's image.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The sandbox of the unit is in the way.
+    #[error(
+        "pcibackd runs as a service that may not use {path} (/home is read-only for it): keep the image elsewhere, or give it \
+         ReadWritePaths= (systemctl edit pcibackd), or make it a read_only disk"
+    )]
+    Sandbox {
+        /// The image.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A card's tap.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -108,7 +120,10 @@ pub(super) fn open(
             let rng = Rng::new().map_err(host("source of random numbers"))?;
             Ok((Box::new(rng) as Box<dyn Device>).into())
         }
-        Model::Blk(disk) => Ok((Box::new(open_disk(disk)?) as Box<dyn Device>).into()),
+        Model::Blk(disk) => {
+            let disk = open_disk(disk).map_err(|error| explain(error, command::is_service()))?;
+            Ok((Box::new(disk) as Box<dyn Device>).into())
+        }
         Model::Net(card) => {
             let mac = card.mac.unwrap_or_else(|| default_mac(guest, place));
             let links = open_links(card, &format!("vif{domain}.{place}"))?;
@@ -132,6 +147,18 @@ fn open_disk(disk: &Disk) -> Result<Blk, ImageError> {
         ..blk::Options::default()
     };
     Ok(Blk::new(image, &options))
+}
+
+/// Where it is the sandbox that does not let us, that is not to be found by looking at the image.
+fn explain(error: ImageError, is_service: bool) -> BackendError {
+    match error {
+        ImageError::Open { path, source }
+            if is_service && matches!(source.raw_os_error(), Some(libc::EROFS | libc::EPERM)) =>
+        {
+            BackendError::Sandbox { path, source }
+        }
+        error => error.into(),
+    }
 }
 
 /// Always the same for a guest's slot, and another one on another host.
@@ -227,5 +254,26 @@ fn remove_left_over(path: &Path) {
     {
         // If it cannot be removed, that is told as a path that is taken.
         let _ = fs::remove_file(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_that_the_sandbox_keeps_away_is_told_apart_from_one_that_is_missing() {
+        let error = |errno| ImageError::Open {
+            path: "/home/disk.img".into(),
+            source: io::Error::from_raw_os_error(errno),
+        };
+        let sandboxed = explain(error(libc::EROFS), true);
+        assert!(sandboxed.to_string().contains("ReadWritePaths="));
+        for other in [
+            explain(error(libc::ENOENT), true),
+            explain(error(libc::EROFS), false),
+        ] {
+            assert!(matches!(other, BackendError::Image(_)));
+        }
     }
 }

@@ -2,26 +2,28 @@
 
 mod disks;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use log::{debug, error, info};
+use log::{debug, error, info, warn};
 use virtio::memory::Budget;
 use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, Xen};
 
 use super::record;
-use super::session::{Handle, SessionError, Setup};
+use super::session::{Handle, Phase, Setup};
 use super::xl_disk;
 use crate::config::{Live, VirtioDevice};
+use crate::control::virtio::VirtioGuest;
 use crate::session::nodes::optional;
 use crate::text::{chain, printable};
 
 /// Where xenstore has its domains.
-const DOMAINS: &str = "/local/domain";
+pub(super) const DOMAINS: &str = "/local/domain";
 
 /// Pieces of 2 MiB that are mapped of a guest beyond its memory: holes and the like.
 const MORE_CHUNKS: usize = 64;
@@ -30,18 +32,49 @@ const UNKNOWN_CHUNKS: usize = 8192;
 /// KiB of a piece.
 const CHUNK_KIB: usize = 2048;
 
+/// What could not be done for want of descriptors or the like is tried again after this time.
+const RETRY: Duration = Duration::from_millis(100);
+
+/// So long at most somebody waits for devices to be opened. Storage that takes longer will not answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
+
 /// All sessions of guests with virtio devices.
 #[derive(Debug)]
 pub struct VirtualGuests {
-    xen: Arc<dyn Xen>,
+    pub(super) xen: Arc<dyn Xen>,
     config: Arc<Live>,
     /// How much of their memory may be mapped.
     budget: Arc<Budget>,
     /// Their records.
     directory: PathBuf,
-    sessions: Mutex<BTreeMap<DomId, Handle>>,
-    /// Guests that are not served, of which that has been said.
-    refused: Mutex<BTreeSet<DomId>>,
+    pub(super) sessions: Mutex<BTreeMap<DomId, Session>>,
+    /// Guests that ran when they were found, and are not served: that has been said.
+    pub(super) refused: Mutex<BTreeMap<DomId, VirtioGuest>>,
+    /// When to look again, if nothing is announced.
+    retry: Mutex<Option<Instant>>,
+}
+
+/// A guest that is served.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub name: String,
+    /// Where its files are.
+    pub record: PathBuf,
+    pub handle: Handle,
+}
+
+/// A guest's devices are not there.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No session could be begun.
+    #[error("the host has no thread or descriptor left for it")]
+    Host(#[source] io::Error),
+    /// They cannot be made.
+    #[error("{0}")]
+    Failed(String),
+    /// Storage or a tap does not answer.
+    #[error("they are not there after {} s: storage or a tap does not answer", PATIENCE.as_secs())]
+    TooLong,
 }
 
 impl VirtualGuests {
@@ -54,6 +87,7 @@ impl VirtualGuests {
             directory,
             sessions: Mutex::default(),
             refused: Mutex::default(),
+            retry: Mutex::default(),
         }
     }
 
@@ -70,11 +104,14 @@ impl VirtualGuests {
         Ok(store)
     }
 
-    /// Follows what has changed since the last call.
+    /// Follows what has changed since the last call, and tries again what is due.
     ///
     /// # Errors
     /// xenstore's.
     pub fn follow(&self, store: &mut Client) -> Result<(), StoreError> {
+        if self.next_scan().is_some_and(|due| due <= Instant::now()) {
+            self.scan(store)?;
+        }
         // Until there is nothing: events that come during a scan are read with its answers, and nothing wakes us for them again.
         while store.next_event()?.is_some() {
             while store.next_event()?.is_some() {}
@@ -83,17 +120,24 @@ impl VirtualGuests {
         Ok(())
     }
 
-    /// Ends all sessions, and waits for it. The guests' CPUs wait for the next daemon.
-    pub fn end_sessions(&self) {
-        drop(std::mem::take(&mut *lock(&self.sessions)));
+    /// When [`VirtualGuests::follow`] is to be called although nothing has changed.
+    pub fn next_scan(&self) -> Option<Instant> {
+        *lock(&self.retry)
     }
 
-    /// The guests that are served.
-    pub fn list(&self) -> Vec<DomId> {
-        lock(&self.sessions).keys().copied().collect()
+    fn try_again(&self) {
+        *lock(&self.retry) = Instant::now().checked_add(RETRY);
+    }
+
+    /// Ends all sessions, and waits for it. The guests' CPUs wait for the next daemon.
+    pub fn end_sessions(&self) {
+        for session in std::mem::take(&mut *lock(&self.sessions)).values_mut() {
+            session.handle.join();
+        }
     }
 
     fn scan(&self, store: &mut Client) -> Result<(), StoreError> {
+        *lock(&self.retry) = None;
         self.release();
         for domain in optional(store.directory(DOMAINS))?.unwrap_or_default() {
             if let Ok(domain) = domain.parse::<DomId>() {
@@ -109,6 +153,7 @@ impl VirtualGuests {
             Ok(info) => info.is_none_or(|info| info.gone),
             Err(error) => {
                 debug!("domain {domain}: {}", chain(&error));
+                self.try_again();
                 false
             }
         }
@@ -125,7 +170,7 @@ impl VirtualGuests {
             drop(session);
             info!("domain {domain} is gone, and with it its virtio devices");
         }
-        lock(&self.refused).retain(|domain| !self.is_gone(*domain));
+        lock(&self.refused).retain(|domain, _| !self.is_gone(*domain));
         if let Err(error) = self.remove_records() {
             error!("{}: {error}", self.directory.display());
         }
@@ -148,10 +193,22 @@ impl VirtualGuests {
     }
 
     /// What there is to know of a guest. `None`: it is none that could have virtio devices.
-    fn look(&self, store: &mut Client, domain: DomId) -> Result<Option<Guest>, StoreError> {
+    pub(super) fn look(
+        &self,
+        store: &mut Client,
+        domain: DomId,
+    ) -> Result<Option<Guest>, StoreError> {
         let info = match self.xen.domain_info(domain) {
             Ok(Some(info)) if info.hvm && !info.gone => info,
-            _ => return Ok(None),
+            Ok(_) => return Ok(None),
+            Err(error) => {
+                warn!(
+                    "domain {domain}: cannot tell whether it has virtio devices, trying again: {}",
+                    chain(&error)
+                );
+                self.try_again();
+                return Ok(None);
+            }
         };
         let home = format!("{DOMAINS}/{domain}");
         let mut node = |name| optional(store.read_string(&format!("{home}/{name}")));
@@ -170,42 +227,49 @@ impl VirtualGuests {
     }
 
     /// Starts a session for a guest that has virtio devices, and none yet.
-    fn ensure(&self, store: &mut Client, domain: DomId) -> Result<(), StoreError> {
-        if lock(&self.sessions).contains_key(&domain) || lock(&self.refused).contains(&domain) {
+    pub(super) fn ensure(&self, store: &mut Client, domain: DomId) -> Result<(), StoreError> {
+        if lock(&self.sessions).contains_key(&domain)
+            || lock(&self.refused).contains_key(&domain)
+            // Else it is still being built, and what is seen of it is half of it.
+            || !store.is_introduced(domain)?
+        {
             return Ok(());
         }
         let Some(guest) = self.look(store, domain)? else {
             return Ok(());
         };
-        let new = guest.is_new();
-        if guest.configured.is_empty() && new {
+        let is_new = guest.is_new();
+        if guest.configured.is_empty() && is_new {
             return Ok(());
         }
-        let name = printable(&guest.name);
-        if !guest.is_paused && new {
-            error!(
-                "domain {domain} ({name}): it runs already, so its firmware would not find the virtio devices that it is to have: it gets \
-                 none. Shut it down and create it anew"
-            );
-            lock(&self.refused).insert(domain);
+        if !guest.is_paused && is_new {
+            let why = "it runs already, so its firmware would not find the virtio devices that it is to have: it gets none. Shut it down \
+                       and create it anew";
+            error!("domain {domain} ({}): {why}", printable(&guest.name));
+            let refused = VirtioGuest {
+                domain: domain.0,
+                name: guest.name,
+                state: "refused".to_owned(),
+                reason: Some(why.to_owned()),
+                devices: Vec::new(),
+            };
+            lock(&self.refused).insert(domain, refused);
             return Ok(());
         }
-        if let Err(error) = self.start(domain, &guest, new) {
-            error!(
-                "domain {domain} ({name}): it has no virtio devices: {}",
-                chain(&error)
-            );
-            // It starts without, and is not to get them later.
-            if new && let Err(error) = fs::remove_dir_all(&guest.record) {
-                error!("{}: {error}", guest.record.display());
-            }
-            lock(&self.refused).insert(domain);
+        if let Err(error) = self.begin(domain, &guest, is_new, true) {
+            error!("domain {domain}: no session for its virtio devices, trying again: {error}");
+            self.try_again();
         }
         Ok(())
     }
 
-    fn start(&self, domain: DomId, guest: &Guest, is_new: bool) -> Result<(), SessionError> {
-        let session = Handle::start(Setup {
+    /// Begins a session, unless there is one.
+    fn begin(&self, domain: DomId, guest: &Guest, is_new: bool, forgets: bool) -> io::Result<()> {
+        let mut sessions = lock(&self.sessions);
+        if sessions.contains_key(&domain) {
+            return Ok(());
+        }
+        let handle = Handle::start(Setup {
             xen: Arc::clone(&self.xen),
             domain,
             name: guest.name.clone(),
@@ -214,28 +278,77 @@ impl VirtualGuests {
             budget: Arc::clone(&self.budget),
             record: guest.record.clone(),
             is_new,
+            forgets,
         })?;
-        lock(&self.sessions).insert(domain, session);
+        let session = Session {
+            name: guest.name.clone(),
+            record: guest.record.clone(),
+            handle,
+        };
+        sessions.insert(domain, session);
         Ok(())
+    }
+
+    /// Begins a session, and waits until its devices are there. Its files stay whatever becomes of it; one that fails is none.
+    ///
+    /// # Errors
+    /// [`StartError`]; of a guest that is not new only when there is no thread for it.
+    pub(super) fn start(
+        &self,
+        domain: DomId,
+        guest: &Guest,
+        is_new: bool,
+    ) -> Result<(), StartError> {
+        self.begin(domain, guest, is_new, false)
+            .map_err(StartError::Host)?;
+        if !is_new {
+            return Ok(());
+        }
+        let watched = lock(&self.sessions)
+            .get(&domain)
+            .map(|session| session.handle.watched());
+        let Some(watched) = watched else {
+            return Ok(());
+        };
+        let error = match watched.wait(PATIENCE) {
+            Phase::Serving | Phase::Waiting(_) => return Ok(()),
+            Phase::Failed(why) => StartError::Failed(why),
+            Phase::Opening => StartError::TooLong,
+        };
+        // One that does not end is not waited for: it is in the middle of opening something.
+        drop(lock(&self.sessions).remove(&domain));
+        Err(error)
+    }
+
+    /// Ends a guest's session, and waits for it: it has the images open. False: there is none.
+    pub(super) fn end(&self, domain: DomId) -> bool {
+        let session = lock(&self.sessions).remove(&domain);
+        match session {
+            Some(mut session) => {
+                session.handle.join();
+                true
+            }
+            None => false,
+        }
     }
 }
 
 /// A guest that has virtio devices, or could have.
 #[derive(Debug)]
-struct Guest {
-    name: String,
-    is_paused: bool,
+pub(super) struct Guest {
+    pub name: String,
+    pub is_paused: bool,
     /// Where its files are.
-    record: PathBuf,
+    pub record: PathBuf,
     /// Pieces of its memory that may be mapped.
     chunks: usize,
     /// The devices that the configuration says it has.
-    configured: Vec<VirtioDevice>,
+    pub configured: Vec<VirtioDevice>,
 }
 
 impl Guest {
     /// None of its devices stands in a record.
-    fn is_new(&self) -> bool {
+    pub fn is_new(&self) -> bool {
         !record::is_kept(&self.record)
     }
 }
@@ -248,6 +361,6 @@ fn chunks(memory: Option<&str>) -> usize {
     })
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,6 +9,8 @@
 //! | `mmio` | where virtio-mmio is in a guest |
 //! | `backends` | what the host has for them: images, taps, pseudo-terminals |
 //! | `xl_disk` | disks of xl's configuration, as libxl describes them |
+//! | `report` | what operators ask of devices, and wish for them |
+//! | `qemu` | what the guest's own device model has in which slot |
 //! | `record` | what the next daemon has to know |
 //!
 //! A guest's firmware looks for PCI functions once, as it starts. So the devices must be there while
@@ -19,7 +21,9 @@ mod backends;
 mod guests;
 pub mod mmio;
 mod place;
+mod qemu;
 mod record;
+mod report;
 mod session;
 mod xl_disk;
 
@@ -27,3 +31,4 @@ pub use assembly::AssemblyError;
 pub use backends::BackendError;
 pub use guests::VirtualGuests;
 pub use place::{At, PlaceError};
+pub use report::VirtioError;

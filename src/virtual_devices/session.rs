@@ -1,37 +1,43 @@
 //! One guest: a thread that answers its CPUs.
 //!
-//! It shares nothing with another guest's, and waits for nothing: what takes time is done by the devices'
-//! own threads.
+//! It shares nothing with another guest's, and nobody waits for it but who asks how it is: what takes time when it begins, as opening an
+//! image on slow storage, holds up its own guest alone. What takes time later is done by the devices' own threads.
 
+use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, info, warn};
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
-use virtio::ioreq::{Server, ServerError};
+use virtio::inspect::DeviceView;
+use virtio::ioreq::{Problem, Server, ServerError};
 use virtio::memory::{Budget, DomainMemory, Exhausted, GuestRam};
 use xenbus::xenstore::Store;
 use xenbus::{DomId, Xen};
 
-use super::assembly::{AssemblyError, assemble};
+use super::assembly::{AssemblyError, assemble, open_backends};
 use super::backends::Terminal;
 use super::place::{At, settled};
 use super::record::Record;
 use crate::config::VirtioDevice;
 use crate::rate_limit::RateLimit;
-use crate::text::chain;
+use crate::text::{chain, printable};
 
 /// CPUs have the tokens below.
 const WAKE: Token = Token(usize::MAX >> 1);
 
-/// After a failure the guest's CPUs wait for so long at most: what has failed once mostly fails again.
-const PAUSE: Duration = Duration::from_secs(1);
+/// After a failure the guest's CPUs wait for so long, and twice as long each time: what has failed several times will mostly fail again.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// A session that does not tell how its devices are within this time is in the middle of something.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request's path is short.
 const STACK: usize = 256 * 1024;
@@ -54,6 +60,8 @@ pub(super) struct Setup {
     /// It has not started yet, and can do without. One that had devices before is served as soon as
     /// that is possible: its CPUs wait.
     pub is_new: bool,
+    /// If it is new and cannot have its devices, its files are removed: it starts without, and is not to get them later.
+    pub forgets: bool,
 }
 
 /// A session cannot go on.
@@ -65,6 +73,10 @@ pub(super) enum SessionError {
     Server(#[from] ServerError),
     #[error("not enough of its memory can be mapped")]
     Memory(#[from] Exhausted),
+    #[error(
+        "Xen does not send here what the guest asks of its devices; `xl dmesg` may say why, and with fewer devices it may"
+    )]
+    Claim(#[source] Problem),
     #[error("cannot wait for its CPUs")]
     Poll(#[source] io::Error),
     #[error("cannot keep its records in {path}")]
@@ -75,102 +87,343 @@ pub(super) enum SessionError {
     },
 }
 
-/// A running session. Dropping it ends it, and leaves the server and its records to the next one.
+/// What a session is at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// It opens what the devices are made of.
+    Opening,
+    /// It answers.
+    Serving,
+    /// The guest's CPUs wait: why.
+    Waiting(String),
+    /// The guest is new, and has none: why.
+    Failed(String),
+}
+
+/// What the session's thread and others have in common.
+#[derive(Debug)]
+struct Shared {
+    /// Here, for what it has woken is only seen as long as it is there.
+    waker: Waker,
+    phase: Mutex<Phase>,
+    changed: Condvar,
+    stop: AtomicBool,
+    terminals: Mutex<Vec<(At, Terminal)>>,
+    questions: Mutex<Vec<mpsc::Sender<Answer>>>,
+}
+
+/// What a session says of itself.
+#[derive(Debug, Clone)]
+pub(super) struct Answer {
+    /// The guest's firmware has not put any device anywhere.
+    pub untouched: bool,
+    /// In the order in which they were placed.
+    pub devices: Vec<DeviceView>,
+}
+
+impl Shared {
+    fn set(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
+        self.changed.notify_all();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// A running session. Dropping it ends it, and leaves the server and its records to the next one; nobody waits for that.
 #[derive(Debug)]
 pub(super) struct Handle {
-    stop: Arc<AtomicBool>,
-    waker: Waker,
+    shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Handle {
-    /// Makes the devices, has Xen send the guest's accesses here, and starts to answer.
+    /// Begins to make the devices, to have Xen send the guest's accesses here, and to answer.
     ///
     /// # Errors
-    /// [`SessionError`]; of a guest that is not new only when there is no thread for it.
-    pub fn start(setup: Setup) -> Result<Self, SessionError> {
-        let poll = Poll::new().map_err(SessionError::Poll)?;
-        let waker = Waker::new(poll.registry(), WAKE).map_err(SessionError::Poll)?;
-        let stop = Arc::new(AtomicBool::new(false));
+    /// The host has no thread or descriptor left for it.
+    pub fn start(setup: Setup) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let waker = Waker::new(poll.registry(), WAKE)?;
+        let shared = Arc::new(Shared {
+            waker,
+            phase: Mutex::new(Phase::Opening),
+            changed: Condvar::new(),
+            stop: AtomicBool::new(false),
+            terminals: Mutex::default(),
+            questions: Mutex::default(),
+        });
         let session = Session {
             poll,
-            stop: Arc::clone(&stop),
+            shared: Arc::clone(&shared),
             log_limit: RateLimit::new(10, Duration::from_secs(10)),
             setup,
         };
-        // The thread first: a server that nobody answers for would hang the guest.
-        let (tell, told) = mpsc::channel();
         let thread = thread::Builder::new()
             .name(format!("virtio {}", session.setup.domain))
             .stack_size(STACK)
-            .spawn(move || {
-                // Whoever started us waits for what is told.
-                match open(&session.setup) {
-                    Err(error) if session.setup.is_new => {
-                        let _ = tell.send(Err(error));
-                    }
-                    opened => {
-                        let _ = tell.send(Ok(()));
-                        session.run(opened);
-                    }
-                }
-            })
-            .map_err(SessionError::Poll)?;
-        let handle = Self {
-            stop,
-            waker,
+            .spawn(move || session.run())?;
+        Ok(Self {
+            shared,
             thread: Some(thread),
-        };
-        match told.recv() {
-            Ok(opened) => opened.map(|()| handle),
-            Err(_) => Err(SessionError::Poll(io::ErrorKind::Interrupted.into())),
-        }
+        })
     }
-}
 
-impl Drop for Handle {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Err(error) = self.waker.wake() {
+    /// What it is at.
+    pub fn phase(&self) -> Phase {
+        lock(&self.shared.phase).clone()
+    }
+
+    /// Where the ports of its consoles are, with their slots.
+    pub fn terminals(&self) -> Vec<(At, Terminal)> {
+        lock(&self.shared.terminals).clone()
+    }
+
+    /// How its devices are; `None`: it does not serve them now.
+    pub fn ask(&self) -> Option<Answer> {
+        if self.phase() != Phase::Serving {
+            return None;
+        }
+        let (sender, answer) = mpsc::channel();
+        lock(&self.shared.questions).push(sender);
+        self.shared.waker.wake().ok()?;
+        answer.recv_timeout(PATIENCE).ok()
+    }
+
+    fn stop(&self) {
+        self.shared.stop.store(true, Ordering::Release);
+        if let Err(error) = self.shared.waker.wake() {
             error!("cannot wake a session: {error}");
         }
+    }
+
+    /// Returns when it has ended, which it is told to.
+    pub fn join(&mut self) {
+        self.stop();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
             error!("a session's thread has panicked; please report this");
         }
     }
+
+    /// To wait for it without holding it.
+    pub fn watched(&self) -> Watched {
+        Watched(Arc::clone(&self.shared))
+    }
 }
 
-fn open(setup: &Setup) -> Result<Server, SessionError> {
-    let failed = |source| SessionError::Record {
-        path: setup.record.clone(),
-        source,
-    };
-    let record = Record::open(setup.record.clone()).map_err(failed)?;
-    let ledger = record.ledger().map_err(failed)?;
-    let mut devices = match record.devices().map_err(failed)? {
-        Some(devices) => devices,
-        None => {
-            let devices = settled(&setup.configured).map_err(AssemblyError::from)?;
-            record.set_devices(&devices).map_err(failed)?;
-            devices
+/// A session that is waited for.
+#[derive(Debug)]
+pub(super) struct Watched(Arc<Shared>);
+
+impl Watched {
+    /// Waits until it is not opening any more, or for so long.
+    pub fn wait(&self, patience: Duration) -> Phase {
+        let begun = Instant::now();
+        let mut phase = lock(&self.0.phase);
+        while *phase == Phase::Opening {
+            let Some(left) = patience.checked_sub(begun.elapsed()) else {
+                break;
+            };
+            phase = self
+                .0
+                .changed
+                .wait_timeout(phase, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
-    };
-    devices.extend(record.disks().map_err(failed)?.into_values());
-    let (xen, domain) = (&setup.xen, setup.domain);
-    let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
-    let share = setup.budget.share(setup.chunks)?;
-    let ram = Arc::new(GuestRam::with_share(Arc::new(memory), share));
-    let assembled = assemble(xen, domain, &setup.name, &ram, &record, &devices)?;
-    announce(setup, &assembled.terminals);
-    Ok(Server::open(
-        Arc::clone(xen),
-        domain,
-        ram,
-        ledger,
-        assembled.targets,
-    )?)
+        phase.clone()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+struct Session {
+    setup: Setup,
+    poll: Poll,
+    shared: Arc<Shared>,
+    log_limit: RateLimit,
+}
+
+impl Session {
+    fn run(mut self) {
+        let domain = self.setup.domain;
+        let mut pause = FIRST_PAUSE;
+        let mut server = None;
+        while !self.shared.is_stopping() {
+            let failed = match self.open() {
+                Ok(opened) => {
+                    self.setup.is_new = false;
+                    self.shared.set(Phase::Serving);
+                    let opened = server.insert(opened);
+                    let begun = Instant::now();
+                    let served = self.serve(opened);
+                    if begun.elapsed() > LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
+                    let Err(error) = served else { break };
+                    error
+                }
+                Err(error) if self.setup.is_new => {
+                    self.give_up(&error);
+                    return;
+                }
+                Err(error) => error,
+            };
+            let why = chain(&failed);
+            if self.log_limit.allow() {
+                error!(
+                    "domain {domain}: its virtio devices are not served for now, and its CPUs wait: {why}"
+                );
+            }
+            self.shared.set(Phase::Waiting(why));
+            self.pause(pause);
+            pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            // What the former devices have begun would be done twice, and could be done late.
+            while server.as_mut().is_some_and(|server| !server.halt()) && !self.shared.is_stopping()
+            {
+                self.pause(FIRST_PAUSE);
+            }
+            server = None;
+        }
+    }
+
+    /// The guest is new, and has none.
+    fn give_up(&self, error: &SessionError) {
+        let why = chain(error);
+        error!(
+            "domain {} ({}): it has no virtio devices: {why}",
+            self.setup.domain,
+            printable(&self.setup.name),
+        );
+        if self.setup.forgets {
+            self.remove_record();
+        }
+        self.shared.set(Phase::Failed(why));
+    }
+
+    fn remove_record(&self) {
+        match fs::remove_dir_all(&self.setup.record) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                error!("{}: {error}", self.setup.record.display());
+            }
+            _ => {}
+        }
+    }
+
+    /// Woken when it is told to stop.
+    fn pause(&mut self, length: Duration) {
+        let _ = self.poll.poll(&mut Events::with_capacity(1), Some(length));
+    }
+
+    /// First what can fail: what the devices are made of, and Xen's side. Only then the devices come to life.
+    fn open(&self) -> Result<Server, SessionError> {
+        let setup = &self.setup;
+        let failed = |source| SessionError::Record {
+            path: setup.record.clone(),
+            source,
+        };
+        let record = Record::open(setup.record.clone()).map_err(failed)?;
+        let ledger = record.ledger().map_err(failed)?;
+        let mut devices = match record.devices().map_err(failed)? {
+            Some(devices) => devices,
+            None => {
+                let devices = settled(&setup.configured).map_err(AssemblyError::from)?;
+                record.set_devices(&devices).map_err(failed)?;
+                devices
+            }
+        };
+        devices.extend(record.disks().map_err(failed)?.into_values());
+        let (xen, domain) = (&setup.xen, setup.domain);
+        let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
+        let share = setup.budget.share(setup.chunks)?;
+        let ram = Arc::new(GuestRam::with_share(Arc::new(memory), share));
+        let opened = open_backends(domain, &setup.name, &devices)?;
+        let mut server = Server::open(Arc::clone(xen), domain, Arc::clone(&ram), ledger)?;
+        let assembled = assemble(xen, domain, &ram, &record, opened);
+        let placed = assembled.map_err(SessionError::from).and_then(|assembled| {
+            announce(setup, &assembled.terminals);
+            *lock(&self.shared.terminals) = assembled.terminals;
+            server.place(assembled.targets);
+            match server.take_problem() {
+                Some(problem) if setup.is_new => Err(SessionError::Claim(problem)),
+                Some(problem) => {
+                    warn!("domain {domain}: {}", chain(&problem));
+                    Ok(())
+                }
+                None => Ok(()),
+            }
+        });
+        match placed {
+            Ok(()) => Ok(server),
+            // The guest is to have nothing of it.
+            Err(error) if setup.is_new => {
+                server.destroy()?;
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Answers CPUs until it is told to stop.
+    fn serve(&mut self, server: &mut Server) -> Result<(), SessionError> {
+        let fds: Vec<_> = server.fds().map(|fd| fd.as_raw_fd()).collect();
+        for (index, fd) in fds.iter().enumerate() {
+            let registry = self.poll.registry();
+            registry
+                .register(&mut SourceFd(fd), Token(index), Interest::READABLE)
+                .map_err(SessionError::Poll)?;
+        }
+        info!(
+            "domain {}: answering for its virtio devices, as IOREQ server {}",
+            self.setup.domain,
+            server.id()
+        );
+        // They may have been waiting.
+        server.serve_all()?;
+        let mut events = Events::with_capacity(8);
+        while !self.shared.is_stopping() {
+            match self.poll.poll(&mut events, None) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other.map_err(SessionError::Poll)?,
+            }
+            for event in &events {
+                if event.token() == WAKE {
+                    self.answer_questions(server);
+                } else {
+                    server.serve(event.token().0)?;
+                }
+            }
+            if let Some(problem) = server.take_problem()
+                && self.log_limit.allow()
+            {
+                warn!("domain {}: {}", self.setup.domain, chain(&problem));
+            }
+        }
+        Ok(())
+    }
+
+    fn answer_questions(&self, server: &Server) {
+        let questions = std::mem::take(&mut *lock(&self.shared.questions));
+        for question in questions {
+            // Who has asked may have given up.
+            let _ = question.send(Answer {
+                untouched: server.is_untouched(),
+                devices: server.inspect(),
+            });
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells `xl console -t serial -n NUMBER` where a console is. Nobody needs it to have the console, so a failure is only logged.
@@ -194,70 +447,5 @@ fn announce(setup: &Setup, terminals: &[(At, Terminal)]) {
             continue;
         };
         info!("domain {domain}: the port {port} in {at} is at {path}");
-    }
-}
-
-struct Session {
-    setup: Setup,
-    poll: Poll,
-    stop: Arc<AtomicBool>,
-    log_limit: RateLimit,
-}
-
-impl Session {
-    fn run(mut self, mut opened: Result<Server, SessionError>) {
-        let domain = self.setup.domain;
-        loop {
-            if let Err(error) = opened.and_then(|server| self.serve(server)) {
-                if self.log_limit.allow() {
-                    error!(
-                        "domain {domain}: its virtio devices are not served for now, and its CPUs wait: {}",
-                        chain(&error)
-                    );
-                }
-                // Woken when it is told to stop.
-                let _ = self.poll.poll(&mut Events::with_capacity(1), Some(PAUSE));
-            }
-            if self.stop.load(Ordering::Acquire) {
-                return;
-            }
-            opened = open(&self.setup);
-        }
-    }
-
-    /// Answers CPUs until it is told to stop.
-    fn serve(&mut self, mut server: Server) -> Result<(), SessionError> {
-        let fds: Vec<_> = server.fds().map(|fd| fd.as_raw_fd()).collect();
-        for (index, fd) in fds.iter().enumerate() {
-            let registry = self.poll.registry();
-            registry
-                .register(&mut SourceFd(fd), Token(index), Interest::READABLE)
-                .map_err(SessionError::Poll)?;
-        }
-        info!(
-            "domain {}: answering for its virtio devices, as IOREQ server {}",
-            self.setup.domain,
-            server.id()
-        );
-        // They may have been waiting.
-        server.serve_all()?;
-        let mut events = Events::with_capacity(8);
-        while !self.stop.load(Ordering::Acquire) {
-            match self.poll.poll(&mut events, None) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                other => other.map_err(SessionError::Poll)?,
-            }
-            for event in &events {
-                if event.token() != WAKE {
-                    server.serve(event.token().0)?;
-                }
-            }
-            if let Some(problem) = server.take_problem()
-                && self.log_limit.allow()
-            {
-                warn!("domain {}: {}", self.setup.domain, chain(&problem));
-            }
-        }
-        Ok(())
     }
 }

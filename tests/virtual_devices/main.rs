@@ -8,6 +8,7 @@
     clippy::unwrap_used
 )]
 
+mod asking;
 mod backends;
 mod common;
 #[path = "../embedded/house.rs"]

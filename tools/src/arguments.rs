@@ -6,8 +6,8 @@ use clap::{Parser, Subcommand};
 use pcibackd::daemon::DEFAULT_RUN_DIR;
 
 use crate::commands::{
-    acpi, doctor, exec, facade, hide, list, metrics, persist, reset, set, shell, show, status,
-    trace, vf,
+    acpi, create, doctor, exec, facade, hide, list, metrics, persist, reset, set, shell, show,
+    status, trace, vf, virtio,
 };
 use crate::demo::Demo;
 
@@ -61,6 +61,10 @@ pub enum Command {
     Persist(persist::Persist),
     /// Say what is wrong with the host or a device, and what to do about it
     Doctor(doctor::Doctor),
+    /// List, show and add virtio devices of HVM guests
+    Virtio(virtio::Virtio),
+    /// Make a guest by xl, and start it when its virtio devices are there
+    Create(create::Create),
     /// Write the ACPI table by which an HVM guest finds its virtio-mmio devices
     Acpi(acpi::Acpi),
     /// Run a command that finds the hidden devices in /sys/bus/pci/drivers/pciback
@@ -127,6 +131,11 @@ mod tests {
             &["pciback", "hide", "--persist", "--root", "/mnt", "03:00.0"],
             &["pciback", "acpi"],
             &["pciback", "acpi", "../web"],
+            &["pciback", "virtio"],
+            &["pciback", "virtio", "show"],
+            &["pciback", "virtio", "add", "web"],
+            &["pciback", "create"],
+            &["pciback", "create", "web.cfg", "--virtio", "type=floppy"],
             &["pciback", "vf"],
             &["pciback", "vf", "create", "0", "03:00.0"],
             &["pciback", "vf", "create", "03:00.0"],

@@ -11,6 +11,7 @@
 //! | [`persist`] | hiding devices at every boot |
 //! | [`progress`] | what takes long, told while somebody waits |
 //! | [`ssdt`] | the ACPI table of virtio-mmio |
+//! | [`virtio_device`] | virtio devices as they are typed |
 //! | [`outcome`] | exit codes and what ends a command |
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
@@ -24,6 +25,7 @@ mod output;
 mod persist;
 mod progress;
 mod ssdt;
+mod virtio_device;
 
 use std::process::ExitCode;
 
@@ -57,6 +59,8 @@ fn run(run_dir: &std::path::Path, command: Command) -> Result<Outcome, CommandEr
         Command::Trace(arguments) => commands::trace::run(run_dir, &arguments),
         Command::Persist(arguments) => commands::persist::run(&arguments),
         Command::Doctor(arguments) => commands::doctor::run(run_dir, &arguments),
+        Command::Virtio(arguments) => commands::virtio::run(run_dir, &arguments),
+        Command::Create(arguments) => commands::create::run(run_dir, &arguments),
         Command::Acpi(arguments) => commands::acpi::run(&arguments),
         Command::Exec(arguments) => commands::exec::run(run_dir, &arguments),
         Command::Facade(_) => commands::facade::run(run_dir),

@@ -63,6 +63,15 @@ pub enum CommandError {
     /// Devices will not be hidden at boot as asked.
     #[error(transparent)]
     Persist(#[from] PersistError),
+    /// The toolstack did not do its part.
+    #[error("`xl {words}` failed")]
+    Xl {
+        /// What it was to do.
+        words: String,
+        /// How it ended.
+        #[source]
+        source: io::Error,
+    },
     /// The facade could not be laid or taken away.
     #[error(transparent)]
     Facade(#[from] FacadeError),

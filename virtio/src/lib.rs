@@ -15,6 +15,7 @@ pub mod device;
 pub mod features;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod inspect;
 pub mod ioreq;
 pub mod memory;
 pub mod net;

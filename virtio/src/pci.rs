@@ -21,6 +21,7 @@ use xenbus::device_model::{IoRange, IoSpace};
 
 use self::layout::{Content, Plan, Region};
 use crate::device::DeviceKind;
+use crate::inspect::DeviceView;
 use crate::ioreq::{Claim, Target, Window};
 use crate::transport::core::{Core, Parts};
 use crate::transport::{common, config, legacy, notify};
@@ -230,6 +231,14 @@ impl Target for VirtioFunction {
             Window::Config => self.write_config(offset, width, value),
             Window::Region(bar) => self.write_bar(bar, offset, width, value),
         }
+    }
+
+    fn halt(&mut self) -> bool {
+        self.core.halt()
+    }
+
+    fn inspect(&self) -> Vec<DeviceView> {
+        vec![self.core.inspect()]
     }
 
     fn claims(&self, claims: &mut Vec<Claim>) {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `core` | what all faces have in common: features, status, queues, and the life from reset to reset |
 //! | `core::queues` | what a driver does to queues |
+//! | `core::inspect` | what there is to see of a device |
 //! | `core::state` | what a driver has written, noted so that a restart goes unnoticed |
 //! | `notes` | where it is noted |
 //! | `signals` | what a device tells its driver: ISR status, vectors, MSI-X; shared with its threads |

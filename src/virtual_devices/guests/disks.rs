@@ -10,13 +10,12 @@ use virtio::blk::{Image, ImageError};
 use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, XenbusState};
 
-use super::{Guest, VirtualGuests, lock};
+use super::{Guest, StartError, VirtualGuests, lock};
 use crate::config::{Model, Place, VirtioDevice};
 use crate::session::nodes::{self, optional};
 use crate::text::{chain, printable};
 use crate::virtual_devices::place::{At, PlaceError, place};
 use crate::virtual_devices::record::Record;
-use crate::virtual_devices::session::SessionError;
 use crate::virtual_devices::xl_disk::{BACKENDS, Nodes, Step, Unfit, step};
 
 /// Where errors are told, a directory for each guest.
@@ -41,7 +40,7 @@ enum Refusal {
     #[error(transparent)]
     Place(#[from] PlaceError),
     #[error(transparent)]
-    Session(#[from] SessionError),
+    Session(#[from] StartError),
     #[error("its record cannot be kept")]
     Record(#[from] io::Error),
 }
@@ -146,7 +145,7 @@ impl VirtualGuests {
             .get(&guest.name)
             .and_then(|guest| guest.disk.get(&nodes.dev));
         let mut wanted = nodes.device(&settings.cloned().unwrap_or_default())?;
-        if lock(&self.refused).contains(&domain) {
+        if lock(&self.refused).contains_key(&domain) {
             return Err(Refusal::Others);
         }
         let record = Record::open(guest.record.clone())?;
@@ -182,9 +181,7 @@ impl VirtualGuests {
         }
         disks.insert(device, wanted);
         // Its thread first, for it has the images open.
-        let old = lock(&self.sessions).remove(&domain);
-        let had_others = old.is_some();
-        drop(old);
+        let had_others = self.end(domain);
         record.set_disks(&disks)?;
         let started = self.start(domain, guest, true);
         if let Err(error) = started {
@@ -223,9 +220,7 @@ impl VirtualGuests {
         let Some(disk) = disks.remove(&device) else {
             return Ok(());
         };
-        let old = lock(&self.sessions).remove(&domain);
-        let was_served = old.is_some();
-        drop(old);
+        let was_served = self.end(domain);
         record.set_disks(&disks)?;
         if let Place::Mmio {
             slot: Some(slot), ..

@@ -8,7 +8,8 @@
 #   no_wait COMMAND...             succeeds if the command does, and in less than the 10 s that libxl waits for a backend; the stock one may take its time
 #   wait_for SECONDS COMMAND...    tries the command until it succeeds
 #   start_backend, stop_backend    the daemon's log is $LOG; PCIBACKD_FLAGS are its flags
-#   create_guest NAME LINE...      xl create with these lines added to the configuration; returns when the guest takes commands
+#   create_guest NAME LINE...      xl create, or what CREATE says, with these lines added to the configuration, /tmp/NAME.cfg; returns when the
+#                                  guest takes commands
 #   devices BDF...                 the line that gives a guest these devices
 #   create_hvm_guest NAME LINE...  the same for an HVM guest
 #   guest NAME COMMAND             runs a shell command in the guest: its output (the last 1500 bytes), its exit status (words: ../guest/words.sh)
@@ -152,7 +153,7 @@ run_guest() {
     echo 'vcpus=1; on_poweroff="destroy"; on_crash="preserve"'
     for line in "$@"; do echo "$line"; done
   } | tr ';' '\n' >"/tmp/$name.cfg"
-  xl create "/tmp/$name.cfg" || return
+  ${CREATE:-xl create} "/tmp/$name.cfg" || return
   wait_for "${GUEST_TIMEOUT:-100}" guest_is_ready "$name"
 }
 

@@ -3,12 +3,12 @@
 # Nothing is compressed: unpacking under emulation costs more than loading. Sourced by ../run.
 # shellcheck shell=bash disable=SC2154
 
-dom0_modules="xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-pciback fuse e1000e igb nvme ahci sd_mod 8139too aer_inject brd"
+dom0_modules="xen-evtchn xen-gntdev xen-gntalloc xen-privcmd xenfs xen-pciback fuse e1000e igb nvme ahci sd_mod 8139too aer_inject brd tun bridge"
 dom0_programs="usr/lib/xen-4.17/bin/xenstored usr/lib/xen-4.17/bin/xen-init-dom0 usr/lib/xen-4.17/bin/xl usr/lib/xen-4.17/bin/xenconsoled
   usr/lib/xen-4.17/bin/xenconsole usr/lib/xen-4.17/bin/libxl-save-helper usr/bin/xenstore-ls usr/bin/xenstore-list usr/bin/xenstore-read
   usr/bin/xenstore-write usr/bin/xenstore-rm usr/bin/xenstore-exists usr/bin/xenstore-watch usr/bin/lspci usr/bin/setpci usr/bin/strace usr/bin/ip
   usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
-guest_modules="xen-evtchn xen-gntalloc xen-pcifront e1000e igbvf 8139too 8139cp nvme ahci sd_mod virtio_pci virtio_mmio virtio_rng virtio_blk"
+guest_modules="xen-evtchn xen-gntalloc xen-pcifront e1000e igbvf 8139too 8139cp nvme ahci sd_mod virtio_pci virtio_mmio virtio_rng virtio_blk virtio_net virtio_console"
 guest_programs="usr/bin/xenstore-ls usr/bin/xenstore-read usr/bin/xenstore-write usr/bin/xenstore-rm usr/bin/xenstore-watch
   usr/bin/lspci usr/bin/setpci usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
 

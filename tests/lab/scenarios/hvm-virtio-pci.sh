@@ -1,7 +1,7 @@
-# an HVM guest drives virtio devices of pcibackd's over PCI, beside QEMU's own: entropy and a disk
+# an HVM guest drives virtio devices of pcibackd's over PCI, beside QEMU's own: entropy, a disk, a network card and a console
 ALONE=yes
 MACHINE=hvm
-TIMEOUT=500
+TIMEOUT=700
 GUEST_TIMEOUT=300
 story() {
   dd if=/dev/urandom of=/tmp/disk.img bs=64k count=128 2>/dev/null
@@ -13,26 +13,81 @@ type = "rng"
 [[guest.hvm.virtio]]
 type = "blk"
 path = "/tmp/disk.img"
+[[guest.hvm.virtio]]
+type = "net"
+bridge = "lab0"
+[[guest.hvm.virtio]]
+type = "console"
+ports = [{ name = "lab" }]
 END
+  must "dom0 has a bridge" bridge_up
   must "the backend starts" start_backend
-  must "an HVM guest starts" create_hvm_guest hvm
-  check "its drivers take the devices" guest hvm 'modprobe virtio_pci && modprobe virtio_rng && modprobe virtio_blk && wait_until [ -b /dev/vda ]'
+  CREATE="pciback create"
+  must "pciback starts an HVM guest" create_hvm_guest hvm
+  check "its drivers take the devices" guest hvm 'for i in pci rng blk net console; do modprobe virtio_$i || exit; done; wait_until [ -b /dev/vda ]'
   check "there are random bytes" guest hvm '[ $(dd if=/dev/hwrng bs=64 count=4 2>/dev/null | wc -c) = 256 ]'
   check "the disk has what is in its image" has "$sum" guest hvm 'sum_of /dev/vda'
   check "messages tell of it" guest hvm 'grep -E "msi-x +virtio" /proc/interrupts | awk "{n += \$2} END {exit n == 0}"'
   check "what the guest writes" guest hvm 'yes pciback | dd of=/dev/vda bs=64k count=16 oflag=direct iflag=fullblock 2>/dev/null; sync'
   check "is in the image" eval '[ "$(first_mib </tmp/disk.img)" = "$(yes pciback | first_mib)" ]'
+  check "it pings dom0 through the tap" guest hvm 'ADDRESS=10.0.3.2 nic_up && ping -c 5 -A -W 5 10.0.3.1'
+  check "and dom0 pings it" ping -c 5 -A -W 5 10.0.3.2
+  # Open for as long as the story lasts: what is sent while nobody is there is lost
+  exec 3<>"$(port)"
+  sleep 1
+  check "a line goes from the guest to dom0" from_guest
+  check "and one from dom0 to the guest" to_guest
+  check "xl finds the console" has /dev/pts xenstore-read "/local/domain/$(xl domid hvm)/serial/28/tty"
+  check "all devices are listed with their drivers" is_list_whole
+  check "features are shown by name" has RING_RESET pciback virtio show hvm
+  check "and what the queues are at" has '"in_flight": 0' pciback virtio show hvm --json
   check "killed, it starts again" restart_killed
   check "and the disk still reads" guest hvm 'sum_of /dev/vda'
+  check "and the network is there" guest hvm 'ping -c 5 -A -W 5 10.0.3.1'
+  check "a guest that runs gets no more" has "runs already" eval 'pciback virtio add hvm --type rng 2>&1; true'
   check "the guest is destroyed" destroy hvm
   check "nothing of it is left in Xen" wait_for 10 no_zombie
+  check "a guest whose disk is missing does not start" has "destroyed again" fails_to_create --virtio type=blk,path=/none
+  check "nor one with a device in a slot of QEMU's" has "taken by QEMU" fails_to_create --virtio type=rng,slot=02
 }
 
 first_mib() { dd bs=64k count=16 iflag=fullblock 2>/dev/null | sha256sum | cut -d' ' -f1; }
 
+bridge_up() {
+  modprobe bridge && modprobe tun || return
+  ip link add lab0 type bridge
+  ip addr add 10.0.3.1/24 dev lab0
+  ip link set lab0 up
+}
+
+# The other end of the port
+port() { pciback virtio list | sed -n 's|.*lab: \(/dev/pts/[0-9]*\).*|\1|p'; }
+
+# What the guest calls the port. There is no udev in it
+PORT='port=$(basename $(dirname $(grep -l lab /sys/class/virtio-ports/*/name)))'
+
+from_guest() {
+  local line
+  guest hvm "$PORT; echo from the guest >/dev/\$port" || return
+  line=$(timeout 20 head -n 1 <&3)
+  [ "$line" = "from the guest" ] || { echo "it said: $line"; return 1; }
+}
+
+to_guest() {
+  echo "from dom0" >&3
+  has "from dom0" guest hvm "$PORT; head -n 1 /dev/\$port"
+}
+
+is_list_whole() { pciback virtio list | awk '/ served +modern / {n++} END {exit n != 4}' || { pciback virtio list; return 1; }; }
+
 restart_killed() {
   kill -9 "$(cat $STATE/pid)"
   start_backend
+}
+
+fails_to_create() {
+  pciback create /tmp/hvm.cfg "$@" 2>&1 && return 1
+  guest_is_gone hvm
 }
 
 no_zombie() { [ "$(xl list | wc -l)" = 2 ]; }

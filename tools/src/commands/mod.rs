@@ -1,6 +1,7 @@
 //! The commands.
 
 pub mod acpi;
+pub mod create;
 pub mod doctor;
 mod dropped;
 pub mod exec;
@@ -16,3 +17,4 @@ pub mod show;
 pub mod status;
 pub mod trace;
 pub mod vf;
+pub mod virtio;

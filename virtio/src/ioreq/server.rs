@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use xenbus::device_model::{IoRange, IoreqServerId};
+use xenbus::device_model::{IoRange, IoSpace, IoreqServerId};
 use xenbus::ioreq::{IoreqPage, SLOTS, State};
 use xenbus::{DomId, EventPort, Xen, XenError};
 
@@ -16,6 +16,7 @@ use super::ranges::{join, subtract};
 use super::request::{BadRequest, Request};
 use super::spaces::Spaces;
 use super::target::Placed;
+use crate::inspect::DeviceView;
 use crate::memory::GuestRam;
 
 /// A server that cannot serve.
@@ -83,10 +84,8 @@ struct Channel {
 }
 
 impl Server {
-    /// Takes up the server that stands in the ledger, or makes one. Its targets are to be `targets`:
-    /// for a server that is taken up the same as before, in the state in which they were.
-    ///
-    /// Each CPU is to be served once right away: it may have been waiting.
+    /// Takes up the server that stands in the ledger, or makes one. It answers nothing before
+    /// [`Server::place`].
     ///
     /// # Errors
     /// [`ServerError`].
@@ -95,7 +94,6 @@ impl Server {
         domain: DomId,
         memory: Arc<GuestRam>,
         ledger: Ledger,
-        targets: Vec<Placed>,
     ) -> Result<Self, ServerError> {
         let failed = |source| ServerError::Xen { domain, source };
         let taken_up = ledger.server().map(|id| (id, connect(&*xen, domain, id)));
@@ -110,7 +108,7 @@ impl Server {
             Some((_, Err(error))) => return Err(failed(error)),
             None => create(&*xen, domain, &ledger).map_err(failed)?,
         };
-        let mut server = Self {
+        Ok(Self {
             channels,
             xen,
             domain,
@@ -121,13 +119,36 @@ impl Server {
             ledger,
             claimed: Vec::new(),
             problem: None,
-        };
+        })
+    }
+
+    /// Its targets are to be these: for a server that is taken up the same as before, in the state in
+    /// which they were. Once.
+    ///
+    /// Each CPU is to be served right away: it may have been waiting.
+    pub fn place(&mut self, targets: Vec<Placed>) {
         for target in targets {
-            server.spaces.add(target);
+            self.spaces.add(target);
         }
-        server.settle();
-        server.claim();
-        Ok(server)
+        self.settle();
+        self.claim();
+    }
+
+    /// Has its targets stop for good, so that others can go on in their place. True: nothing of them
+    /// touches the guest's memory any more. To be asked again until then.
+    pub fn halt(&mut self) -> bool {
+        self.spaces.halt()
+    }
+
+    /// What there is to see of its devices.
+    pub fn inspect(&self) -> Vec<DeviceView> {
+        self.spaces.inspect()
+    }
+
+    /// Nobody has put a device anywhere yet: the guest's firmware has not run.
+    pub fn is_untouched(&self) -> bool {
+        let mut ranges = self.claimed.iter();
+        ranges.all(|range| range.space == IoSpace::Config)
     }
 
     /// Which one it is.

@@ -6,6 +6,7 @@ use xenbus::device_model::{IoRange, IoSpace};
 
 use super::request::{Access, Direction, ElementSize, Operand};
 use super::target::{Claim, Placed, Target, Window};
+use crate::inspect::DeviceView;
 use crate::memory::View;
 
 /// Targets, and where they are.
@@ -83,6 +84,21 @@ impl Spaces {
     pub fn add(&mut self, target: Placed) {
         self.targets.push(target);
         self.refresh();
+    }
+
+    /// Has all targets stop for good. True: they have.
+    pub(super) fn halt(&mut self) -> bool {
+        let mut halted = true;
+        for target in &mut self.targets {
+            halted &= target.target.halt();
+        }
+        halted
+    }
+
+    /// What there is to see of all devices.
+    pub(super) fn inspect(&self) -> Vec<DeviceView> {
+        let targets = self.targets.iter();
+        targets.flat_map(|target| target.target.inspect()).collect()
     }
 
     /// Asks all targets for their claims.

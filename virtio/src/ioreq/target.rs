@@ -6,6 +6,8 @@ use conf_space::Width;
 use xenbus::PciDevice;
 use xenbus::device_model::IoRange;
 
+use crate::inspect::DeviceView;
+
 /// One of the doors at which a target is accessed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Window {
@@ -49,6 +51,17 @@ pub trait Target: Send + Debug {
     /// Adds to `claims` what it answers now, but for configuration space: see [`Placed`]. Only a write
     /// to [`Window::Config`] may change that.
     fn claims(&self, claims: &mut Vec<Claim>);
+
+    /// Has it stop for good. True: nothing of it touches the guest's memory any more. To be asked again
+    /// until then.
+    fn halt(&mut self) -> bool {
+        true
+    }
+
+    /// What there is to see of its devices.
+    fn inspect(&self) -> Vec<DeviceView> {
+        Vec::new()
+    }
 }
 
 /// A target in its place.

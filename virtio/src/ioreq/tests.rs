@@ -130,7 +130,9 @@ impl Setup {
         let xen: Arc<dyn Xen> = Arc::new(self.machine.clone());
         let ledger = Ledger::new(self.ledger.clone()).unwrap();
         let targets = vec![self.device.placed()];
-        Server::open(xen, self.domain, Arc::clone(&self.ram), ledger, targets).unwrap()
+        let mut server = Server::open(xen, self.domain, Arc::clone(&self.ram), ledger).unwrap();
+        server.place(targets);
+        server
     }
 
     fn vcpu(&self) -> Vcpu {
@@ -322,8 +324,9 @@ fn two_devices_at_one_place_are_no_harm() {
     let xen: Arc<dyn Xen> = Arc::new(setup.machine.clone());
     let ledger = Ledger::new(setup.ledger.clone()).unwrap();
     let targets = vec![setup.device.placed(), other.placed()];
-    let server = Server::open(xen, setup.domain, Arc::clone(&setup.ram), ledger, targets);
-    let serving = Serving::start(server.unwrap());
+    let mut server = Server::open(xen, setup.domain, Arc::clone(&setup.ram), ledger).unwrap();
+    server.place(targets);
+    let serving = Serving::start(server);
     setup.vcpu().memory_write(BAR, 4, 1).unwrap();
     assert_eq!((setup.device.deeds().len(), other.deeds().len()), (1, 0));
     setup

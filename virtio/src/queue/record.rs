@@ -93,6 +93,15 @@ impl Record {
         self.words.clear();
     }
 
+    /// How many chains are noted of a queue of up to `max_size` descriptors.
+    pub fn in_flight(&self, max_size: u16) -> usize {
+        if self.header().is_none() {
+            return 0;
+        }
+        let heads = 0..max_size;
+        heads.filter(|head| self.entry(*head).is_some()).count()
+    }
+
     /// There is room for a queue of `size`.
     pub(super) fn fits(&self, size: u16) -> bool {
         self.words.count() >= Self::words(size)

@@ -1,6 +1,7 @@
 //! What all faces of a device have in common: features, status, queues, and the life from reset to
 //! reset (virtio 1.3, sections 2 and 3).
 
+mod inspect;
 #[cfg(test)]
 mod kill_tests;
 mod queues;

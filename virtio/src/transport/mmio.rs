@@ -10,6 +10,7 @@ use self::registers::{CONFIG, Empty, Face, table};
 use super::config;
 use super::core::{Core, Parts};
 use crate::device::DeviceKind;
+use crate::inspect::DeviceView;
 use crate::ioreq::{Claim, Target, Window};
 
 /// Bytes of a slot: the registers, and 256 bytes of device configuration.
@@ -152,6 +153,19 @@ impl Target for Board {
         if let Some((Some(device), offset)) = self.slot(offset) {
             device.write(offset, width, value);
         }
+    }
+
+    fn halt(&mut self) -> bool {
+        let mut halted = true;
+        for device in self.slots.iter_mut().flatten() {
+            halted &= device.core.halt();
+        }
+        halted
+    }
+
+    fn inspect(&self) -> Vec<DeviceView> {
+        let devices = self.slots.iter().flatten();
+        devices.map(|device| device.core.inspect()).collect()
     }
 
     fn claims(&self, claims: &mut Vec<Claim>) {

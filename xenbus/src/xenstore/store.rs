@@ -6,7 +6,7 @@ use super::error::{Error, Request};
 use super::perms::Perm;
 use super::wire::{MessageType, strings};
 use crate::state::XenbusState;
-use crate::types::{ParseNumberError, parse_decimal};
+use crate::types::{DomId, ParseNumberError, parse_decimal};
 
 /// Nodes to read and write: [`super::Client`] outside a transaction, [`super::Transaction`] in one.
 /// A function that takes `&mut impl Store` works in both.
@@ -20,6 +20,15 @@ pub trait Store {
     /// # Errors
     /// xenstored's.
     fn request(&mut self, kind: MessageType, path: &str, rest: &[&[u8]]) -> Result<Vec<u8>, Error>;
+
+    /// Whether xenstored has been told of a domain, which the toolstack does when it has built it.
+    ///
+    /// # Errors
+    /// The connection's.
+    fn is_introduced(&mut self, domain: DomId) -> Result<bool, Error> {
+        let answer = self.request(MessageType::IsDomainIntroduced, &domain.to_string(), &[])?;
+        Ok(answer.first() == Some(&b'T'))
+    }
 
     /// A node's value: any bytes, up to 4096.
     ///

@@ -1,0 +1,369 @@
+//! What operators ask of guests' devices, and wish for them.
+
+use std::path::Path;
+use std::{fs, io};
+
+use log::error;
+use virtio::Interface;
+use virtio::inspect::{DeviceView, feature_names};
+use xenbus::xenstore::{Error as StoreError, Store};
+use xenbus::{DomId, XenError};
+
+use super::assembly::AssemblyError;
+use super::guests::{DOMAINS, PATIENCE, Session, VirtualGuests, lock};
+use super::place::{At, place, settled};
+use super::qemu;
+use super::record::Record;
+use super::session::{Answer, Phase};
+use crate::config::VirtioDevice;
+use crate::control::virtio::{Driven, QueueLine, TerminalLine, VirtioGuest, VirtioLine};
+use crate::session::nodes::optional;
+use crate::text::chain;
+
+/// What is asked for cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum VirtioError {
+    /// There is no such guest.
+    #[error("there is no guest {guest}; `xl list` shows those that there are")]
+    NoGuest {
+        /// Name or number.
+        guest: String,
+    },
+    /// It has none of ours.
+    #[error(
+        "{guest} has no virtio devices of pcibackd's; `pciback virtio list` shows the guests that have"
+    )]
+    NoDevices {
+        /// Name or number.
+        guest: String,
+    },
+    /// It is a PV guest.
+    #[error(
+        "{guest} is no HVM guest: virtio devices are for those, PV guests have Xen's own (disk=, vif=)"
+    )]
+    NotHvm {
+        /// Name or number.
+        guest: String,
+    },
+    /// Its firmware has looked for devices already.
+    #[error(
+        "{guest} runs already, and its firmware has looked for devices: shut it down and create it with them (pciback create, or xl create -p, \
+         pciback virtio add, xl unpause)"
+    )]
+    Runs {
+        /// Name or number.
+        guest: String,
+    },
+    /// Its devices cannot be made.
+    #[error("{guest} has no virtio devices: {why}")]
+    Failed {
+        /// Name or number.
+        guest: String,
+        /// Why.
+        why: String,
+    },
+    /// It takes too long.
+    #[error(
+        "the virtio devices of {guest} are not there after {} s: storage or a tap does not answer (pciback virtio list)",
+        PATIENCE.as_secs()
+    )]
+    TooLong {
+        /// Name or number.
+        guest: String,
+    },
+    /// QEMU has a function there.
+    #[error(
+        "slot {slot:02x} of {guest} is taken by QEMU ({what}), whose device the guest would see: give ours another slot"
+    )]
+    Qemu {
+        /// Name or number.
+        guest: String,
+        /// Which.
+        slot: u8,
+        /// What QEMU has there.
+        what: String,
+    },
+    /// QEMU cannot be asked.
+    #[error("cannot ask the QEMU of {guest} which slots it has taken")]
+    Ask {
+        /// Name or number.
+        guest: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The devices do not fit together.
+    #[error(transparent)]
+    Assembly(#[from] AssemblyError),
+    /// xenstore's.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Xen's.
+    #[error(transparent)]
+    Xen(#[from] XenError),
+    /// Its record cannot be kept.
+    #[error("cannot keep the record of the devices of {guest}; is the run directory full?")]
+    Record {
+        /// Name or number.
+        guest: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl VirtualGuests {
+    /// The guest of this name or number, or all: how their devices are.
+    ///
+    /// # Errors
+    /// [`VirtioError::NoDevices`] when this guest has none.
+    pub fn report(&self, guest: Option<&str>) -> Result<Vec<VirtioGuest>, VirtioError> {
+        let sessions = lock(&self.sessions);
+        let mut guests: Vec<_> = sessions
+            .iter()
+            .map(|(domain, session)| of_session(*domain, session))
+            .collect();
+        drop(sessions);
+        guests.extend(lock(&self.refused).values().cloned());
+        if let Some(wanted) = guest {
+            guests.retain(|guest| guest.name == wanted || guest.domain.to_string() == wanted);
+            if guests.is_empty() {
+                let guest = wanted.to_owned();
+                return Err(VirtioError::NoDevices { guest });
+            }
+        }
+        Ok(guests)
+    }
+
+    /// Gives a guest that has not started yet one more device. Returns where it is.
+    ///
+    /// # Errors
+    /// [`VirtioError`]; the guest has then what it had before.
+    pub fn add_device(&self, guest: &str, device: VirtioDevice) -> Result<String, VirtioError> {
+        let owned = || guest.to_owned();
+        let domain = self.ready_to_start(guest)?;
+        if let Some(answer) = self.opened(guest, domain)?
+            && !answer.untouched
+        {
+            return Err(VirtioError::Runs { guest: owned() });
+        }
+        let known = self.look(&mut self.xen.connect_xenstore()?, domain)?;
+        let known = known.ok_or_else(|| VirtioError::NoGuest { guest: owned() })?;
+        let record = |source| VirtioError::Record {
+            guest: owned(),
+            source,
+        };
+        let kept = Record::open(known.record.clone()).map_err(record)?;
+        let (before, disks) = (
+            kept.devices().map_err(record)?,
+            kept.disks().map_err(record)?,
+        );
+        let mut devices = before.clone().unwrap_or_default();
+        devices.push(device);
+        let all: Vec<_> = devices.iter().chain(disks.values()).cloned().collect();
+        let index = devices.len().saturating_sub(1);
+        let settled = settled(&all).map_err(AssemblyError::from)?;
+        let devices: Vec<_> = settled.into_iter().take(devices.len()).collect();
+        let place = devices.get(index).map(place_of).unwrap_or_default();
+        self.end(domain);
+        kept.set_devices(&devices).map_err(record)?;
+        let Err(error) = self.start(domain, &known, true) else {
+            return Ok(place);
+        };
+        match &before {
+            Some(before) => {
+                kept.set_devices(before).map_err(record)?;
+                if let Err(error) = self.start(domain, &known, true) {
+                    error!("domain {domain}: {}", chain(&error));
+                }
+            }
+            None => fs::remove_dir_all(&known.record).map_err(record)?,
+        }
+        Err(VirtioError::Failed {
+            guest: owned(),
+            why: chain(&error),
+        })
+    }
+
+    /// Waits until a guest's devices are there, and looks that QEMU has none in their slots. Returns where they are.
+    ///
+    /// # Errors
+    /// [`VirtioError`].
+    pub fn wait_until_ready(&self, guest: &str) -> Result<Vec<String>, VirtioError> {
+        let domain = self.find(guest)?;
+        // If it is so new that nobody has seen it yet.
+        self.ensure(&mut self.xen.connect_xenstore()?, domain)?;
+        if self.opened(guest, domain)?.is_none() {
+            return Ok(Vec::new());
+        }
+        let record = lock(&self.sessions)
+            .get(&domain)
+            .map(|session| session.record.clone());
+        let devices = record.map(|record| devices_of(&record)).unwrap_or_default();
+        let seated = place(&devices).map_err(AssemblyError::from)?;
+        let ours: Vec<_> = seated.iter().map(|(seat, _)| seat.at()).collect();
+        let theirs = qemu::functions(&qemu::socket(domain)).map_err(|source| VirtioError::Ask {
+            guest: guest.to_owned(),
+            source,
+        })?;
+        for function in theirs {
+            let is_there = |at: &At| matches!(at, At::Pci(slot) if slot.number() == function.slot);
+            if ours.iter().any(is_there) {
+                return Err(VirtioError::Qemu {
+                    guest: guest.to_owned(),
+                    slot: function.slot,
+                    what: function.what,
+                });
+            }
+        }
+        Ok(ours.iter().map(At::to_string).collect())
+    }
+
+    /// The domain of this number or name.
+    fn find(&self, guest: &str) -> Result<DomId, VirtioError> {
+        let mut store = self.xen.connect_xenstore()?;
+        for domain in optional(store.directory(DOMAINS))?.unwrap_or_default() {
+            let Ok(domain) = domain.parse::<DomId>() else {
+                continue;
+            };
+            let name = optional(store.read_string(&format!("{DOMAINS}/{domain}/name")))?;
+            if domain.to_string() == guest || name.as_deref() == Some(guest) {
+                return Ok(domain);
+            }
+        }
+        Err(VirtioError::NoGuest {
+            guest: guest.to_owned(),
+        })
+    }
+
+    /// An HVM guest that is paused: what has not run yet is.
+    fn ready_to_start(&self, guest: &str) -> Result<DomId, VirtioError> {
+        let domain = self.find(guest)?;
+        let info = self.xen.domain_info(domain)?;
+        let guest = guest.to_owned();
+        match info.filter(|info| !info.gone) {
+            None => Err(VirtioError::NoGuest { guest }),
+            Some(info) if !info.hvm => Err(VirtioError::NotHvm { guest }),
+            Some(info) if !info.paused => Err(VirtioError::Runs { guest }),
+            Some(_) => Ok(domain),
+        }
+    }
+
+    /// How a guest's devices are, once they are open; `None`: it has none.
+    fn opened(&self, guest: &str, domain: DomId) -> Result<Option<Answer>, VirtioError> {
+        let watched = lock(&self.sessions)
+            .get(&domain)
+            .map(|session| session.handle.watched());
+        let Some(watched) = watched else {
+            return Ok(None);
+        };
+        let guest = guest.to_owned();
+        match watched.wait(PATIENCE) {
+            Phase::Opening => return Err(VirtioError::TooLong { guest }),
+            Phase::Failed(why) | Phase::Waiting(why) => {
+                return Err(VirtioError::Failed { guest, why });
+            }
+            Phase::Serving => {}
+        }
+        let sessions = lock(&self.sessions);
+        let answer = sessions
+            .get(&domain)
+            .and_then(|session| session.handle.ask());
+        match answer {
+            Some(answer) => Ok(Some(answer)),
+            None => Err(VirtioError::TooLong { guest }),
+        }
+    }
+}
+
+/// Those that the guest was made with.
+fn devices_of(record: &Path) -> Vec<VirtioDevice> {
+    let Ok(record) = Record::open(record.to_owned()) else {
+        return Vec::new();
+    };
+    let mut devices = record.devices().ok().flatten().unwrap_or_default();
+    devices.extend(record.disks().unwrap_or_default().into_values());
+    devices
+}
+
+/// Where a device is that has a place of its own.
+fn place_of(device: &VirtioDevice) -> String {
+    let seated = place([device]).unwrap_or_default();
+    let at = seated.first().map(|(seat, _)| seat.at());
+    at.map(|at| at.to_string()).unwrap_or_default()
+}
+
+fn of_session(domain: DomId, session: &Session) -> VirtioGuest {
+    let (state, reason) = match session.handle.phase() {
+        Phase::Opening => ("opening", None),
+        Phase::Serving => ("served", None),
+        Phase::Waiting(why) => ("waiting", Some(why)),
+        Phase::Failed(why) => ("refused", Some(why)),
+    };
+    let devices = match state {
+        "refused" => Vec::new(),
+        _ => devices_of(&session.record),
+    };
+    let views = session.handle.ask().map(|answer| answer.devices);
+    let mut views = views.unwrap_or_default().into_iter();
+    let terminals = session.handle.terminals();
+    let mut placed = place(&devices).unwrap_or_default();
+    // As they are in the guest: functions in their order, then virtio-mmio by slot.
+    placed.sort_by_key(|(seat, _)| match seat.at() {
+        At::Pci(_) => None,
+        At::Mmio(slot) => Some(slot),
+    });
+    let lines = placed.into_iter().map(|(seat, device)| {
+        let of_place = terminals.iter().filter(|(at, _)| *at == seat.at());
+        VirtioLine {
+            place: seat.at().to_string(),
+            configured: device.clone(),
+            driven: views.next().map(|view| driven(&view)),
+            terminals: of_place
+                .map(|(_, terminal)| TerminalLine {
+                    port: terminal.port.clone(),
+                    path: terminal.path.clone(),
+                })
+                .collect(),
+        }
+    });
+    VirtioGuest {
+        domain: domain.0,
+        name: session.name.clone(),
+        state: state.to_owned(),
+        reason,
+        devices: lines.collect(),
+    }
+}
+
+fn driven(view: &DeviceView) -> Driven {
+    let names = view.status.iter_names();
+    let unused = view.offered.difference(view.chosen);
+    Driven {
+        status: names.map(|(name, _)| name.to_owned()).collect(),
+        interface: match view.interface {
+            Interface::Legacy => "legacy",
+            Interface::Modern => "modern",
+        }
+        .to_owned(),
+        msix: view.msix,
+        features: feature_names(view.kind, view.chosen),
+        not_chosen: feature_names(view.kind, unused),
+        queues: (0u16..)
+            .zip(&view.queues)
+            .map(|(number, queue)| QueueLine {
+                queue: number,
+                enabled: queue.ready,
+                size: queue.size,
+                max_size: queue.max_size,
+                descriptors: queue.descriptors,
+                driver: queue.driver,
+                device: queue.device,
+                available: queue.indices.map(|(available, _)| available),
+                used: queue.indices.map(|(_, used)| used),
+                in_flight: queue.in_flight,
+                vector: queue.vector,
+            })
+            .collect(),
+    }
+}
