@@ -17,8 +17,8 @@ version = 1
 END
   must "the backend starts" start_backend
   check "the table for the guest is written" eval 'pciback acpi hvm >/tmp/line'
-  must "an HVM guest starts" create_guest hvm 'type="hvm"; kernel="/lab/vmlinuz"; ramdisk="/lab/guest.img.gz"; memory=300' 'vga="none"; nographic=1' \
-    "$(cat /tmp/line)" "disk=[\"$virtio,vdev=xvde,target=/tmp/one.img\", \"$virtio,vdev=xvdf,target=/tmp/two.img\"]"
+  must "an HVM guest starts" create_hvm_guest hvm "$(cat /tmp/line)" \
+    "disk=[\"$virtio,vdev=xvde,target=/tmp/one.img\", \"$virtio,vdev=xvdf,target=/tmp/two.img\"]"
   check "its drivers take the devices" guest hvm 'modprobe virtio_mmio && modprobe virtio_rng && modprobe virtio_blk && wait_until [ -b /dev/vdb ]'
   check "one disk is of version 2, the other of version 1" has "1 0" guest hvm 'echo $(cut -c 33 /sys/block/vd[ab]/device/features)'
   check "one disk has what is in its image" has "$(first_mib </tmp/one.img)" guest hvm 'sum_of /dev/vda'
