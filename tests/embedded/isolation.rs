@@ -39,7 +39,7 @@ fn work(frontend: &mut Frontend, count: usize) {
 /// A driver that behaves takes over.
 fn reload(house: &House, (domain, frontend): &mut (DomId, Frontend)) {
     frontend.unload().unwrap();
-    house.until_node(*domain, "state", "6");
+    house.until_node(*domain, "state", "4");
     frontend.write_state("1").unwrap();
     house.until_node(*domain, "state", "3");
     frontend.publish().unwrap();

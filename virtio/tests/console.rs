@@ -176,8 +176,39 @@ fn ports_are_made_known_with_their_names_and_tell_when_somebody_comes_and_goes()
     let mut bytes = [0; 5];
     agent.read_exact(&mut bytes).unwrap();
     assert_eq!(&bytes, b"hello");
+    machine.tell(1, 6, 1);
     agent.write_all(b"and back").unwrap();
     assert_eq!(machine.receive(4), b"and back");
+}
+
+#[test]
+fn bytes_wait_at_the_hosts_end_until_somebody_in_the_guest_opens_the_port() {
+    let mut machine = Machine::new(nowhere(), feature::MULTIPORT);
+    let words = kept(&mut machine);
+    machine.tell(1, 3, 1);
+    machine.told();
+    let mut agent = machine.agent();
+    assert_eq!(machine.told(), (1, 6, 1, vec![]));
+    machine.tell(1, 6, 1);
+    agent.write_all(b"first").unwrap();
+    assert_eq!(machine.receive(4), b"first");
+    machine.tell(1, 6, 0);
+    agent.write_all(b"second").unwrap();
+    let buffer = [writable(BUFFERS, 100)];
+    machine.drivers[4].offer(&machine.guest, &buffer, None);
+    machine.device.notify(4);
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(machine.drivers[4].used(&machine.guest), None);
+    machine.tell(1, 6, 1);
+    let (_, len) = machine.device.used(&mut machine.drivers[4], &machine.guest);
+    assert_eq!(machine.guest.read(BUFFERS, len as usize), b"second");
+    // The next process knows that it is open.
+    restarted(&mut machine, &words, None);
+    let mut agent = machine.agent();
+    assert_eq!(machine.told(), (1, 6, 0, vec![]));
+    assert_eq!(machine.told(), (1, 6, 1, vec![]));
+    agent.write_all(b"third").unwrap();
+    assert_eq!(machine.receive(4), b"third");
 }
 
 /// Another process goes on with the driver's queues.

@@ -276,7 +276,7 @@ fn a_driver_that_is_loaded_anew_in_the_middle_is_not_asked_what_its_predecessor_
     setup.report(Fatal);
     expect(&mut frontend, Detected, ChannelState::Frozen);
     frontend.unload().unwrap();
-    setup.house.until_node(domain, "state", "6");
+    setup.house.until_node(domain, "state", "4");
     frontend.write_state("1").unwrap();
     setup.house.until_node(domain, "state", "3");
     frontend.publish().unwrap();

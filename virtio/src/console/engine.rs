@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nix::poll::PollFlags;
 use zerocopy::FromBytes;
 
-use super::control::{DEVICE_READY, Message, PORT_READY};
+use super::control::{DEVICE_READY, Message, PORT_OPEN, PORT_READY};
 use super::endpoint::Descriptor;
 use super::port::{BATCH, PortState};
 use super::{CONTROL_RECEIVE, CONTROL_TRANSMIT, Port, feature, queues_of_port};
@@ -160,7 +160,8 @@ impl Engine {
                 progress[0] = state.transmit(&mut Turn::new(queue, transmit, ram, events))?;
             }
             if let Some(Some(queue)) = self.queues.get_mut(usize::from(receive)) {
-                progress[1] = state.receive(&mut Turn::new(queue, receive, ram, events))?;
+                progress[1] =
+                    state.receive(&mut Turn::new(queue, receive, ram, events), multiport)?;
             }
             let [transmit, receive] = progress;
             // Somebody has gone: the driver is to be told.
@@ -223,21 +224,25 @@ impl Engine {
 
 /// What the driver says.
 fn hear(ports: &mut [PortState], message: Message) {
-    if message.value.get() != 1 {
-        return;
-    }
+    let port = ports.get_mut(message.port.get() as usize);
+    let value = message.value.get() == 1;
     match message.event.get() {
-        DEVICE_READY => {
+        DEVICE_READY if value => {
             for port in ports {
                 port.add();
             }
         }
-        PORT_READY => {
-            if let Some(port) = ports.get_mut(message.port.get() as usize) {
+        PORT_READY if value => {
+            if let Some(port) = port {
                 port.begin(message.port.get() == 0);
             }
         }
-        // Who has opened the port in the guest, or failed to, changes nothing here.
+        PORT_OPEN => {
+            if let Some(port) = port {
+                port.set_guest_open(value);
+            }
+        }
+        // A port that the driver has failed to set up stays as it is.
         _ => {}
     }
 }

@@ -33,6 +33,8 @@ bitflags::bitflags! {
         const CONSOLE = 1 << 3;
         /// It is to be told the port's name.
         const NAME = 1 << 4;
+        /// Somebody in the guest has the port open.
+        const GUEST_OPEN = 1 << 5;
     }
 }
 
@@ -109,10 +111,16 @@ impl PortState {
     /// The driver is ready for this port, and takes it for closed.
     pub fn begin(&mut self, console: bool) {
         let named = !self.port.name.is_empty();
-        self.control.remove(Control::BELIEVED_OPEN);
+        self.control
+            .remove(Control::BELIEVED_OPEN | Control::GUEST_OPEN);
         self.control.set(Control::CONSOLE, console);
         self.control.set(Control::NAME, named);
         self.set(Control::READY, true);
+    }
+
+    /// Somebody in the guest has opened the port, or closed it.
+    pub fn set_guest_open(&mut self, open: bool) {
+        self.set(Control::GUEST_OPEN, open);
     }
 
     /// Looks whether somebody is at the host's end. Nobody is let in before the driver has been told that
@@ -211,11 +219,16 @@ impl PortState {
     }
 
     /// To the guest. Bytes are read from the host's end when there is a buffer to put them into, so that
-    /// none are anywhere that a restart does not find.
-    pub fn receive(&mut self, turn: &mut Turn<'_>) -> Result<Progress, RingError> {
+    /// none are anywhere that a restart does not find. With several ports the driver tells when one is open
+    /// in the guest. As long as it is not, the bytes wait at the host's end, for the driver would drop them.
+    pub fn receive(&mut self, turn: &mut Turn<'_>, multiport: bool) -> Result<Progress, RingError> {
         for _ in 0..BATCH {
             // What was read before a restart goes first.
             let rest = self.receiving.is_under_way();
+            if !rest && multiport && !self.control.contains(Control::GUEST_OPEN) {
+                turn.announce()?;
+                return Ok(Progress::Guest);
+            }
             let more = self.open && self.port.endpoint.is_readable();
             if !(rest || more) {
                 turn.announce()?;
