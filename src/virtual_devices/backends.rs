@@ -183,6 +183,10 @@ fn open_links(card: &Card, own: &str) -> Result<Vec<Link>, BackendError> {
     }
 }
 
+/// Of the host's end, as with the toolstack's own scripts. A bridge takes on the lowest address of its ports: this is never it, unless there is
+/// no other, and then it is the same after a restart, and what the guest knows of the bridge stays true.
+const HOST_END: &str = "fe:ff:ff:ff:ff:ff";
+
 /// As the toolstack's own scripts do it.
 fn join(tap: &str, bridge: &Interface) -> Result<(), BackendError> {
     let words = [
@@ -191,6 +195,8 @@ fn join(tap: &str, bridge: &Interface) -> Result<(), BackendError> {
         "set",
         "dev",
         tap,
+        "address",
+        HOST_END,
         "master",
         bridge.as_str(),
         "up",

@@ -9,6 +9,24 @@ nic_up() {
   wait_until grep -q 1 /sys/class/net/eth0/carrier
 }
 
+# card_up MAC ADDRESS: the network card with this hardware address
+card_up() {
+  local card
+  wait_until grep -l "$1" /sys/class/net/*/address || return
+  card=$(grep -l "$1" /sys/class/net/*/address | cut -d/ -f5)
+  ip link set "$card" up && ip addr add "$2/24" dev "$card"
+}
+
+# per_second COUNT COMMAND...: how many that is, if the command does COUNT of something
+per_second() {
+  local count="$1" begin end
+  shift
+  read -r begin _ </proc/uptime
+  "$@" >/dev/null 2>&1 || return
+  read -r end _ </proc/uptime
+  echo "$count $begin $end" | awk '{printf "%.2f\n", $1 / ($3 - $2)}'
+}
+
 # wait_until COMMAND...: half a minute at most
 wait_until() {
   for _ in $(seq 150); do

@@ -1,4 +1,4 @@
-# speed of virtio disks, side by side with QEMU's in one guest and on the same image: pcibackd, QEMU, QEMU, pcibackd, twice; and one by io_uring
+# speed of virtio disks and network cards, side by side with QEMU's in one guest: pcibackd, QEMU, QEMU, pcibackd, twice; and a disk by io_uring
 ALONE=yes
 MACHINE=hvm
 TIMEOUT=1800
@@ -19,24 +19,39 @@ serial = "ours"
 type = "blk"
 path = "/dev/ram0"
 serial = "ram"
+[[guest.hvm.virtio]]
+type = "net"
+bridge = "ours"
+mac = "00:16:3e:00:00:01"
 END
+  must "dom0 has a bridge for each network card" eval 'modprobe tun && modprobe bridge && bridge_up ours 10.0.3.1 && bridge_up theirs 10.0.4.1'
   # Linux would have QEMU take its virtio disk away: a guest of Xen's does not need what is emulated
   GUEST_KERNEL="$GUEST_KERNEL xen_emul_unplug=never"
   must "the backend starts" start_backend
   must "an HVM guest starts" create_guest hvm 'type="hvm"; kernel="/lab/vmlinuz"; ramdisk="/lab/guest.img.gz"; memory=300' 'vga="none"; nographic=1' \
     "device_model_args_hvm=[$(device_model_args)]"
+  must "QEMU's card is at its bridge" ip link set tap0 master theirs up
   echo "VALUE the device model: $(tr '\0' ' ' <"/proc/$(pidof xen-qemu-system-i386)/cmdline")"
   GUEST_TIMEOUT=120
   must "it has all disks" guest hvm 'modprobe virtio_pci && modprobe virtio_blk && for disk in ours theirs ram; do wait_until disk_called $disk || exit; done'
   check "io_uring is used" uses_io_uring
   check "by it the disk has what is in its image" has "$(first_mib </dev/ram0)" guest hvm 'sum_of /dev/$(disk_called ram)'
-  check "what the guest writes" guest hvm 'yes pciback | dd of=/dev/$(disk_called ram) bs=64k count=16 oflag=direct iflag=fullblock 2>/dev/null; sync'
-  check "is there" eval '[ "$(first_mib </dev/ram0)" = "$(yes pciback | first_mib)" ]'
-  measure blk_randread_qd1 randread 4096 1
-  measure blk_randread_qd32 randread 4096 32
-  measure blk_read_seq read 1048576 1
-  measure blk_write_seq write 1048576 1
+  check "what the guest writes" eval 'guest hvm "write_noise /dev/\$(disk_called ram)" >/tmp/written'
+  check "is there" has "$(first_mib </dev/ram0)" cat /tmp/written
+  measure blk_randread_qd1 requests 'lab-guest disk /dev/$(disk_called WHO) randread 4096 1 2'
+  measure blk_randread_qd32 requests 'lab-guest disk /dev/$(disk_called WHO) randread 4096 32 2'
+  measure blk_read_seq requests 'lab-guest disk /dev/$(disk_called WHO) read 1048576 1 2'
+  measure blk_write_seq requests 'lab-guest disk /dev/$(disk_called WHO) write 1048576 1 2'
   check "idle, it does nothing" idle
+  must "the guest has both cards" guest hvm 'modprobe virtio_net && card_up 00:16:3e:00:00:01 10.0.3.2 && card_up 00:16:3e:00:00:02 10.0.4.2'
+  check "one reaches dom0" guest hvm 'ping -c 3 -A -W 5 10.0.3.1'
+  check "and the other" guest hvm 'ping -c 3 -A -W 5 10.0.4.1'
+  printf '#!/bin/sh\nexec cat >/dev/null\n' >/tmp/sink
+  chmod +x /tmp/sink
+  nc -ll -p 5001 -e /tmp/sink &
+  ours=10.0.3.1 theirs=10.0.4.1
+  measure net_ping pings 'per_second 300 ping -q -A -c 300 ADDRESS'
+  measure net_bulk MiB 'per_second 48 eval "dd if=/dev/zero bs=64k count=768 | nc ADDRESS 5001"'
 }
 
 first_mib() { dd bs=64k count=16 iflag=fullblock 2>/dev/null | sha256sum | cut -d' ' -f1; }
@@ -53,24 +68,27 @@ uses_io_uring() {
 # lock, as pcibackd has one. It has no iothread: with one, this QEMU dies on Xen (blk_register_buf: Assertion `qemu_in_main_thread()' failed).
 device_model_args() {
   set -- -drive if=none,id=disk,file=/mnt/disk.img,format=raw,cache=writeback,aio=threads,file.locking=off \
-    -device virtio-blk-pci,drive=disk,serial=theirs
+    -device virtio-blk-pci,drive=disk,serial=theirs \
+    -netdev tap,id=net,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=net,mac=00:16:3e:00:00:02
   printf '"%s",' "$@" | sed 's/,$//'
 }
 
-# measure NAME PATTERN BYTES DEPTH
+# measure NAME UNIT COMMAND: in the guest; WHO in it is ours or theirs, ADDRESS is dom0's at that one's bridge
 measure() {
-  local name="$1" who figure turn=0
-  shift
+  local name="$1" unit="$2" who address figure turn=0
   for who in ours theirs theirs ours ours theirs theirs ours; do
     turn=$((turn + 1))
-    figure=$(guest hvm "lab-guest disk /dev/\$(disk_called $who) $* 2")
+    eval "address=\$$who"
+    figure=$(guest hvm "$(echo "$3" | sed "s/WHO/$who/; s/ADDRESS/$address/")")
     must "$name, $who" is_figure "$figure"
     echo "$figure" >>$STATE/$name.$who
-    echo "VALUE $name.$who.$turn $figure requests/s"
+    echo "VALUE $name.$who.$turn $figure $unit/s"
   done
   awk -v name="$name" 'FNR == 1 {file++} {sum[file] += $1} END {printf "RATIO %s %.3f\n", name, sum[1] / sum[2]}' \
     $STATE/$name.ours $STATE/$name.theirs
 }
+
+bridge_up() { ip link add "$1" type bridge && ip addr add "$2/24" dev "$1" && ip link set "$1" up; }
 
 is_figure() { echo "$1" | grep -xE '[0-9]+\.[0-9]+'; }
 
