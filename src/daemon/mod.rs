@@ -242,10 +242,11 @@ fn serve(
         Arc::clone(&live),
         run_dir.join("virtual"),
     ));
-    let mut domains = virtual_guests.watch()?;
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;
     guests.follow(&mut watcher)?;
+    // What these do with disks of xl's may wait for storage.
+    let mut domains = virtual_guests.watch()?;
 
     let driver = Arc::new(SlotDriver::new(
         Arc::clone(&devices),

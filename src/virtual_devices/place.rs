@@ -156,6 +156,24 @@ pub(super) fn settled(devices: &[VirtioDevice]) -> Result<Vec<VirtioDevice>, Pla
     Ok(settled.collect())
 }
 
+/// The last of these devices with the slot that it gets among all of them, and where that is.
+///
+/// # Errors
+/// [`PlaceError`].
+pub(super) fn settle_last(devices: &[&VirtioDevice]) -> Result<(At, VirtioDevice), PlaceError> {
+    let last = devices.last().copied();
+    let seated = place(devices.iter().copied())?;
+    let found = seated
+        .into_iter()
+        .find(|(_, device)| last.is_some_and(|last| std::ptr::eq(last, *device)));
+    let (seat, device) = found.ok_or(PlaceError::Full)?;
+    let settled = VirtioDevice {
+        place: seat.place(),
+        model: device.model.clone(),
+    };
+    Ok((seat.at(), settled))
+}
+
 fn is_free(seated: &[(Seat, &VirtioDevice)], seat: Seat) -> bool {
     seated.iter().all(|(taken, _)| taken.at() != seat.at())
 }

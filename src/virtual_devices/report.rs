@@ -11,7 +11,7 @@ use xenbus::{DomId, XenError};
 
 use super::assembly::AssemblyError;
 use super::guests::{DOMAINS, PATIENCE, Session, VirtualGuests, lock};
-use super::place::{At, place, settled};
+use super::place::{At, place, settle_last, settled};
 use super::qemu;
 use super::record::Record;
 use super::session::{Answer, Phase};
@@ -158,17 +158,22 @@ impl VirtualGuests {
             kept.devices().map_err(record)?,
             kept.disks().map_err(record)?,
         );
-        let mut devices = before.clone().unwrap_or_default();
+        // Those of the configuration, if nobody has begun with them yet.
+        let mut devices = match &before {
+            Some(before) => before.clone(),
+            None => settled(&known.configured).map_err(AssemblyError::from)?,
+        };
+        let all: Vec<_> = devices
+            .iter()
+            .chain(disks.values())
+            .chain([&device])
+            .collect();
+        let (at, device) = settle_last(&all).map_err(AssemblyError::from)?;
         devices.push(device);
-        let all: Vec<_> = devices.iter().chain(disks.values()).cloned().collect();
-        let index = devices.len().saturating_sub(1);
-        let settled = settled(&all).map_err(AssemblyError::from)?;
-        let devices: Vec<_> = settled.into_iter().take(devices.len()).collect();
-        let place = devices.get(index).map(place_of).unwrap_or_default();
         self.end(domain);
         kept.set_devices(&devices).map_err(record)?;
         let Err(error) = self.start(domain, &known, true) else {
-            return Ok(place);
+            return Ok(at.to_string());
         };
         match &before {
             Some(before) => {
@@ -194,7 +199,16 @@ impl VirtualGuests {
         // If it is so new that nobody has seen it yet.
         self.ensure(&mut self.xen.connect_xenstore()?, domain)?;
         if self.opened(guest, domain)?.is_none() {
-            return Ok(Vec::new());
+            let refused = lock(&self.refused).get(&domain).cloned();
+            let known = self.look(&mut self.xen.connect_xenstore()?, domain)?;
+            if refused.is_none() && known.is_none_or(|known| known.configured.is_empty()) {
+                return Ok(Vec::new());
+            }
+            let reason = refused.and_then(|refused| refused.reason);
+            return Err(VirtioError::Failed {
+                guest: guest.to_owned(),
+                why: reason.unwrap_or_else(|| "the daemon's log says why".to_owned()),
+            });
         }
         let record = lock(&self.sessions)
             .get(&domain)
@@ -284,13 +298,6 @@ fn devices_of(record: &Path) -> Vec<VirtioDevice> {
     let mut devices = record.devices().ok().flatten().unwrap_or_default();
     devices.extend(record.disks().unwrap_or_default().into_values());
     devices
-}
-
-/// Where a device is that has a place of its own.
-fn place_of(device: &VirtioDevice) -> String {
-    let seated = place([device]).unwrap_or_default();
-    let at = seated.first().map(|(seat, _)| seat.at());
-    at.map(|at| at.to_string()).unwrap_or_default()
 }
 
 fn of_session(domain: DomId, session: &Session) -> VirtioGuest {

@@ -69,6 +69,17 @@ fn a_guest_that_is_paused_gets_what_is_added_besides_what_it_was_to_have() {
 }
 
 #[test]
+fn a_guest_with_slots_of_virtio_mmio_gets_what_is_added_and_keeps_what_it_had() {
+    let house = with_rng("slot = \"3\"\ntransport = \"mmio\"\n");
+    house.machine.create_domain("web", DomainKind::Hvm).unwrap();
+    assert_eq!(wait(&house, "web").unwrap(), ["mmio slot 3"]);
+    assert_eq!(add(&house, "web", "type = \"rng\"").unwrap(), ["slot 1f"]);
+    let more = "type = \"rng\", transport = \"mmio\"";
+    assert_eq!(add(&house, "web", more).unwrap(), ["mmio slot 0"]);
+    assert_eq!(wait(&house, "web").unwrap().len(), 3);
+}
+
+#[test]
 fn devices_are_added_to_no_guest_that_runs_or_is_none() {
     let house = with_rng("");
     for (name, kind) in [("running", DomainKind::Hvm), ("pv", DomainKind::Pv)] {

@@ -72,6 +72,15 @@ pub enum CommandError {
         #[source]
         source: io::Error,
     },
+    /// xl would not come back in time.
+    #[error(
+        "with '{word}' xl comes back too late for a guest that is to get its devices before it runs: leave it out, and use 'xl console' or \
+         'xl vncviewer' afterwards"
+    )]
+    XlWaits {
+        /// The argument.
+        word: String,
+    },
     /// The facade could not be laid or taken away.
     #[error(transparent)]
     Facade(#[from] FacadeError),

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -37,6 +37,7 @@ pub(crate) struct Served<T> {
     state: Mutex<T>,
     wake: EventFd,
     stop: AtomicBool,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl<T: Send + 'static> Served<T> {
@@ -54,14 +55,16 @@ impl<T: Send + 'static> Served<T> {
             state: Mutex::new(state),
             wake: EventFd::from_value_and_flags(0, flags)?,
             stop: AtomicBool::new(false),
+            thread: Mutex::new(None),
         });
         let shared = Arc::clone(&served);
-        thread::Builder::new().name(name).spawn(move || {
+        let thread = thread::Builder::new().name(name).spawn(move || {
             while !shared.stop.load(Ordering::SeqCst) {
                 let waiting = step(&mut shared.lock());
                 shared.wait(&waiting);
             }
         })?;
+        *served.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(served)
     }
 
@@ -76,11 +79,20 @@ impl<T: Send + 'static> Served<T> {
         let _ = self.wake.write(1);
     }
 
-    /// Has the thread end. Before it does it finds the state as `let_go` leaves it.
+    /// Has the thread end, and waits for it, so that its descriptors are free for whoever comes next: it takes no step that waits.
+    /// Before it ends it finds the state as `let_go` leaves it. Not to be called by that thread.
     pub fn end(&self, let_go: impl FnOnce(&mut T)) {
         self.stop.store(true, Ordering::SeqCst);
         let_go(&mut self.lock());
         self.wake();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if thread.is_some_and(|thread| thread.join().is_err()) {
+            log::error!("a thread that served a virtio device has panicked; please report this");
+        }
     }
 
     fn wait(&self, waiting: &impl Waiting) {

@@ -25,7 +25,7 @@ pub struct Card {
 pub enum CardLink {
     /// A tap that is there already.
     Tap(Interface),
-    /// A tap of ours, in this bridge of the host's. It is there for as long as the guest.
+    /// A tap of ours, in this bridge of the host's. It is there for as long as the daemon serves the guest.
     Bridge(Interface),
 }
 

@@ -14,7 +14,7 @@ use super::{Guest, StartError, VirtualGuests, lock};
 use crate::config::{Model, Place, VirtioDevice};
 use crate::session::nodes::{self, optional};
 use crate::text::{chain, printable};
-use crate::virtual_devices::place::{At, PlaceError, place};
+use crate::virtual_devices::place::{At, PlaceError, settle_last};
 use crate::virtual_devices::record::Record;
 use crate::virtual_devices::xl_disk::{BACKENDS, Nodes, Step, Unfit, step};
 
@@ -144,7 +144,7 @@ impl VirtualGuests {
             .guest
             .get(&guest.name)
             .and_then(|guest| guest.disk.get(&nodes.dev));
-        let mut wanted = nodes.device(&settings.cloned().unwrap_or_default())?;
+        let wanted = nodes.device(&settings.cloned().unwrap_or_default())?;
         if lock(&self.refused).contains_key(&domain) {
             return Err(Refusal::Others);
         }
@@ -175,11 +175,8 @@ impl VirtualGuests {
             .chain(before.values())
             .chain([&wanted])
             .collect();
-        let at = place_of_last(&all)?;
-        if let (At::Mmio(seat), Place::Mmio { slot, .. }) = (at, &mut wanted.place) {
-            *slot = Some(seat);
-        }
-        disks.insert(device, wanted);
+        let (at, settled) = settle_last(&all)?;
+        disks.insert(device, settled);
         // Its thread first, for it has the images open.
         let had_others = self.end(domain);
         record.set_disks(&disks)?;
@@ -235,16 +232,6 @@ impl VirtualGuests {
         info!("domain {domain}: disk {device} is taken away");
         Ok(())
     }
-}
-
-/// The place of the last of these devices among all of them.
-fn place_of_last(devices: &[&VirtioDevice]) -> Result<At, PlaceError> {
-    let last = devices.last().copied();
-    let seated = place(devices.iter().copied())?;
-    let seat = seated
-        .iter()
-        .find(|(_, device)| last.is_some_and(|last| std::ptr::eq(last, *device)));
-    seat.map(|(seat, _)| seat.at()).ok_or(PlaceError::Full)
 }
 
 /// Until then an image is locked. Whoever hears that the disk is gone may use the image for something else, and the next

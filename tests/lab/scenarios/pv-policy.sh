@@ -57,6 +57,7 @@ story() {
   must "it starts" create_guest pv 'pci=["00:05.0"]'
   check "and sees the card where dom0 has it" has '00:05.0 "0200" "8086" "10d3"' guest pv lspci -mn
   check "it shuts down" shut_down pv
+  check "the next one is to see it as most do" pciback set --guest pv topology=vpci
   follows
 }
 

@@ -19,7 +19,7 @@ of --virtio), and it starts when all of them are there. If one of them cannot be
 Examples:
   pciback create web.cfg
   pciback create web.cfg --virtio type=blk,path=/var/lib/images/web.raw --virtio type=net,bridge=xenbr0
-  pciback create web.cfg -- -c 'memory=1024'";
+  pciback create web.cfg -- 'memory=1024'";
 
 /// What `pciback create` takes.
 #[derive(Debug, Args)]
@@ -38,6 +38,7 @@ pub struct Create {
 
 /// Makes a guest with all its virtio devices, or none.
 pub fn run(run_dir: &Path, arguments: &Create) -> Result<Outcome, CommandError> {
+    refuse_waiting(&arguments.xl)?;
     // Nothing is begun without the daemon.
     let request = Request::Virtio { guest: None };
     daemon::ask(run_dir, &request, |response| {
@@ -45,9 +46,8 @@ pub fn run(run_dir: &Path, arguments: &Create) -> Result<Outcome, CommandError> 
     })?;
     let name = name_of(arguments)?;
     xl(&create(arguments, "-p"))?;
-    let domain = words_of(&["domid".into(), name.clone()])?.trim().to_owned();
-    let started = equip(run_dir, &domain, &arguments.virtio)
-        .and_then(|places| xl(&["unpause".into(), domain.clone()]).map(|()| places));
+    let started = equip(run_dir, &name, &arguments.virtio)
+        .and_then(|places| xl(&["unpause".into(), name.clone()]).map(|()| places));
     match started {
         Ok(places) => {
             if !places.is_empty() {
@@ -60,9 +60,27 @@ pub fn run(run_dir: &Path, arguments: &Create) -> Result<Outcome, CommandError> 
         }
         Err(error) => {
             output::complain(&format!("{name} does not start; it is destroyed again"));
-            xl(&["destroy".into(), domain])?;
+            xl(&["destroy".into(), name])?;
             Err(error)
         }
+    }
+}
+
+/// With these xl does not come back as long as the guest runs, or its console is open: the guest would stay paused.
+fn refuse_waiting(words: &[String]) -> Result<(), CommandError> {
+    const WAITING: [&str; 8] = [
+        "-c",
+        "--console",
+        "-F",
+        "--foreground",
+        "-V",
+        "--vncviewer",
+        "-A",
+        "--vncviewer-autopass",
+    ];
+    match words.iter().find(|word| WAITING.contains(&word.as_str())) {
+        Some(word) => Err(CommandError::XlWaits { word: word.clone() }),
+        None => Ok(()),
     }
 }
 
@@ -155,6 +173,15 @@ fn words_of(words: &[String]) -> Result<String, CommandError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_keeps_xl_from_coming_back_is_refused() {
+        for word in ["-c", "-F", "--vncviewer"] {
+            let error = refuse_waiting(&["memory=1024".into(), word.into()]).unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+        }
+        refuse_waiting(&["memory=1024".into(), "-e".into()]).unwrap();
+    }
 
     #[test]
     fn the_guest_s_name_is_what_xl_makes_of_its_configuration() {

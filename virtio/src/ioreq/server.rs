@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use xenbus::device_model::{IoRange, IoSpace, IoreqServerId};
+use xenbus::device_model::{IoRange, IoreqServerId};
 use xenbus::ioreq::{IoreqPage, SLOTS, State};
 use xenbus::{DomId, EventPort, Xen, XenError};
 
@@ -145,10 +145,9 @@ impl Server {
         self.spaces.inspect()
     }
 
-    /// Nobody has put a device anywhere yet: the guest's firmware has not run.
+    /// Nobody has put a PCI function anywhere yet: the guest's firmware has not run.
     pub fn is_untouched(&self) -> bool {
-        let mut ranges = self.claimed.iter();
-        ranges.all(|range| range.space == IoSpace::Config)
+        self.spaces.is_untouched()
     }
 
     /// Which one it is.
