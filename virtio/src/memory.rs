@@ -28,7 +28,7 @@ use xenbus::types::DomId;
 pub use budget::{Budget, Exhausted, Share};
 pub use buffer::{Buffer, Direction, Reader, TooShort, Writer};
 pub use memfd::Memfd;
-pub(crate) use ring::{Done, Ring, Transfer};
+pub(crate) use ring::{Done, Outcome, Ring, Transfer};
 pub use view::{MemoryError, View};
 pub use words::Words;
 #[cfg(test)]

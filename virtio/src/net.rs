@@ -95,6 +95,8 @@ pub struct Net {
     pairs: Vec<Arc<Served<Pair>>>,
     queue_sizes: Vec<u16>,
     features: Features,
+    /// The driver knows of more than one pair.
+    multiqueue: bool,
 }
 
 impl Net {
@@ -111,6 +113,7 @@ impl Net {
             pairs: Vec::new(),
             queue_sizes: vec![QUEUE_SIZE; usize::from(count).saturating_mul(2)],
             features: FEATURES | OFFLOADS,
+            multiqueue: false,
         };
         if count > 1 {
             net.features |= feature::MQ;
@@ -137,11 +140,13 @@ impl Net {
     }
 
     /// Which thread has a queue, and what the queue is there (section 5.1.2): pairs of receive and transmit,
-    /// then control, which is the first thread's.
+    /// then control, which is the first thread's. For a driver that has not negotiated MQ there is one pair.
     fn lane(&self, queue: u16) -> Option<(&Arc<Served<Pair>>, Lane)> {
         let pair = usize::from(queue / 2);
-        if pair == self.pairs.len() && queue.is_multiple_of(2) {
-            return Some((self.pairs.first()?, Lane::Control));
+        let pairs = if self.multiqueue { self.pairs.len() } else { 1 };
+        if pair >= pairs {
+            let control = pair == pairs && queue.is_multiple_of(2);
+            return control.then_some((self.pairs.first()?, Lane::Control));
         }
         let lane = if queue.is_multiple_of(2) {
             Lane::Receive
@@ -207,6 +212,7 @@ impl Device for Net {
     }
 
     fn activate(&mut self, activation: Activation) {
+        self.multiqueue = activation.features.contains(feature::MQ);
         for pair in &self.pairs {
             let Activation {
                 ram,

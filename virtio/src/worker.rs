@@ -60,6 +60,14 @@ pub(crate) trait Handler: Send + Sync + 'static {
     fn finish(&self, chain: &Chain, _transfer: Transfer) -> Result<u32, TooShort> {
         self.handle(chain)
     }
+
+    /// Tells the driver that `chain` has failed. Returns and fails as [`Handler::handle`] does.
+    ///
+    /// # Errors
+    /// As there.
+    fn fail(&self, chain: &Chain) -> Result<u32, TooShort> {
+        self.handle(chain)
+    }
 }
 
 /// How a queue is served.

@@ -249,6 +249,24 @@ fn a_legacy_driver_writes_the_address() {
 }
 
 #[test]
+fn a_driver_that_knows_of_no_second_pair_finds_control_behind_the_first() {
+    let mut machine = Machine::new(merging());
+    let links = [(); 2].map(|()| {
+        let (ours, _) = UnixDatagram::pair().unwrap();
+        Link::of_socket(ours.into()).unwrap()
+    });
+    let net = Net::new(links.into(), MAC).unwrap();
+    assert_eq!(net.queue_sizes().len(), 5);
+    machine.device = Live::new(
+        net,
+        &machine.guest,
+        &machine.drivers.iter().collect::<Vec<_>>(),
+    );
+    assert_eq!(machine.command(&[1, 1, 2, 4, 6, 8, 10, 12]), 0);
+    assert_eq!(machine.mac(), [2, 4, 6, 8, 10, 12]);
+}
+
+#[test]
 fn an_address_that_the_driver_has_set_outlives_a_restart_and_not_a_reset() {
     let words = Words::volatile(2).unwrap();
     let restarted = || {

@@ -74,7 +74,7 @@ END
   # shellcheck disable=SC2046,SC2086
   set -- "$@" -- timeout "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp "$cpus" -m 3072 -machine q35 \
     -nographic -nodefaults -no-reboot -monitor none -serial "file:$console" -serial stdio \
-    -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit sched_credit_tslice_ms=1 x2apic=0 $xen" \
+    -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all conring_size=1M dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit sched_credit_tslice_ms=1 x2apic=0 $xen" \
     -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on rodata=off $arguments,$initrd" $(devices "$@") ${LAB_QEMU:-}
   local play=()
   while [[ $1 != -- ]]; do play+=("$1"); shift; done

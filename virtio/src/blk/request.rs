@@ -287,4 +287,8 @@ impl Handler for Executor {
         };
         Request::of(chain)?.end(Status::Ok, written)
     }
+
+    fn fail(&self, chain: &Chain) -> Result<u32, TooShort> {
+        Request::of(chain)?.end(Status::IoError, 0)
+    }
 }

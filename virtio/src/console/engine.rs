@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 
 use super::control::{DEVICE_READY, Message, PORT_OPEN, PORT_READY};
 use super::endpoint::Descriptor;
-use super::port::{BATCH, PortState};
+use super::port::{BATCH, News, PortState};
 use super::{CONTROL_RECEIVE, CONTROL_TRANSMIT, Port, feature, queues_of_port};
 use crate::device::{Activation, Events};
 use crate::features::Features;
@@ -168,7 +168,8 @@ impl Engine {
             waiting.next.more |= progress.contains(&Progress::More) || open != state.open;
             match state.watch(transmit, receive) {
                 Some(watched) => waiting.descriptors.push(watched),
-                None => waiting.next.look |= !state.open,
+                // Nobody tells that whoever is there has gone while nothing is wanted of him.
+                None => waiting.next.look = true,
             }
         }
         Ok(waiting)
@@ -213,9 +214,16 @@ impl Engine {
                 }
                 let message = state.message(port, news);
                 let written = chain.writer().write(&message);
+                // That the driver may be told twice does no harm, but it must not believe for ever that somebody is
+                // there: who was there when we are killed is gone with us.
+                let coming = news == News::Open(true);
+                if coming {
+                    state.is_told(news);
+                }
                 turn.complete(&chain, written)?;
-                // That the driver may be told twice does no harm.
-                state.is_told(news);
+                if !coming {
+                    state.is_told(news);
+                }
             }
         }
         turn.announce()

@@ -41,8 +41,37 @@ pub(crate) struct Done {
     pub chain: Chain,
     /// What it was to do.
     pub transfer: Transfer,
-    /// All of that was done. Else an unknown part of it was.
-    pub whole: bool,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// What the kernel has done of a transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// All of it.
+    Whole,
+    /// An unknown part of it, or it cannot do it. It may be done again from the beginning.
+    Part,
+    /// Something that was to be on stable storage is not. It must not be done again: Linux tells that once for each open file,
+    /// and the next time all seems to be well.
+    Lost,
+}
+
+impl Outcome {
+    fn of(transfer: Transfer, bytes: usize, result: i32) -> Self {
+        let durable = match transfer {
+            Transfer::Flush => true,
+            Transfer::Write { durable, .. } => durable,
+            Transfer::Read { .. } => false,
+        };
+        match result.checked_neg() {
+            _ if usize::try_from(result) == Ok(bytes) => Self::Whole,
+            // Not begun.
+            Some(libc::EINTR | libc::EAGAIN | libc::EINVAL | libc::EOPNOTSUPP) => Self::Part,
+            Some(error) if error > 0 && durable => Self::Lost,
+            _ => Self::Part,
+        }
+    }
 }
 
 /// What the kernel has of a request.
@@ -121,6 +150,11 @@ impl Ring {
     /// A chain for the next request; `None`: the kernel has as many as it may have.
     pub fn chain(&mut self) -> Option<Chain> {
         (!self.free.is_empty()).then(|| self.spare.pop().unwrap_or_default())
+    }
+
+    /// The kernel has as many requests as it may have.
+    pub fn is_full(&self) -> bool {
+        self.free.is_empty()
     }
 
     /// Takes a chain back that the kernel has no part in.
@@ -226,7 +260,7 @@ impl Ring {
         Some(Done {
             chain: flying.chain,
             transfer: flying.transfer,
-            whole: usize::try_from(completed.result()) == Ok(flying.bytes),
+            outcome: Outcome::of(flying.transfer, flying.bytes, completed.result()),
         })
     }
 }
@@ -262,5 +296,42 @@ fn entry(file: RawFd, transfer: Transfer, pieces: &[libc::iovec]) -> squeue::Ent
         Transfer::Flush => opcode::Fsync::new(file)
             .flags(types::FsyncFlags::DATASYNC)
             .build(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_what_was_to_be_durable_is_final_and_all_else_may_be_done_again() {
+        let write = |durable| Transfer::Write {
+            skip: 16,
+            offset: 0,
+            durable,
+        };
+        let read = Transfer::Read {
+            len: 512,
+            offset: 0,
+        };
+        for (transfer, bytes, result, outcome) in [
+            (Transfer::Flush, 0, 0, Outcome::Whole),
+            (Transfer::Flush, 0, -libc::EIO, Outcome::Lost),
+            (Transfer::Flush, 0, -libc::EINTR, Outcome::Part),
+            (write(true), 512, 512, Outcome::Whole),
+            (write(true), 512, -libc::ENOSPC, Outcome::Lost),
+            (write(true), 512, 100, Outcome::Part),
+            (write(true), 512, -libc::EOPNOTSUPP, Outcome::Part),
+            (write(false), 512, -libc::EIO, Outcome::Part),
+            (read, 512, -libc::EIO, Outcome::Part),
+            (read, 512, 0, Outcome::Part),
+            (read, 512, i32::MIN, Outcome::Part),
+        ] {
+            assert_eq!(
+                Outcome::of(transfer, bytes, result),
+                outcome,
+                "{transfer:?} {result}"
+            );
+        }
     }
 }

@@ -112,6 +112,18 @@ impl Words {
         }
     }
 
+    /// The same values, in words that are gone with the process.
+    ///
+    /// # Errors
+    /// Out of memory.
+    pub fn copy(&self) -> io::Result<Self> {
+        let copy = Self::volatile(self.count)?;
+        for index in 0..self.count {
+            copy.set(index, self.get(index));
+        }
+        Ok(copy)
+    }
+
     /// Makes all of them zero, from the last to the first.
     pub fn clear(&self) {
         for index in (0..self.count).rev() {

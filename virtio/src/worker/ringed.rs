@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Once;
 
 use super::{BATCH, Handler, Lane, Patience, ServeError, Shared, Wake};
-use crate::memory::{Done, Ring, Transfer, View};
+use crate::memory::{Done, Outcome, Ring, Transfer, View};
 use crate::queue::{Chain, RingError};
 
 /// The most requests of a queue that the kernel has at a time.
@@ -122,17 +122,19 @@ impl Shared {
             let Done {
                 chain,
                 transfer,
-                whole,
+                outcome,
             } = done;
-            if whole {
-                let written = self.handler.finish(&chain, transfer)?;
-                self.complete(lane, view, chain.head(), written)?;
-                ring.recycle(chain);
-            } else {
-                // A part, an error: done again from the beginning, which changes nothing of what was
-                // done already.
-                self.do_it(ring, lane, view, chain)?;
-            }
+            let written = match outcome {
+                Outcome::Whole => self.handler.finish(&chain, transfer)?,
+                Outcome::Lost => self.handler.fail(&chain)?,
+                // Done again from the beginning, which changes nothing of what was done already.
+                Outcome::Part => {
+                    self.do_it(ring, lane, view, chain)?;
+                    continue;
+                }
+            };
+            self.complete(lane, view, chain.head(), written)?;
+            ring.recycle(chain);
         }
         Ok(any)
     }
@@ -154,6 +156,13 @@ impl Shared {
 
     /// Waits until the driver or the kernel may have something.
     fn wait_for_either(&self, ring: &mut Ring, patience: &mut Patience) -> Result<(), RingError> {
+        // What the driver has besides can wait: only the kernel can help.
+        if ring.is_full() {
+            if !ring.has_done() {
+                self.sleep();
+            }
+            return Ok(());
+        }
         if patience.is_curious() {
             self.lane().queue.disable_notify(&self.ram.view())?;
             if patience.look(|| Ok::<_, RingError>(ring.has_done() || self.has_work()?))? {

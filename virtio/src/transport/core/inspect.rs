@@ -44,6 +44,11 @@ impl Core {
     /// more. To be asked again until then.
     pub fn halt(&mut self) -> bool {
         if self.phase != Phase::Idle {
+            // A reset forgets what the device keeps, which is the next one's now.
+            let Ok(forgotten) = self.notes.device().copy() else {
+                return false;
+            };
+            self.device.keep(forgotten);
             self.device.reset();
         }
         self.device.is_reset()

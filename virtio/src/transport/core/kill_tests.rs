@@ -305,3 +305,17 @@ fn a_kill_while_a_queue_is_reset_neither_loses_nor_repeats_anything() {
         machine.finish(driver);
     });
 }
+
+#[test]
+fn who_goes_on_from_a_device_that_was_halted_finds_all_that_its_driver_has_set() {
+    let mut machine = Machine::new(100_000, 1);
+    let driver = machine.driver(1);
+    machine.set_up();
+    machine.write(COMMON, 0x4000, One, 7);
+    let mut halted = machine.target.take().unwrap();
+    while !halted.halt() {}
+    drop(halted);
+    assert_eq!(machine.read(COMMON, 0x4000, One), 7);
+    assert_eq!(machine.read(COMMON, STATUS, One), 0xf);
+    machine.finish(driver);
+}
