@@ -41,6 +41,8 @@ hvm_guest() {
   mkdir -p "$work/hvm/lab"
   gzip -1 <"$work/dom0/lab/guest.img" >"$work/hvm/lab/guest.img.gz"
   hvm_disk
+  boot_program counting-disk "$work/hvm/lab/counting.disk"
+  truncate -s 1M "$work/hvm/lab/counting.disk"
   archive "$work/hvm"
 }
 
@@ -53,14 +55,21 @@ hvm_disk() {
   objcopy -O binary -R .bss -R .brk -R .init.scratch "$kernel/vmlinux" "$work/image"
   cp "$work/dom0/lab/guest.img" "$work/initrd"
   truncate -s %512 "$work/image" "$work/initrd"
-  as -o "$work/boot.o" --defsym "SETUP=$sectors" --defsym "IMAGE=$(sectors_of "$work/image")" --defsym "INITRD=$(sectors_of "$work/initrd")" \
-    "$lab/host/boot-disk.S"
-  ld -m elf_x86_64 -Ttext 0x7c00 -e start --oformat binary -o "$work/boot" "$work/boot.o"
+  boot_program boot-disk "$work/boot" --defsym "SETUP=$sectors" --defsym "IMAGE=$(sectors_of "$work/image")" \
+    --defsym "INITRD=$(sectors_of "$work/initrd")"
   printf '%s' "console=hvc0 loglevel=4 rodata=off mitigations=off" >>"$work/boot"
   truncate -s 4096 "$work/boot"
   cat "$work/boot" "$work/setup" "$work/image" "$work/initrd" >"$d/hvm.disk"
   sum=$(tail -c +4097 "$d/hvm.disk" | sum | cut -d' ' -f1)
   printf 'INT 13h read %06d sectors, sum %s\n' $(($(sectors_of "$d/hvm.disk") - 8)) "$sum" >"$d/hvm.disk.read"
+}
+
+# boot_program SOURCE FILE FLAG...: what a BIOS loads from a disk's first sector
+boot_program() {
+  local source=$lab/host/$1.S file=$2
+  shift 2
+  as "$@" -o "$work/boot.o" "$source"
+  ld -m elf_x86_64 -Ttext 0x7c00 -e start --oformat binary -o "$file" "$work/boot.o"
 }
 
 sectors_of() { echo $(($(stat -c %s "$1") / 512)); }

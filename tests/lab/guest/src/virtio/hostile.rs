@@ -9,8 +9,8 @@ use super::mistakes::{CHAINS, CHAINS_ELSEWHERE, SETUPS, SETUPS_ELSEWHERE};
 use super::ring::Ring;
 use super::storms::{Step, Storms};
 
-/// Every mistake, each of which is to make the device need a reset, and then storms of them, each for `duration`. After each of all these the device is
-/// to serve an honest request.
+/// Every mistake, each of which is to make the device need a reset, and then storms of them, each for `duration`. In between the device is to serve
+/// honest requests.
 pub fn break_rules(bdf: &str, duration: Duration) -> Result<(), Box<dyn Error>> {
     let memory = Memory::new()?;
     let mut device = Device::open(bdf, &memory)?;
@@ -26,32 +26,33 @@ pub fn break_rules(bdf: &str, duration: Duration) -> Result<(), Box<dyn Error>> 
     device.serve_honestly()?;
 
     let mut mistakes = 0u32;
-    let mut one = |device: &mut Device<'_>,
+    let mut one = |device: &Device<'_>,
                    name: &str,
                    setup: &dyn Fn(&mut Queue),
                    chain: &dyn Fn(&mut Ring<'_>)| {
         mistakes = mistakes.saturating_add(1);
-        let done = device
-            .make_mistake(setup, chain)
-            .and_then(|()| device.serve_honestly());
+        let done = device.make_mistake(setup, chain);
         done.map_err(|error| format!("{name}: {error}"))
     };
     for (name, setup) in SETUPS {
-        one(&mut device, name, &setup, &|_| ())?;
+        one(&device, name, &setup, &|_| ())?;
     }
+    device.serve_honestly()?;
     for (name, chain) in CHAINS {
-        one(&mut device, name, &|_| (), &chain)?;
+        one(&device, name, &|_| (), &chain)?;
     }
     for address in nowhere {
+        device.serve_honestly()?;
         for (name, setup) in SETUPS_ELSEWHERE {
             let name = format!("{name}, at {address:#x}");
-            one(&mut device, &name, &|queue| setup(queue, address), &|_| ())?;
+            one(&device, &name, &|queue| setup(queue, address), &|_| ())?;
         }
         for (name, chain) in CHAINS_ELSEWHERE {
             let name = format!("{name}, at {address:#x}");
-            one(&mut device, &name, &|_| (), &|ring| chain(ring, address))?;
+            one(&device, &name, &|_| (), &|ring| chain(ring, address))?;
         }
     }
+    device.serve_honestly()?;
     println!("{mistakes} mistakes, and each made the device need a reset");
 
     let mut storms = Storms::new(nowhere);
