@@ -69,7 +69,7 @@ uses_io_uring() {
 device_model_args() {
   set -- -drive if=none,id=disk,file=/mnt/disk.img,format=raw,cache=writeback,aio=threads,file.locking=off \
     -device virtio-blk-pci,drive=disk,serial=theirs \
-    -netdev tap,id=net,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=net,mac=00:16:3e:00:00:02
+    -netdev tap,id=net,ifname=tap0,script=no,downscript=no -device virtio-net-pci,netdev=net,mac=00:16:3e:00:00:02,romfile=
   printf '"%s",' "$@" | sed 's/,$//'
 }
 

@@ -194,21 +194,26 @@ impl View {
         let leaf = self
             .leaves
             .get(index / LEAF_CHUNKS)
-            .ok_or(MemoryError::BeyondEnd { address })?
-            .get_or_init(|| Box::new([const { OnceLock::new() }; LEAF_CHUNKS]));
-        let slot = leaf
-            .get(index % LEAF_CHUNKS)
             .ok_or(MemoryError::BeyondEnd { address })?;
-        match slot.get() {
+        match leaf
+            .get()
+            .and_then(|leaf| leaf.get(index % LEAF_CHUNKS)?.get())
+        {
             Some(chunk) => Ok(chunk),
-            None => self.fill(slot, address),
+            None => self.fill(leaf, index % LEAF_CHUNKS, address),
         }
     }
 
+    /// A leaf is made when there is something for it: looking where nothing is costs the host no memory.
     #[cold]
-    fn fill<'a>(&self, slot: &'a OnceLock<Chunk>, address: u64) -> Result<&'a Chunk, MemoryError> {
+    fn fill<'a>(
+        &self,
+        leaf: &'a OnceLock<Box<Leaf>>,
+        slot: usize,
+        address: u64,
+    ) -> Result<&'a Chunk, MemoryError> {
         let _filling = self.filling.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(chunk) = slot.get() {
+        if let Some(chunk) = leaf.get().and_then(|leaf| leaf.get(slot)?.get()) {
             return Ok(chunk);
         }
         let piece = self.share.take().ok_or(MemoryError::Scattered {
@@ -226,6 +231,8 @@ impl View {
         if mapping.present().len() < CHUNK_PAGES || !mapping.present().contains(&true) {
             return Err(MemoryError::NotThere { address });
         }
+        let leaf = leaf.get_or_init(|| Box::new([const { OnceLock::new() }; LEAF_CHUNKS]));
+        let slot = leaf.get(slot).ok_or(MemoryError::BeyondEnd { address })?;
         Ok(slot.get_or_init(|| Chunk::new(mapping, piece)))
     }
 
