@@ -252,6 +252,16 @@ struct Session {
     log_limit: RateLimit,
 }
 
+impl Drop for Session {
+    /// Whoever waits for it is not to wait for nothing, whatever it has ended with.
+    fn drop(&mut self) {
+        if *lock(&self.shared.phase) == Phase::Opening {
+            let why = "its thread has ended".to_owned();
+            self.shared.set(Phase::Failed(why));
+        }
+    }
+}
+
 impl Session {
     fn run(mut self) {
         let domain = self.setup.domain;
