@@ -223,10 +223,10 @@ fn restarted(machine: &mut Machine, words: &Words, console: Option<Endpoint>) {
         port("", console.unwrap_or_else(nowhere)),
         port("org.agent", Endpoint::listen(&path).unwrap()),
     ];
+    // The first process is gone before the second looks at what it has kept.
+    machine.device.device = Console::new(Vec::new()).unwrap();
     let mut console = Console::new(ports).unwrap();
     console.keep(words.clone());
-    // The first process is gone before the second comes.
-    machine.device.device = Console::new(Vec::new()).unwrap();
     let drivers: Vec<&Driver> = machine.drivers.iter().collect();
     machine.device = Live::new(console, &machine.guest, &drivers);
 }
