@@ -47,6 +47,20 @@ fn domain(machine: &Machine) -> DomId {
     machine.guest().domain()
 }
 
+/// A guest that runs, with these images as its disks xvde and xvdf.
+fn run_with(house: &House, images: &[NamedTempFile; 2]) -> Machine {
+    let machine = create(house);
+    for (letter, image) in ['e', 'f'].into_iter().zip(images) {
+        let disk = disk(letter, image.path());
+        house
+            .machine
+            .virtio_disk_add(domain(&machine), &disk)
+            .unwrap();
+    }
+    house.machine.unpause_domain(domain(&machine)).unwrap();
+    machine
+}
+
 fn is_locked(image: &NamedTempFile) -> bool {
     let opened = virtio::blk::Image::open(image.path(), false, false);
     matches!(opened, Err(virtio::blk::ImageError::Locked { .. }))
@@ -61,15 +75,7 @@ fn nodes_below(house: &House, directory: &str) -> usize {
 fn disks_of_the_toolstack_s_are_there_before_the_guest_runs_and_keep_what_it_writes() {
     let house = house("[guest.web.disk.xvdf]\nversion = 1\nserial = \"second\"");
     let images = [image(16), image(32)];
-    let machine = create(&house);
-    for (letter, image) in ['e', 'f'].into_iter().zip(&images) {
-        let disk = disk(letter, image.path());
-        house
-            .machine
-            .virtio_disk_add(domain(&machine), &disk)
-            .unwrap();
-    }
-    house.machine.unpause_domain(domain(&machine)).unwrap();
+    let machine = run_with(&house, &images);
     for (number, image) in (0..).zip(&images) {
         let transport = slot(&machine, number);
         let mut driver = VirtIOBlk::<GuestHal, _>::new(transport).unwrap();
@@ -98,15 +104,7 @@ fn disks_of_the_toolstack_s_are_there_before_the_guest_runs_and_keep_what_it_wri
 fn a_destroyed_guest_s_disks_are_let_go_of_at_once_and_their_images_are_free() {
     let house = house("");
     let images = [image(16), image(16)];
-    let machine = create(&house);
-    for (letter, image) in ['e', 'f'].into_iter().zip(&images) {
-        let disk = disk(letter, image.path());
-        house
-            .machine
-            .virtio_disk_add(domain(&machine), &disk)
-            .unwrap();
-    }
-    house.machine.unpause_domain(domain(&machine)).unwrap();
+    let machine = run_with(&house, &images);
     let mut driver = VirtIOBlk::<GuestHal, _>::new(slot(&machine, 1)).unwrap();
     driver.write_blocks(0, &[1; 512]).unwrap();
     assert!(images.iter().all(is_locked));
@@ -126,15 +124,7 @@ fn a_destroyed_guest_s_disks_are_let_go_of_at_once_and_their_images_are_free() {
 fn a_disk_that_is_taken_away_leaves_its_slot_empty_and_the_others_alone() {
     let house = house("[[guest.web.virtio]]\ntype = \"rng\"\ntransport = \"mmio\"");
     let images = [image(16), image(16)];
-    let machine = create(&house);
-    for (letter, image) in ['e', 'f'].into_iter().zip(&images) {
-        let disk = disk(letter, image.path());
-        house
-            .machine
-            .virtio_disk_add(domain(&machine), &disk)
-            .unwrap();
-    }
-    house.machine.unpause_domain(domain(&machine)).unwrap();
+    let machine = run_with(&house, &images);
     let mut rng = VirtIORng::<GuestHal, _>::new(slot(&machine, 0)).unwrap();
     let mut other = VirtIOBlk::<GuestHal, _>::new(slot(&machine, 2)).unwrap();
     house

@@ -368,17 +368,7 @@ mod tests {
 
     use super::*;
     use crate::features::Features;
-    use crate::rings::{BUFFERS, Driver, Guest, PATIENCE, readable, writable};
-
-    struct Nobody;
-
-    impl Events for Nobody {
-        fn used(&self, _: u16) {}
-        fn config_changed(&self) {}
-        fn needs_reset(&self, why: &dyn fmt::Display) {
-            panic!("{why}");
-        }
-    }
+    use crate::rings::{BUFFERS, Driver, Guest, Nobody, PATIENCE, readable, writable};
 
     /// Takes its time, and notes how many take theirs with it.
     #[derive(Default)]

@@ -8,6 +8,7 @@
 #   no_wait COMMAND...             succeeds if the command does, and in less than the 10 s that libxl waits for a backend; the stock one may take its time
 #   wait_for SECONDS COMMAND...    tries the command until it succeeds
 #   start_backend, stop_backend    the daemon's log is $LOG; PCIBACKD_FLAGS are its flags
+#   kill_backend, restart_killed   by SIGKILL; and started again
 #   create_guest NAME LINE...      xl create, or what CREATE says, with these lines added to the configuration, /tmp/NAME.cfg; returns when the
 #                                  guest takes commands
 #   devices BDF...                 the line that gives a guest these devices
@@ -15,6 +16,9 @@
 #   guest NAME COMMAND             runs a shell command in the guest: its output (the last 1500 bytes), its exit status (words: ../guest/words.sh)
 #   tell NAME COMMAND              the same, and does not wait for it
 #   nothing_left                   no guest has, or had, a PCI backend
+#   no_zombie                      Xen has no guest, and nothing of one, after `destroy`
+#   first_mib                      the checksum of its input's first MiB
+#   bridge_up NAME ADDRESS         a bridge in dom0
 #   shut_down NAME, destroy NAME   ends a guest and waits until xl is done with it
 
 LOG=/var/log/pcibackd.log
@@ -103,6 +107,13 @@ start_backend() {
       echo $! >$STATE/pid
       wait_for 20 backend_is_ready ;;
   esac
+}
+
+kill_backend() { kill -9 "$(cat $STATE/pid)"; }
+
+restart_killed() {
+  kill_backend
+  start_backend
 }
 
 backend_is_ready() { backend_runs && pciback status; }
@@ -196,6 +207,7 @@ reads_end() {
 
 shut_down() { xl shutdown "$1" >/dev/null && wait_for 60 guest_is_gone "$1"; }
 destroy() { xl destroy "$1" && guest_is_gone "$1"; }
+no_zombie() { [ "$(xl list | wc -l)" = 2 ]; }
 guest_is_gone() { ! xl domid "$1" >/dev/null 2>&1; }
 guests() { xl list | awk 'NR > 1 && $1 != "Domain-0" {print $1}'; }
 
@@ -203,7 +215,14 @@ guests() { xl list | awk 'NR > 1 && $1 != "Domain-0" {print $1}'; }
 # directory is its affair: Linux complains there whenever its last device goes.
 nothing_left() { ! xenstore-ls -f / | grep -vE '^/local/domain/[1-9][0-9]*/error/' | grep -E '/(backend|device)/pci|/libxl/pci/[^/]*/domid'; }
 
+first_mib() { dd bs=64k count=16 iflag=fullblock 2>/dev/null | sha256sum | cut -d' ' -f1; }
+
 # --- devices in dom0
+
+bridge_up() {
+  modprobe bridge && modprobe tun || return
+  ip link add "$1" type bridge && ip addr add "$2/24" dev "$1" && ip link set "$1" up
+}
 
 driver_of() { basename "$(readlink "/sys/bus/pci/devices/$1/driver")"; }
 

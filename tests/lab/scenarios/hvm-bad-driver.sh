@@ -54,5 +54,3 @@ create_counting_guest() {
 }
 
 counted() { echo $(($(od -An -tu4 -j4096 -N4 /lab/counting.disk))); }
-
-no_zombie() { [ "$(xl list | wc -l)" = 2 ]; }

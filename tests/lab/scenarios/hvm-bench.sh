@@ -24,7 +24,7 @@ type = "net"
 bridge = "ours"
 mac = "00:16:3e:00:00:01"
 END
-  must "dom0 has a bridge for each network card" eval 'modprobe tun && modprobe bridge && bridge_up ours 10.0.3.1 && bridge_up theirs 10.0.4.1'
+  must "dom0 has a bridge for each network card" eval 'bridge_up ours 10.0.3.1 && bridge_up theirs 10.0.4.1'
   # Linux would have QEMU take its virtio disk away: a guest of Xen's does not need what is emulated
   GUEST_KERNEL="$GUEST_KERNEL xen_emul_unplug=never"
   must "the backend starts" start_backend
@@ -49,8 +49,6 @@ END
   ours=10.0.3.1 theirs=10.0.4.1
   measure net_ping pings 'per_second 300 ping -q -A -c 300 ADDRESS'
 }
-
-first_mib() { dd bs=64k count=16 iflag=fullblock 2>/dev/null | sha256sum | cut -d' ' -f1; }
 
 uses_io_uring() {
   local fd
@@ -83,8 +81,6 @@ measure() {
   awk -v name="$name" 'FNR == 1 {file++} {sum[file] += $1} END {printf "RATIO %s %.3f\n", name, sum[1] / sum[2]}' \
     $STATE/$name.ours $STATE/$name.theirs
 }
-
-bridge_up() { ip link add "$1" type bridge && ip addr add "$2/24" dev "$1" && ip link set "$1" up; }
 
 is_figure() { echo "$1" | grep -xE '[0-9]+\.[0-9]+'; }
 

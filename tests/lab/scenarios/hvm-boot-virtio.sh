@@ -22,4 +22,3 @@ END
 
 sector() { dd if=/tmp/disk.img bs=512 skip="$1" count=1 2>/dev/null | tr -d '\0'; }
 all_but() { { dd bs=512 count="$1" 2>/dev/null; dd bs=512 count=1 of=/dev/null 2>/dev/null; cat; } | sha256sum; }
-first_mib() { dd bs=64k count=16 iflag=fullblock 2>/dev/null | sha256sum | cut -d' ' -f1; }

@@ -43,21 +43,12 @@ END
   check "nothing of it is left in Xen" wait_for 10 no_zombie
 }
 
-first_mib() { dd bs=64k count=16 iflag=fullblock 2>/dev/null | sha256sum | cut -d' ' -f1; }
-
 # same IMAGE WORD: its first MiB is the word again and again
 same() { [ "$(first_mib <"/tmp/$1.img")" = "$(yes "$2" | first_mib)" ]; }
 
 result() { echo "/local/domain/$(xl domid hvm)/data/result"; }
 
-restart_killed() {
-  kill -9 "$(cat $STATE/pid)"
-  start_backend
-}
-
 refused() {
   printf '%s\n' 'name="second"' 'type="hvm"' 'memory=64' "disk=[\"$virtio,vdev=xvde,target=/tmp/one.img\"]" >/tmp/second.cfg
   ! xl create /tmp/second.cfg >/tmp/second.out 2>&1 && grep "unable to add device.*virtio_disk" /tmp/second.out
 }
-
-no_zombie() { [ "$(xl list | wc -l)" = 2 ]; }

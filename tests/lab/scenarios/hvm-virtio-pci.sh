@@ -20,7 +20,7 @@ bridge = "lab0"
 type = "console"
 ports = [{ name = "lab" }]
 END
-  must "dom0 has a bridge" bridge_up
+  must "dom0 has a bridge" bridge_up lab0 10.0.3.1
   must "the backend starts" start_backend
   CREATE="pciback create"
   must "pciback starts an HVM guest" create_hvm_guest hvm
@@ -51,15 +51,6 @@ END
   check "nor one with a device in a slot of QEMU's" has "taken by QEMU" fails_to_create --virtio type=rng,slot=02
 }
 
-first_mib() { dd bs=64k count=16 iflag=fullblock 2>/dev/null | sha256sum | cut -d' ' -f1; }
-
-bridge_up() {
-  modprobe bridge && modprobe tun || return
-  ip link add lab0 type bridge
-  ip addr add 10.0.3.1/24 dev lab0
-  ip link set lab0 up
-}
-
 # The other end of the port
 port() { pciback virtio list | sed -n 's|.*lab: \(/dev/pts/[0-9]*\).*|\1|p'; }
 
@@ -80,14 +71,7 @@ to_guest() {
 
 is_list_whole() { pciback virtio list | awk '/ served +modern / {n++} END {exit n != 4}' || { pciback virtio list; return 1; }; }
 
-restart_killed() {
-  kill -9 "$(cat $STATE/pid)"
-  start_backend
-}
-
 fails_to_create() {
   pciback create /tmp/hvm.cfg "$@" 2>&1 && return 1
   guest_is_gone hvm
 }
-
-no_zombie() { [ "$(xl list | wc -l)" = 2 ]; }

@@ -41,14 +41,5 @@ END
 # From 0 to so many tenths of a second
 random_tenths() { seconds $(($(od -An -tu1 -N1 /dev/urandom) % ($1 + 1) * 10)); }
 
-kill_backend() { kill -9 "$(cat $STATE/pid)"; }
-
-restart_killed() {
-  kill_backend
-  start_backend
-}
-
 # The jobs have the first 3 MiB
 same_behind() { [ "$(tail -c +3145729 "$1" | sha256sum)" = "$(tail -c +3145729 "$2" | sha256sum)" ]; }
-
-no_zombie() { [ "$(xl list | wc -l)" = 2 ]; }

@@ -30,7 +30,7 @@ story() {
   check "without MSI-X the guest's card still cannot raise the line" off_without_msi 00:05.0
   check "who has the card is told" has "domain $(xl domid pv), which sees it as 0000:00:00.0" pciback doctor 00:05.0
   check "and it is not to be reset now" refused_with 'in use by domain' pciback reset 00:05.0
-  kill -9 "$(cat $STATE/pid)"
+  kill_backend
   check "who has it is told when the daemon is dead, too" holder_is_told_offline
   check "it starts again" start_backend
   check "the guest shuts down" shut_down pv

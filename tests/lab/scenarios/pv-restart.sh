@@ -33,8 +33,6 @@ story() {
   check "and the second" has 0000:01:00.0 xl pci-assignable-list
 }
 
-kill_backend() { kill -9 "$(cat $STATE/pid)"; }
-
 restart_backend() {
   local begin
   begin=$(hundredths)

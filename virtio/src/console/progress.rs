@@ -103,22 +103,9 @@ impl Moving {
 #[cfg(test)]
 #[allow(clippy::indexing_slicing, clippy::unwrap_used, missing_docs)]
 mod tests {
-    use std::fmt::Display;
-
     use super::*;
-    use crate::device::Events;
     use crate::features::Features;
-    use crate::rings::{BUFFERS, Driver, Guest, writable};
-
-    struct Nobody;
-
-    impl Events for Nobody {
-        fn used(&self, _: u16) {}
-        fn config_changed(&self) {}
-        fn needs_reset(&self, why: &dyn Display) {
-            panic!("{why}");
-        }
-    }
+    use crate::rings::{BUFFERS, Driver, Guest, Nobody, writable};
 
     #[test]
     fn a_chain_that_a_kill_interrupts_goes_on_where_it_was_and_the_next_begins_anew() {
