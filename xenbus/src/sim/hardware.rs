@@ -1,8 +1,10 @@
 //! The machine's PCI devices, as Xen touches them.
 
 use std::fmt::Debug;
+use std::io;
+use std::os::fd::OwnedFd;
 
-use crate::types::PciDevice;
+use crate::types::{DomId, Gsi, PciDevice};
 
 /// One message-signalled interrupt, as it is programmed into a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,10 +17,50 @@ pub struct MsiTarget {
     pub data: u32,
 }
 
+/// A part of a guest's memory, for the DMA of the devices that it has: the guest's own memfd, sealed against shrinking.
+#[derive(Debug)]
+pub struct DmaMemory {
+    /// Guest-physical address, which is the one that the devices use; a multiple of 4096, as offset and size are.
+    pub address: u64,
+    /// Bytes; not 0.
+    pub size: u64,
+    /// The memory itself, to be mapped shared.
+    pub file: OwnedFd,
+    /// Where in the file it begins.
+    pub offset: u64,
+}
+
+/// What a memory BAR, or the expansion ROM, decodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Window {
+    /// 0 to 5: the BAR, of a 64-bit one the first register; 6: the expansion ROM.
+    pub bar: u8,
+    /// Host address, as guests read it from the register.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// A part of a window that a guest may map and access without anybody's help.
+#[derive(Debug)]
+pub struct WindowArea {
+    /// Where in the window it begins; a multiple of 4096, as the other two numbers are.
+    pub start: u64,
+    /// Bytes.
+    pub size: u64,
+    /// What to map, shared.
+    pub file: OwnedFd,
+    /// Where in the file the area begins.
+    pub offset: u64,
+}
+
 /// The machine's PCI bus. Xen embedded in the process reads and programs it as Xen does the real one.
 ///
-/// The methods are called with the machine's lock held. Of the machine they may call [`super::Machine::deliver_msi`] and
-/// [`super::Machine::raise_gsi`], and nothing else.
+/// Configuration and interrupts ([`Hardware::config_read`] to [`Hardware::physical_function`]) are called with the machine's lock held, so they
+/// are to be quick. The rest may take its time: of the machine's locks, only one that is the guest's own is held. All of them may call
+/// [`super::Machine::deliver_msi`] and [`super::Machine::raise_gsi`] of the machine, and nothing else.
+///
+/// Where a method fails, the error's errno is what the guest or the toolstack gets; EIO if it has none.
 pub trait Hardware: Send + Sync + Debug {
     /// Reads `width` (1, 2 or 4) bytes of configuration space. All ones where there is no device.
     fn config_read(&self, device: PciDevice, offset: u16, width: u8) -> u32;
@@ -40,6 +82,77 @@ pub trait Hardware: Send + Sync + Debug {
 
     /// Resets the device, as libxl does through sysfs before it gives a device to a guest and when it takes it back.
     fn reset(&self, _device: PciDevice) {}
+
+    /// A guest gets a device: its DMA goes to the guest's memory from now on, and nowhere else. `memory` is all that the guest has; what comes and
+    /// goes later, [`Hardware::map_dma`] and [`Hardware::unmap_dma`] say. A guest's devices all see the same memory.
+    ///
+    /// # Errors
+    /// The device stays what it was: nobody's.
+    fn assign(&self, _domain: DomId, _device: PciDevice, _memory: &[DmaMemory]) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The guest has the device no more, because it was taken, has gone, or the guest has. Its DMA goes nowhere from now on. With the last of a
+    /// guest's devices, the memory that was mapped for it is forgotten. Its interrupts may be cleared before or after that.
+    fn deassign(&self, _domain: DomId, _device: PciDevice) {}
+
+    /// A guest that has devices gets more memory. It overlaps none that it has.
+    ///
+    /// # Errors
+    /// Nothing of it is mapped.
+    fn map_dma(&self, _domain: DomId, _memory: &DmaMemory) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// A guest that has devices loses memory, a whole part of it as it was mapped. When this returns, no device reaches it.
+    fn unmap_dma(&self, _domain: DomId, _address: u64, _size: u64) {}
+
+    /// A guest has served its line ([`super::Machine::raise_gsi`]): those of its devices that still want attention raise it again. A device that
+    /// does not lower its line by itself is kept quiet until then.
+    fn end_of_interrupt(&self, _domain: DomId, _gsi: Gsi) {}
+
+    /// The device's memory, as its BARs have it now.
+    fn windows(&self, _device: PciDevice) -> Vec<Window> {
+        Vec::new()
+    }
+
+    /// Which parts of a window a guest may map. Everything else, an MSI-X table for one, is reached through [`Hardware::window_read`] and
+    /// [`Hardware::window_write`] alone, which reach all of it.
+    ///
+    /// # Errors
+    /// The device does not let go of a descriptor.
+    fn areas(&self, _device: PciDevice, _bar: u8) -> io::Result<Vec<WindowArea>> {
+        Ok(Vec::new())
+    }
+
+    /// Reads `width` (1, 2, 4 or 8) bytes, aligned, within a window.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    fn window_read(
+        &self,
+        _device: PciDevice,
+        _bar: u8,
+        _offset: u64,
+        _width: u8,
+    ) -> io::Result<u64> {
+        Err(io::Error::from_raw_os_error(libc::ENXIO))
+    }
+
+    /// Writes `width` (1, 2, 4 or 8) bytes, aligned, within a window. Nobody but [`Hardware::program_msi`] changes an MSI-X table.
+    ///
+    /// # Errors
+    /// Nobody answers.
+    fn window_write(
+        &self,
+        _device: PciDevice,
+        _bar: u8,
+        _offset: u64,
+        _width: u8,
+        _value: u64,
+    ) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(libc::ENXIO))
+    }
 }
 
 /// A machine without devices.

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
+use super::address_space::AddressSpace;
 use super::evtchn::{GuestEnd, Ports};
 use super::grants::GrantTable;
 use super::hardware::{Hardware, NoHardware};
@@ -29,6 +30,8 @@ pub(super) struct Domain {
     pub grants: GrantTable,
     pub ports: Ports,
     pub pirqs: BTreeMap<Pirq, Mapped>,
+    /// To be locked before the hypervisor, never after it.
+    pub address_space: Arc<Mutex<AddressSpace>>,
     /// What only an HVM domain has.
     pub hvm: Option<Hvm>,
 }
@@ -85,6 +88,7 @@ impl Hypervisor {
             grants: GrantTable::default(),
             ports: Ports::default(),
             pirqs: BTreeMap::new(),
+            address_space: Arc::default(),
             hvm,
         };
         self.domains.insert(id, domain);

@@ -169,6 +169,7 @@ impl Machine {
     /// one, and dom0's. Gives how many of its interrupts domains had mapped: their PIRQs now name nothing, and the real Xen (4.17)
     /// panics when a guest that has bound one of them to an event channel closes that.
     pub fn device_removed(&self, device: PciDevice) -> usize {
+        self.cut_off(device);
         lock(&self.inner.hypervisor).remove_device(device)
     }
 
@@ -457,15 +458,15 @@ impl Xen for Machine {
     }
 
     fn assign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
-        let result = lock(&self.inner.hypervisor).assign(domain, device);
-        about(
-            format!("XEN_DOMCTL_assign_device of {device} to domain {domain}"),
-            result,
-        )
+        self.assign(domain, device)
+            .map_err(|source| XenError::Failed {
+                operation: format!("XEN_DOMCTL_assign_device of {device} to domain {domain}"),
+                source,
+            })
     }
 
     fn deassign_device(&self, domain: DomId, device: PciDevice) -> Result<(), XenError> {
-        let result = lock(&self.inner.hypervisor).deassign(domain, device);
+        let result = self.deassign(domain, device);
         about(
             format!("XEN_DOMCTL_deassign_device of {device} from domain {domain}"),
             result,

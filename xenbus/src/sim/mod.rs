@@ -17,6 +17,7 @@
 //!
 //! Where Xen's behaviour was looked up, it is that of Xen 4.17.
 
+mod address_space;
 mod evtchn;
 mod frontend;
 mod grants;
@@ -46,7 +47,7 @@ pub use frontend::{
 pub use grants::{MappedPage, PAGE_SIZE};
 pub use guest::{GrantedPage, GuestPlatform, GuestPort, LocalGuest};
 pub use guest_socket::SocketGuest;
-pub use hardware::{Hardware, MsiTarget};
+pub use hardware::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 pub use hvm::{Direction, HvmGuest, Message, Vcpu, VcpuError};
 pub use machine::{DomainKind, Machine, MachineError, MachineOptions};
 pub use toolstack::{PciOptions, ToolstackError, VirtioDisk};

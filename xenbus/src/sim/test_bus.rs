@@ -1,11 +1,13 @@
 //! PCI devices for the tests of this crate: configuration space as plain bytes, and a memory of what Xen programmed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::hardware::{Hardware, MsiTarget};
+use super::hardware::{DmaMemory, Hardware, MsiTarget};
 use super::lock;
-use crate::types::PciDevice;
+use crate::types::{DomId, PciDevice};
 
 /// Offsets of the capabilities that the devices here have.
 pub(super) const MSI: usize = 0x50;
@@ -24,6 +26,17 @@ pub(super) struct TestDevice {
 #[derive(Debug, Default)]
 pub(super) struct TestBus {
     devices: Mutex<BTreeMap<PciDevice, TestDevice>>,
+    /// What the IOMMU was told: which guest, which devices, and of its memory the addresses and sizes.
+    iommu: Mutex<BTreeMap<DomId, Reach>>,
+    /// No memory can be mapped any more.
+    pub full: AtomicBool,
+}
+
+/// What a guest's devices reach.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Reach {
+    pub devices: BTreeSet<PciDevice>,
+    pub memory: BTreeMap<u64, u64>,
 }
 
 /// Bus 3's device of that number.
@@ -65,6 +78,19 @@ impl TestBus {
 
     pub fn remove(&self, device: PciDevice) {
         lock(&self.devices).remove(&device);
+    }
+
+    /// What a guest's devices reach; `None` when it has no device.
+    pub fn reach(&self, domain: DomId) -> Option<Reach> {
+        lock(&self.iommu).get(&domain).cloned()
+    }
+
+    fn check_room(&self) -> io::Result<()> {
+        if self.full.load(Ordering::Relaxed) {
+            Err(io::Error::from_raw_os_error(libc::ENOMEM))
+        } else {
+            Ok(())
+        }
     }
 
     /// Looks at or changes a device.
@@ -121,5 +147,40 @@ impl Hardware for TestBus {
             found.resets += 1;
             found.messages.clear();
         });
+    }
+
+    fn assign(&self, domain: DomId, device: PciDevice, memory: &[DmaMemory]) -> io::Result<()> {
+        self.check_room()?;
+        let mut iommu = lock(&self.iommu);
+        let reach = iommu.entry(domain).or_default();
+        assert!(reach.devices.insert(device), "assigned twice: {device}");
+        reach.memory = memory
+            .iter()
+            .map(|memory| (memory.address, memory.size))
+            .collect();
+        Ok(())
+    }
+
+    fn deassign(&self, domain: DomId, device: PciDevice) {
+        let mut iommu = lock(&self.iommu);
+        let reach = iommu.get_mut(&domain).expect("it has a device");
+        assert!(reach.devices.remove(&device), "not assigned: {device}");
+        if reach.devices.is_empty() {
+            iommu.remove(&domain);
+        }
+    }
+
+    fn map_dma(&self, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
+        self.check_room()?;
+        let mut iommu = lock(&self.iommu);
+        let reach = iommu.get_mut(&domain).expect("it has a device");
+        assert_eq!(reach.memory.insert(memory.address, memory.size), None);
+        Ok(())
+    }
+
+    fn unmap_dma(&self, domain: DomId, address: u64, size: u64) {
+        let mut iommu = lock(&self.iommu);
+        let reach = iommu.get_mut(&domain).expect("it has a device");
+        assert_eq!(reach.memory.remove(&address), Some(size));
     }
 }

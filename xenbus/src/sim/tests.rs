@@ -41,9 +41,7 @@ impl Setup {
     }
 
     fn destroy(&self, guest: DomId) {
-        super::lock(&self.machine.inner.hypervisor)
-            .destroy(guest)
-            .unwrap();
+        self.machine.destroy(guest).unwrap();
     }
 }
 

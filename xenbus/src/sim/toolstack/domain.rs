@@ -195,7 +195,7 @@ impl Machine {
         ] {
             remove_node(&mut store, &path)?;
         }
-        let result = lock(&self.inner.hypervisor).destroy(domain);
+        let result = self.destroy(domain);
         result.map_err(|errno| {
             XenError::from_errno(
                 format!("XEN_DOMCTL_destroydomain for domain {domain}"),

@@ -1,0 +1,181 @@
+//! What devices reach of a guest's memory.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::unistd::ftruncate;
+
+use crate::platform::Xen;
+use crate::sim::test_bus::{TestBus, address};
+use crate::sim::{DmaMemory, DomainKind, Machine};
+use crate::types::DomId;
+
+struct Setup {
+    machine: Machine,
+    bus: Arc<TestBus>,
+    guest: DomId,
+    _run_dir: tempfile::TempDir,
+}
+
+fn setup() -> Setup {
+    let run_dir = tempfile::tempdir().unwrap();
+    let machine = Machine::new(run_dir.path()).unwrap();
+    let bus = TestBus::new();
+    for number in 0..2 {
+        bus.add(address(number));
+    }
+    machine.set_hardware(bus.clone());
+    let guest = machine.create_domain("guest", DomainKind::Pv).unwrap();
+    Setup {
+        machine,
+        bus,
+        guest,
+        _run_dir: run_dir,
+    }
+}
+
+fn memfd(size: i64, seals: SealFlag) -> OwnedFd {
+    let file = memfd_create(c"test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    ftruncate(&file, size).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+    file
+}
+
+/// A MiB of memory.
+fn at(address: u64, size: u64) -> DmaMemory {
+    DmaMemory {
+        address,
+        size,
+        file: memfd(0x10_0000, SealFlag::F_SEAL_SHRINK),
+        offset: 0,
+    }
+}
+
+fn memory(setup: &Setup) -> Option<BTreeMap<u64, u64>> {
+    setup.bus.reach(setup.guest).map(|reach| reach.memory)
+}
+
+#[test]
+fn a_device_reaches_what_its_guest_has_given_whether_before_or_after() {
+    let setup = setup();
+    let (machine, guest) = (&setup.machine, setup.guest);
+    machine.give_memory(guest, at(0x1000, 0x2000)).unwrap();
+    assert_eq!(memory(&setup), None);
+    machine.assign_device(guest, address(0)).unwrap();
+    assert_eq!(memory(&setup), Some([(0x1000, 0x2000)].into()));
+    machine.give_memory(guest, at(0x3000, 0x1000)).unwrap();
+    machine.assign_device(guest, address(1)).unwrap();
+    assert_eq!(
+        memory(&setup),
+        Some([(0x1000, 0x2000), (0x3000, 0x1000)].into())
+    );
+    machine.take_memory(guest, 0x1000).unwrap();
+    assert_eq!(memory(&setup), Some([(0x3000, 0x1000)].into()));
+    machine.deassign_device(guest, address(0)).unwrap();
+    machine.deassign_device(guest, address(1)).unwrap();
+    assert_eq!(setup.bus.reach(guest), None);
+}
+
+#[test]
+fn nothing_reaches_the_memory_of_a_guest_that_was_destroyed() {
+    let setup = setup();
+    let (machine, guest) = (&setup.machine, setup.guest);
+    machine.give_memory(guest, at(0, 0x1000)).unwrap();
+    machine.assign_device(guest, address(0)).unwrap();
+    machine.destroy_domain(guest).unwrap();
+    assert_eq!(setup.bus.reach(guest), None);
+    let refused = machine.give_memory(guest, at(0, 0x1000)).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::ESRCH));
+}
+
+#[test]
+fn a_device_that_was_removed_is_its_guests_no_more_and_one_in_its_place_can_be() {
+    let setup = setup();
+    let (machine, guest) = (&setup.machine, setup.guest);
+    machine.assign_device(guest, address(0)).unwrap();
+    setup.bus.remove(address(0));
+    machine.device_removed(address(0));
+    assert_eq!(setup.bus.reach(guest), None);
+    setup.bus.add(address(0));
+    machine.assign_device(guest, address(0)).unwrap();
+    assert!(setup.bus.reach(guest).is_some());
+}
+
+#[test]
+fn a_device_whose_memory_cannot_be_mapped_stays_in_quarantine_and_memory_that_cannot_be_is_not_had()
+{
+    let setup = setup();
+    let (machine, guest) = (&setup.machine, setup.guest);
+    machine.assign_device(guest, address(0)).unwrap();
+    setup.bus.full.store(true, Ordering::Relaxed);
+    let refused = machine.assign_device(guest, address(1)).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::ENOMEM));
+    assert_eq!(machine.device_owner(address(1)), Some(DomId::IO));
+    let refused = machine.give_memory(guest, at(0, 0x1000)).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::ENOMEM));
+    setup.bus.full.store(false, Ordering::Relaxed);
+    machine.assign_device(guest, address(1)).unwrap();
+    machine.give_memory(guest, at(0, 0x1000)).unwrap();
+    assert_eq!(memory(&setup), Some([(0, 0x1000)].into()));
+}
+
+#[test]
+fn what_cannot_be_memory_is_refused() {
+    let setup = setup();
+    let given = |memory| {
+        let result = setup.machine.give_memory(setup.guest, memory);
+        result.map_err(|error| error.errno().unwrap())
+    };
+    given(at(0x1_0000, 0x1_0000)).unwrap();
+    for (start, size) in [(0xf000, 0x1001), (0xf001, 0x1000), (0x2_0000, 0), (0, 0)] {
+        assert_eq!(given(at(start, size)), Err(libc::EINVAL), "{start:#x}");
+    }
+    for (start, size) in [(0xf000, 0x2000), (0x1_0000, 0x1000), (0x1_f000, 0x1000)] {
+        assert_eq!(given(at(start, size)), Err(libc::EEXIST), "{start:#x}");
+    }
+    // Beyond the end of the address space, and of the file.
+    assert_eq!(given(at(u64::MAX - 0xfff, 0x1000)), Err(libc::EINVAL));
+    assert_eq!(given(at(0x10_0000, 0x10_1000)), Err(libc::EINVAL));
+    let beyond = DmaMemory {
+        offset: u64::MAX - 0xfff,
+        ..at(0x10_0000, 0x1000)
+    };
+    assert_eq!(given(beyond), Err(libc::EINVAL));
+    // What can be cut off under the device, or is no memory.
+    let shrinkable = memfd(0x1000, SealFlag::empty());
+    let file = std::fs::File::open("/dev/null").unwrap();
+    for file in [shrinkable, file.into()] {
+        let memory = DmaMemory {
+            file,
+            ..at(0x10_0000, 0x1000)
+        };
+        assert_eq!(given(memory), Err(libc::EINVAL));
+    }
+    given(at(0xf000, 0x1000)).unwrap();
+    given(at(0x2_0000, 0x1000)).unwrap();
+    let taken = setup
+        .machine
+        .take_memory(setup.guest, 0x1_1000)
+        .unwrap_err();
+    assert_eq!(taken.errno(), Some(libc::EINVAL));
+}
+
+#[test]
+fn a_guest_has_a_bounded_number_of_parts() {
+    let setup = setup();
+    let part = |index: u64| {
+        setup
+            .machine
+            .give_memory(setup.guest, at(index * 0x1000, 0x1000))
+    };
+    for index in 0..64 {
+        part(index).unwrap();
+    }
+    assert_eq!(part(64).unwrap_err().errno(), Some(libc::ENOSPC));
+    setup.machine.take_memory(setup.guest, 0).unwrap();
+    part(64).unwrap();
+}
