@@ -25,7 +25,7 @@ fn add(house: &House, guest: &str, text: &str) -> Result<Vec<String>, String> {
     }))
 }
 
-fn wait(house: &House, guest: &str) -> Result<Vec<String>, String> {
+pub fn wait(house: &House, guest: &str) -> Result<Vec<String>, String> {
     let guest = guest.to_owned();
     placed(house.ask(&Request::AwaitVirtio { guest }))
 }
