@@ -9,7 +9,18 @@
 #   01:00.0  e1000e behind the root port 00:09.0
 #   02:00.0  igb, which has SR-IOV, behind the root port 00:0a.0
 devices() {
-  [[ $(setting "$1" MACHINE) != hvm ]] || { echo "$hvm_devices"; return; }
+  case $(setting "$1" MACHINE) in
+    hvm) echo "$hvm_devices" ;;
+    linux) linux_devices ;;
+    *) xen_devices ;;
+  esac
+  for name in "$@"; do
+    setting "$name" DEVICES
+    [[ ! $(setting "$name" DISK) ]] || echo "-drive file=$work/disk.img,id=root,if=none,format=raw -device nvme,bus=pcie.0,addr=0x10,drive=root,serial=root"
+  done
+}
+
+xen_devices() {
   echo "-device intel-iommu,intremap=on
     -netdev user,id=net5 -device e1000e,bus=pcie.0,addr=5,netdev=net5,mac=52:54:00:00:00:05,romfile=
     -netdev user,id=net6 -device rtl8139,bus=pcie.0,addr=6,netdev=net6,mac=52:54:00:00:00:06,romfile=
@@ -19,10 +30,6 @@ devices() {
     -netdev user,id=net10 -device e1000e,bus=port9,netdev=net10,mac=52:54:00:00:00:10,romfile=
     -device pcie-root-port,id=port10,bus=pcie.0,addr=a,chassis=10
     -netdev user,id=net20 -device igb,bus=port10,netdev=net20,mac=52:54:00:00:00:20,romfile="
-  for name in "$@"; do
-    setting "$name" DEVICES
-    [[ ! $(setting "$name" DISK) ]] || echo "-drive file=$work/disk.img,id=root,if=none,format=raw -device nvme,bus=pcie.0,addr=0x10,drive=root,serial=root"
-  done
 }
 
 # setting SCENARIO NAME DEFAULT: what a scenario's file says on a line NAME=... or NAME="..."
@@ -37,7 +44,7 @@ first_mib_sum() { head -c 1M "$1" | sha256sum | cut -d' ' -f1; }
 # boot NAME...: plays these scenarios in one boot. Adds to $failed, $boots and $faults, and leaves in $not_played what a failure kept from being played.
 boot() {
   local qemu=(qemu-system-x86_64 -cpu max,vendor=GenuineIntel)
-  local line name="" log=$logs/$1.log cpus=2 console=$logs/$1.console.log limit=60 verdict="" status=0 now xen initrd arguments
+  local line name="" log=$logs/$1.log cpus=2 console=$logs/$1.console.log limit=60 verdict="" status=0 now xen initrd="" arguments="" machine
   not_played=()
   ((boots += 1))
   for name in "$@"; do
@@ -52,14 +59,17 @@ PCIBACKD_FLAGS="$flags"
 SATA_SUM=$(first_mib_sum "$work/sata.img")
 NVME_SUM=$(first_mib_sum "$work/nvme.img")
 END
-  if [[ $(setting "$1" DISK) ]]; then
+  machine=$(setting "$1" MACHINE xen)
+  if [[ $machine == linux ]]; then
+    { cat "$(linux_base)"; archive "$work/linux"; archive "$work/settings"; } >"$work/linux.img"
+  elif [[ $(setting "$1" DISK) ]]; then
     make_disk "$(setting "$1" PREPARE)" "$work/settings/lab/settings"
     initrd=$work/initrd.img arguments="root=LABEL=dom0 ro $(setting "$1" KERNEL)"
   else
     { cat "$dom0_base"; archive "$work/dom0"; archive "$work/settings"; } >"$work/dom0.img"
     initrd=$work/dom0.img arguments=
   fi
-  if [[ $(setting "$1" MACHINE) == hvm ]]; then
+  if [[ $machine == hvm ]]; then
     qemu=("${hvm_qemu[@]}")
     cpus=$hvm_cpus
     { cat "$(hvm_base)"; hvm_guest; } >>"$work/dom0.img"
@@ -70,16 +80,18 @@ END
   [[ $# -gt 1 ]] || xen=$(setting "$1" XEN "$xen")
   # x2apic=0: with x2APIC, interrupts that Xen routes to CPU 1 arrive at CPU 0 under this emulation
   # sched=credit: with credit2, Xen's default, dom0 sooner or later stays in the run queue for ever while both CPUs are idle, mostly in `xl create`
+  local system=(-kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all conring_size=1M dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit sched_credit_tslice_ms=1 x2apic=0 $xen"
+    -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on rodata=off $arguments,$initrd")
+  [[ $machine != linux ]] || system=(-kernel "$kernel/vmlinux" -append "$linux_arguments" -initrd "$work/linux.img")
   # com1 is Xen's and the kernel's; what the scenarios say comes out of com2, so that nothing is mixed into it
   # shellcheck disable=SC2046,SC2086
   set -- "$@" -- timeout "$limit" "${qemu[@]}" -accel tcg,thread=multi -smp "$cpus" -m 3072 -machine q35 \
     -nographic -nodefaults -no-reboot -monitor none -serial "file:$console" -serial stdio \
-    -kernel "$kernel/xen" -append "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all conring_size=1M dom0_mem=1024M,max:1024M dom0_max_vcpus=1 sched=credit sched_credit_tslice_ms=1 x2apic=0 $xen" \
-    -initrd "$kernel/vmlinux console=hvc0 loglevel=5 random.trust_cpu=on rodata=off $arguments,$initrd" $(devices "$@") ${LAB_QEMU:-}
+    "${system[@]}" $(devices "$@") ${LAB_QEMU:-}
   local play=()
   while [[ $1 != -- ]]; do play+=("$1"); shift; done
   shift
-  echo "lab: booting Xen for ${play[*]}"
+  echo "lab: booting ${machine/xen/Xen} for ${play[*]}"
   : >"$log"
   while IFS= read -r line; do
     line=${line%$'\r'}

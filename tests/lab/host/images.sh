@@ -97,5 +97,10 @@ make_images() {
   install -m 755 "$lab/dom0/init" "$dom0/init"
   cp "$lab/dom0/play" "$lab/dom0/play-all" "$lab/dom0/words.sh" "$dom0/lab/"
   cp "$lab"/scenarios/*.sh "$dom0/lab/scenarios/"
+  mkdir -p "$work/linux/lab" "$work/linux/usr/local"
+  cp -r "$dom0/lab/play" "$dom0/lab/play-all" "$dom0/lab/words.sh" "$dom0/lab/scenarios" "$work/linux/lab/"
+  cp "$lab/linux/words.sh" "$work/linux/lab/linux-words.sh"
+  cp -r "$dom0/usr/local/bin" "$work/linux/usr/local/"
+  install -m 755 "$lab/linux/init" "$work/linux/init"
   for disk in sata nvme; do head -c 8M /dev/urandom >"$work/$disk.img"; done
 }

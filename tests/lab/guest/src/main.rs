@@ -2,6 +2,7 @@
 #![cfg_attr(test, allow(clippy::arithmetic_side_effects))]
 
 mod config;
+mod device;
 mod disk;
 mod frontend;
 mod hammer;
@@ -26,7 +27,10 @@ const USAGE: &str = "usage:
   lab-guest legacy-copy BDF FROM TO COUNT
                                  copies sectors of a virtio disk, and to the standard output, by the registers in memory
   lab-guest break-rules BDF SECONDS
-                                 drives a virtio disk in every wrong way it knows; SECONDS for each storm";
+                                 drives a virtio disk in every wrong way it knows; SECONDS for each storm
+  lab-guest drive DRIVER PLACE STEP...
+                                 plays a driver of a device at vfio:BDF. edu: identify, factorial, dma, intx, msi, stray (DMA where nothing is);
+                                 nvme: identify, write (and read) some blocks, first (MiB, to the standard output); igbvf: identify, msix, reset";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -63,6 +67,7 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
         ["break-rules", bdf, seconds] => {
             virtio::break_rules(bdf, Duration::from_secs(seconds.parse()?))?;
         }
+        ["drive", driver, place, steps @ ..] => device::drive(driver, place, steps)?,
         _ => return Ok(false),
     }
     Ok(true)

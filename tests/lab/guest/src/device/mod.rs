@@ -1,0 +1,99 @@
+//! Drivers of the lab's devices in this program, and what they reach a device through: written once, they run on a guest's view of it and on
+//! bare VFIO, with which the guest's is compared.
+
+mod bare;
+mod edu;
+mod igbvf;
+mod memory;
+mod nvme;
+mod window;
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use memory::Memory;
+use window::Window;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+/// Nothing takes that long, unless it never happens.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Offset of the vendor ID, with the device ID behind it (PCI 3.0, 6.2.1), and of the command register.
+const VENDOR: u16 = 0x00;
+const COMMAND: u16 = 0x04;
+/// Of the command register: memory decode, bus mastering.
+const COMMAND_ON: u32 = 1 << 1 | 1 << 2;
+
+/// How a device interrupts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    Line,
+    Msi,
+    Msix,
+}
+
+/// A function that is this program's.
+pub trait Device {
+    fn config_read(&mut self, offset: u16, width: u8) -> Result<u32>;
+
+    fn config_write(&mut self, offset: u16, width: u8, value: u32) -> Result<()>;
+
+    /// What a memory BAR decodes.
+    fn window(&mut self, bar: u8) -> Result<Window>;
+
+    /// Sets up so many interrupts. It has none yet.
+    fn interrupts(&mut self, signal: Signal, count: u32) -> Result<()>;
+
+    /// Waits for one of them, and takes it; false when none came in time.
+    fn wait(&mut self, vector: usize, patience: Duration) -> Result<bool>;
+
+    /// The device has been served: its line may interrupt again.
+    fn end_of_interrupt(&mut self) -> Result<()>;
+
+    /// What the device reaches by DMA, at [`memory::ADDRESS`], and nothing else.
+    fn memory(&self) -> &Memory;
+}
+
+/// Opens a device and has it decode memory and master the bus. `vfio:BDF`: through VFIO, without anybody between.
+fn open(place: &str) -> Result<Box<dyn Device>> {
+    let mut device: Box<dyn Device> = match place.split_once(':') {
+        Some(("vfio", bdf)) => Box::new(bare::Bare::open(bdf)?),
+        _ => return Err(format!("'{place}' is no place of a device").into()),
+    };
+    let command = device.config_read(COMMAND, 2)?;
+    device.config_write(COMMAND, 2, command | COMMAND_ON)?;
+    Ok(device)
+}
+
+/// Plays a driver: what it is to do, one after the other.
+pub fn drive(driver: &str, place: &str, steps: &[&str]) -> Result<()> {
+    let device = open(place)?;
+    match driver {
+        "edu" => edu::drive(device, steps),
+        "nvme" => nvme::drive(device, steps),
+        "igbvf" => igbvf::drive(device, steps),
+        _ => Err(format!("there is no driver '{driver}'").into()),
+    }
+}
+
+/// Waits until something is so.
+fn until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begin = Instant::now();
+    while !condition()? {
+        if begin.elapsed() > PATIENCE {
+            return Err(format!("in vain: {what}").into());
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+/// That two values are the same.
+fn same<T: PartialEq + std::fmt::LowerHex>(what: &str, found: T, expected: T) -> Result<()> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("{what}: {found:#x} instead of {expected:#x}").into())
+    }
+}
