@@ -310,7 +310,7 @@ impl Service for DaemonService {
             Request::Dropped { device } => self.dropped(&device),
             Request::Doctor { device, try_resets } => self.doctor(device.as_deref(), try_resets),
             Request::Virtio { guest } => self.virtio(guest.as_deref()),
-            Request::AddVirtio { guest, device } => self.add_virtio(&guest, *device),
+            Request::AddVirtio { guest, device } => self.add_virtio(&guest, &device),
             Request::AwaitVirtio { guest } => self.await_virtio(&guest),
             Request::Status => self.status(),
             Request::Serve => self.serve(fd),

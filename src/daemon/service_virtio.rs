@@ -12,7 +12,7 @@ impl DaemonService {
         guests.map_or_else(failed, |guests| Response::Virtio { guests })
     }
 
-    pub(super) fn add_virtio(&self, guest: &str, device: VirtioDevice) -> Response {
+    pub(super) fn add_virtio(&self, guest: &str, device: &VirtioDevice) -> Response {
         let placed = self.virtual_guests.add_device(guest, device);
         placed.map_or_else(failed, |place| Response::Placed {
             places: vec![place],

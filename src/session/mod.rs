@@ -314,6 +314,7 @@ impl Session {
                 Some(xenbus::DomainInfo {
                     hvm: self.hvm,
                     paused: false,
+                    has_run: true,
                     gone: false,
                 })
             });

@@ -1,12 +1,15 @@
 //! Which guests have virtio devices of ours: a session for each.
 
+mod change;
 mod disks;
+mod turns;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
@@ -15,7 +18,7 @@ use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, Xen};
 
 use super::record;
-use super::session::{Handle, Phase, Setup};
+use super::session::{End, Handle, Phase, Setup, Watched};
 use super::xl_disk;
 use crate::config::{Live, VirtioDevice};
 use crate::control::virtio::VirtioGuest;
@@ -35,7 +38,11 @@ const CHUNK_KIB: usize = 2048;
 /// What could not be done for want of descriptors or the like is tried again after this time.
 const RETRY: Duration = Duration::from_millis(100);
 
-/// So long at most somebody waits for devices to be opened. Storage that takes longer will not answer.
+pub(super) use change::ChangeError;
+pub(super) use turns::Turn;
+use turns::Turns;
+
+/// So long at most an operator waits for devices to be opened. Storage that takes longer will not answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// All sessions of guests with virtio devices.
@@ -48,6 +55,8 @@ pub struct VirtualGuests {
     /// Their records.
     directory: PathBuf,
     pub(super) sessions: Mutex<BTreeMap<DomId, Session>>,
+    /// Whose devices are being changed. Never waited for under another lock.
+    pub(super) turns: Arc<Turns>,
     /// Guests that ran when they were found, and are not served: that has been said.
     pub(super) refused: Mutex<BTreeMap<DomId, VirtioGuest>>,
     /// When to look again, if nothing is announced.
@@ -73,8 +82,8 @@ pub enum StartError {
     #[error("{0}")]
     Failed(String),
     /// Storage or a tap does not answer.
-    #[error("they are not there after {} s: storage or a tap does not answer", PATIENCE.as_secs())]
-    TooLong,
+    #[error("storage or a tap has not answered within {} s", .0.as_secs())]
+    TooLong(Duration),
 }
 
 impl VirtualGuests {
@@ -86,6 +95,7 @@ impl VirtualGuests {
             budget: Budget::of_process(),
             directory,
             sessions: Mutex::default(),
+            turns: Arc::default(),
             refused: Mutex::default(),
             retry: Mutex::default(),
         }
@@ -95,7 +105,7 @@ impl VirtualGuests {
     ///
     /// # Errors
     /// xenstore's.
-    pub fn watch(&self) -> Result<Client, StoreError> {
+    pub fn watch(self: &Arc<Self>) -> Result<Client, StoreError> {
         let mut store = self.xen.connect_xenstore()?;
         store.watch("@introduceDomain", "domains")?;
         store.watch("@releaseDomain", "domains")?;
@@ -108,7 +118,7 @@ impl VirtualGuests {
     ///
     /// # Errors
     /// xenstore's.
-    pub fn follow(&self, store: &mut Client) -> Result<(), StoreError> {
+    pub fn follow(self: &Arc<Self>, store: &mut Client) -> Result<(), StoreError> {
         if self.next_scan().is_some_and(|due| due <= Instant::now()) {
             self.scan(store)?;
         }
@@ -131,12 +141,16 @@ impl VirtualGuests {
 
     /// Ends all sessions, and waits for it. The guests' CPUs wait for the next daemon.
     pub fn end_sessions(&self) {
-        for session in std::mem::take(&mut *lock(&self.sessions)).values_mut() {
-            session.handle.join();
+        self.turns.close();
+        let mut sessions = std::mem::take(&mut *lock(&self.sessions));
+        // All at once: some may wait for requests under way.
+        sessions.values().for_each(|session| session.handle.stop());
+        for session in sessions.values_mut() {
+            session.handle.end();
         }
     }
 
-    fn scan(&self, store: &mut Client) -> Result<(), StoreError> {
+    fn scan(self: &Arc<Self>, store: &mut Client) -> Result<(), StoreError> {
         *lock(&self.retry) = None;
         self.release();
         for domain in optional(store.directory(DOMAINS))?.unwrap_or_default() {
@@ -218,7 +232,7 @@ impl VirtualGuests {
         let config = self.config.get();
         let configured = config.guest.get(&name);
         Ok(Some(Guest {
-            is_paused: info.paused,
+            has_run: info.has_run,
             record: record::directory(&self.directory, domain, uuid),
             chunks: chunks(node("memory/static-max")?.as_deref()),
             configured: configured.map_or_else(Vec::new, |guest| guest.virtio.clone()),
@@ -226,8 +240,23 @@ impl VirtualGuests {
         }))
     }
 
-    /// Starts a session for a guest that has virtio devices, and none yet.
-    pub(super) fn ensure(&self, store: &mut Client, domain: DomId) -> Result<(), StoreError> {
+    /// Starts a session for a guest that has virtio devices, and none yet. Where its devices are being changed, whoever does that sees to it.
+    fn ensure(self: &Arc<Self>, store: &mut Client, domain: DomId) -> Result<(), StoreError> {
+        let is_known =
+            lock(&self.sessions).contains_key(&domain) || lock(&self.refused).contains_key(&domain);
+        if is_known {
+            return Ok(());
+        }
+        if let Some(turn) = self.turns.begin(domain) {
+            self.ensure_in(&turn, store)?;
+            self.end_turn(turn);
+        }
+        Ok(())
+    }
+
+    /// As [`VirtualGuests::ensure`].
+    pub(super) fn ensure_in(&self, turn: &Turn, store: &mut Client) -> Result<(), StoreError> {
+        let domain = turn.domain();
         if lock(&self.sessions).contains_key(&domain)
             || lock(&self.refused).contains_key(&domain)
             // Else it is still being built, and what is seen of it is half of it.
@@ -242,7 +271,7 @@ impl VirtualGuests {
         if guest.configured.is_empty() && is_new {
             return Ok(());
         }
-        if !guest.is_paused && is_new {
+        if guest.has_run && is_new {
             let why = "it runs already, so its firmware would not find the virtio devices that it is to have: it gets none. Shut it down \
                        and create it anew";
             error!("domain {domain} ({}): {why}", printable(&guest.name));
@@ -266,7 +295,7 @@ impl VirtualGuests {
     /// Begins a session, unless there is one.
     fn begin(&self, domain: DomId, guest: &Guest, is_new: bool, forgets: bool) -> io::Result<()> {
         let mut sessions = lock(&self.sessions);
-        if sessions.contains_key(&domain) {
+        if sessions.contains_key(&domain) || self.turns.is_closed() {
             return Ok(());
         }
         let handle = Handle::start(Setup {
@@ -289,46 +318,82 @@ impl VirtualGuests {
         Ok(())
     }
 
-    /// Begins a session, and waits until its devices are there. Its files stay whatever becomes of it; one that fails is none.
-    ///
-    /// # Errors
-    /// [`StartError`]; of a guest that is not new only when there is no thread for it.
-    pub(super) fn start(
-        &self,
-        domain: DomId,
-        guest: &Guest,
-        is_new: bool,
-    ) -> Result<(), StartError> {
-        self.begin(domain, guest, is_new, false)
+    /// Begins a session for a guest that has not run, and waits until its devices are there. Its files stay whatever becomes of it; one that
+    /// fails is none.
+    fn start(&self, domain: DomId, guest: &Guest, patience: Duration) -> Result<(), StartError> {
+        self.begin(domain, guest, true, false)
             .map_err(StartError::Host)?;
-        if !is_new {
-            return Ok(());
-        }
-        let watched = lock(&self.sessions)
-            .get(&domain)
-            .map(|session| session.handle.watched());
-        let Some(watched) = watched else {
-            return Ok(());
+        let Some(watched) = self.watched(domain) else {
+            return Err(StartError::Failed("the daemon ends".to_owned()));
         };
-        let error = match watched.wait(PATIENCE) {
-            Phase::Serving | Phase::Waiting(_) => return Ok(()),
-            Phase::Failed(why) => StartError::Failed(why),
-            Phase::Opening => StartError::TooLong,
+        let error = match watched.wait(patience) {
+            Phase::Serving => return Ok(()),
+            Phase::Waiting(why) | Phase::Failed(why) => StartError::Failed(why),
+            Phase::Opening => StartError::TooLong(patience),
         };
-        // One that does not end is not waited for: it is in the middle of opening something.
-        drop(lock(&self.sessions).remove(&domain));
+        self.end(domain);
         Err(error)
     }
 
-    /// Ends a guest's session, and waits for it: it has the images open. False: there is none.
-    pub(super) fn end(&self, domain: DomId) -> bool {
+    /// Begins a session for a guest that had devices before. Nobody waits for it.
+    fn resume(&self, domain: DomId, guest: &Guest) -> io::Result<()> {
+        self.begin(domain, guest, false, false)
+    }
+
+    /// Ends a guest's session, and waits for it: it has the images open. `None`: there is none.
+    fn end(&self, domain: DomId) -> Option<End> {
         let session = lock(&self.sessions).remove(&domain);
-        match session {
-            Some(mut session) => {
-                session.handle.join();
-                true
+        session.map(|mut session| session.handle.end())
+    }
+
+    /// A guest's session, to be looked at without holding up the others.
+    pub(super) fn watched(&self, domain: DomId) -> Option<Watched> {
+        let sessions = lock(&self.sessions);
+        let session = sessions.get(&domain)?;
+        Some(session.handle.watched())
+    }
+
+    /// Whether nobody in it has looked for devices yet.
+    fn may_be_equipped(&self, domain: DomId) -> bool {
+        let info = self.xen.domain_info(domain);
+        info.is_ok_and(|info| info.is_some_and(|info| !info.has_run && !info.gone))
+    }
+
+    /// Ends a turn, if nobody else has it.
+    pub(super) fn let_go(self: &Arc<Self>, turn: Arc<Turn>) {
+        if let Some(turn) = Arc::into_inner(turn) {
+            self.end_turn(turn);
+        }
+    }
+
+    /// Ends a turn. What others have left to it is done next.
+    fn end_turn(self: &Arc<Self>, turn: Turn) {
+        if self.is_gone(turn.domain()) {
+            self.release();
+        }
+        if let Some(turn) = turn.end() {
+            self.see_to(turn);
+        }
+    }
+
+    /// Does for a guest, on a thread of its own, all that there is to do.
+    fn see_to(self: &Arc<Self>, turn: Turn) {
+        let (guests, domain) = (Arc::clone(self), turn.domain());
+        let work = move || {
+            let turn = Arc::new(turn);
+            let done = guests.xen.connect_xenstore().and_then(|mut store| {
+                guests.ensure_in(&turn, &mut store)?;
+                guests.see_to_disks(&mut store, &turn)
+            });
+            if let Err(error) = done {
+                error!("domain {domain}: its virtio disks: {}", chain(&error));
             }
-            None => false,
+            guests.let_go(turn);
+        };
+        let thread = thread::Builder::new().name(format!("virtio change {domain}"));
+        if let Err(error) = thread.spawn(work) {
+            error!("domain {domain}: no thread for its virtio disks, trying again: {error}");
+            self.try_again();
         }
     }
 }
@@ -337,7 +402,8 @@ impl VirtualGuests {
 #[derive(Debug)]
 pub(super) struct Guest {
     pub name: String,
-    pub is_paused: bool,
+    /// It runs, or has before it was paused.
+    pub has_run: bool,
     /// Where its files are.
     pub record: PathBuf,
     /// Pieces of its memory that may be mapped.

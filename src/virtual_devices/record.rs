@@ -130,7 +130,7 @@ impl Record {
     /// # Errors
     /// When the file cannot be mapped, or another version has written it.
     pub fn ledger(&self) -> io::Result<Ledger> {
-        let words = Words::of_file(&self.file("server")?, Ledger::WORDS)?;
+        let words = Words::of_file(self.file("server")?, Ledger::WORDS)?;
         Ledger::new(words).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
@@ -140,7 +140,7 @@ impl Record {
     /// When the file cannot be mapped, or another version's device has written it.
     pub fn device(&self, at: At, device: &dyn Device) -> io::Result<Notes> {
         let file = self.file(&device_file(at))?;
-        Notes::of_file(&file, device).map_err(|error| match error {
+        Notes::of_file(file, device).map_err(|error| match error {
             NotesError::Words(error) => error,
             other => io::Error::new(io::ErrorKind::InvalidData, other),
         })

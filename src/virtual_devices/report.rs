@@ -1,20 +1,20 @@
 //! What operators ask of guests' devices, and wish for them.
 
+use std::io;
 use std::path::Path;
-use std::{fs, io};
+use std::sync::Arc;
 
-use log::error;
 use virtio::Interface;
 use virtio::inspect::{DeviceView, feature_names};
 use xenbus::xenstore::{Error as StoreError, Store};
 use xenbus::{DomId, XenError};
 
 use super::assembly::AssemblyError;
-use super::guests::{DOMAINS, PATIENCE, Session, VirtualGuests, lock};
-use super::place::{At, place, settle_last, settled};
+use super::guests::{ChangeError, DOMAINS, PATIENCE, Turn, VirtualGuests, lock};
+use super::place::{At, place};
 use super::qemu;
 use super::record::Record;
-use super::session::{Answer, Phase};
+use super::session::{Answer, Phase, Watched};
 use crate::config::VirtioDevice;
 use crate::control::virtio::{Driven, QueueLine, TerminalLine, VirtioGuest, VirtioLine};
 use crate::session::nodes::optional;
@@ -101,14 +101,14 @@ pub enum VirtioError {
     /// Xen's.
     #[error(transparent)]
     Xen(#[from] XenError),
-    /// Its record cannot be kept.
-    #[error("cannot keep the record of the devices of {guest}; is the run directory full?")]
-    Record {
+    /// Another change of its devices does not come to its end.
+    #[error(
+        "the devices of {guest} are being changed, and have been for {} s: storage or a tap does not answer (see the daemon's log)",
+        PATIENCE.as_secs()
+    )]
+    Busy {
         /// Name or number.
         guest: String,
-        /// Why.
-        #[source]
-        source: io::Error,
     },
 }
 
@@ -118,12 +118,18 @@ impl VirtualGuests {
     /// # Errors
     /// [`VirtioError::NoDevices`] when this guest has none.
     pub fn report(&self, guest: Option<&str>) -> Result<Vec<VirtioGuest>, VirtioError> {
-        let sessions = lock(&self.sessions);
-        let mut guests: Vec<_> = sessions
+        let sessions: Vec<_> = lock(&self.sessions)
             .iter()
-            .map(|(domain, session)| of_session(*domain, session))
+            .map(|(domain, session)| {
+                let (name, record) = (session.name.clone(), session.record.clone());
+                (*domain, name, record, session.handle.watched())
+            })
             .collect();
-        drop(sessions);
+        // Each may be in the middle of something, and holds up nobody but who asks.
+        let mut guests: Vec<_> = sessions
+            .into_iter()
+            .map(|(domain, name, record, session)| of_session(domain, name, &record, &session))
+            .collect();
         guests.extend(lock(&self.refused).values().cloned());
         if let Some(wanted) = guest {
             guests.retain(|guest| guest.name == wanted || guest.domain.to_string() == wanted);
@@ -139,54 +145,42 @@ impl VirtualGuests {
     ///
     /// # Errors
     /// [`VirtioError`]; the guest has then what it had before.
-    pub fn add_device(&self, guest: &str, device: VirtioDevice) -> Result<String, VirtioError> {
-        let owned = || guest.to_owned();
+    pub fn add_device(
+        self: &Arc<Self>,
+        guest: &str,
+        device: &VirtioDevice,
+    ) -> Result<String, VirtioError> {
         let domain = self.ready_to_start(guest)?;
-        if let Some(answer) = self.opened(guest, domain)?
-            && !answer.untouched
-        {
-            return Err(VirtioError::Runs { guest: owned() });
-        }
-        let known = self.look(&mut self.xen.connect_xenstore()?, domain)?;
+        let turn = Arc::new(self.turn(guest, domain)?);
+        let given = self.add_in(&turn, guest, device);
+        self.let_go(turn);
+        given
+    }
+
+    fn add_in(
+        self: &Arc<Self>,
+        turn: &Arc<Turn>,
+        guest: &str,
+        device: &VirtioDevice,
+    ) -> Result<String, VirtioError> {
+        let owned = || guest.to_owned();
+        let known = self.look(&mut self.xen.connect_xenstore()?, turn.domain())?;
         let known = known.ok_or_else(|| VirtioError::NoGuest { guest: owned() })?;
-        let record = |source| VirtioError::Record {
-            guest: owned(),
-            source,
-        };
-        let kept = Record::open(known.record.clone()).map_err(record)?;
-        let (before, disks) = (
-            kept.devices().map_err(record)?,
-            kept.disks().map_err(record)?,
-        );
-        // Those of the configuration, if nobody has begun with them yet.
-        let mut devices = match &before {
-            Some(before) => before.clone(),
-            None => settled(&known.configured).map_err(AssemblyError::from)?,
-        };
-        let all: Vec<_> = devices
-            .iter()
-            .chain(disks.values())
-            .chain([&device])
-            .collect();
-        let (at, device) = settle_last(&all).map_err(AssemblyError::from)?;
-        devices.push(device);
-        self.end(domain);
-        kept.set_devices(&devices).map_err(record)?;
-        let Err(error) = self.start(domain, &known, true) else {
-            return Ok(at.to_string());
-        };
-        match &before {
-            Some(before) => {
-                kept.set_devices(before).map_err(record)?;
-                if let Err(error) = self.start(domain, &known, true) {
-                    error!("domain {domain}: {}", chain(&error));
-                }
-            }
-            None => fs::remove_dir_all(&known.record).map_err(record)?,
+        match self.give(turn, &known, device, None, PATIENCE) {
+            Ok(at) => Ok(at.to_string()),
+            Err(ChangeError::Runs) => Err(VirtioError::Runs { guest: owned() }),
+            Err(why) => Err(VirtioError::Failed {
+                guest: owned(),
+                why: chain(&why),
+            }),
         }
-        Err(VirtioError::Failed {
-            guest: owned(),
-            why: chain(&error),
+    }
+
+    /// The turn to change a guest's devices, once others have had theirs.
+    fn turn(self: &Arc<Self>, guest: &str, domain: DomId) -> Result<Turn, VirtioError> {
+        let turn = self.turns.wait(domain, PATIENCE);
+        turn.ok_or_else(|| VirtioError::Busy {
+            guest: guest.to_owned(),
         })
     }
 
@@ -194,10 +188,16 @@ impl VirtualGuests {
     ///
     /// # Errors
     /// [`VirtioError`].
-    pub fn wait_until_ready(&self, guest: &str) -> Result<Vec<String>, VirtioError> {
+    pub fn wait_until_ready(self: &Arc<Self>, guest: &str) -> Result<Vec<String>, VirtioError> {
         let domain = self.find(guest)?;
         // If it is so new that nobody has seen it yet.
-        self.ensure(&mut self.xen.connect_xenstore()?, domain)?;
+        let turn = Arc::new(self.turn(guest, domain)?);
+        let ensured = self
+            .xen
+            .connect_xenstore()
+            .and_then(|mut store| self.ensure_in(&turn, &mut store));
+        self.let_go(turn);
+        ensured?;
         if self.opened(guest, domain)?.is_none() {
             let refused = lock(&self.refused).get(&domain).cloned();
             let known = self.look(&mut self.xen.connect_xenstore()?, domain)?;
@@ -250,7 +250,7 @@ impl VirtualGuests {
         })
     }
 
-    /// An HVM guest that is paused: what has not run yet is.
+    /// An HVM guest that has not run yet.
     fn ready_to_start(&self, guest: &str) -> Result<DomId, VirtioError> {
         let domain = self.find(guest)?;
         let info = self.xen.domain_info(domain)?;
@@ -258,17 +258,14 @@ impl VirtualGuests {
         match info.filter(|info| !info.gone) {
             None => Err(VirtioError::NoGuest { guest }),
             Some(info) if !info.hvm => Err(VirtioError::NotHvm { guest }),
-            Some(info) if !info.paused => Err(VirtioError::Runs { guest }),
+            Some(info) if info.has_run => Err(VirtioError::Runs { guest }),
             Some(_) => Ok(domain),
         }
     }
 
     /// How a guest's devices are, once they are open; `None`: it has none.
     fn opened(&self, guest: &str, domain: DomId) -> Result<Option<Answer>, VirtioError> {
-        let watched = lock(&self.sessions)
-            .get(&domain)
-            .map(|session| session.handle.watched());
-        let Some(watched) = watched else {
+        let Some(watched) = self.watched(domain) else {
             return Ok(None);
         };
         let guest = guest.to_owned();
@@ -279,11 +276,7 @@ impl VirtualGuests {
             }
             Phase::Serving => {}
         }
-        let sessions = lock(&self.sessions);
-        let answer = sessions
-            .get(&domain)
-            .and_then(|session| session.handle.ask());
-        match answer {
+        match watched.ask() {
             Some(answer) => Ok(Some(answer)),
             None => Err(VirtioError::TooLong { guest }),
         }
@@ -300,8 +293,8 @@ fn devices_of(record: &Path) -> Vec<VirtioDevice> {
     devices
 }
 
-fn of_session(domain: DomId, session: &Session) -> VirtioGuest {
-    let (state, reason) = match session.handle.phase() {
+fn of_session(domain: DomId, name: String, record: &Path, session: &Watched) -> VirtioGuest {
+    let (state, reason) = match session.phase() {
         Phase::Opening => ("opening", None),
         Phase::Serving => ("served", None),
         Phase::Waiting(why) => ("waiting", Some(why)),
@@ -309,11 +302,11 @@ fn of_session(domain: DomId, session: &Session) -> VirtioGuest {
     };
     let devices = match state {
         "refused" => Vec::new(),
-        _ => devices_of(&session.record),
+        _ => devices_of(record),
     };
-    let views = session.handle.ask().map(|answer| answer.devices);
+    let views = session.ask().map(|answer| answer.devices);
     let mut views = views.unwrap_or_default().into_iter();
-    let terminals = session.handle.terminals();
+    let terminals = session.terminals();
     let mut placed = place(&devices).unwrap_or_default();
     // As they are in the guest: functions in their order, then virtio-mmio by slot.
     placed.sort_by_key(|(seat, _)| match seat.at() {
@@ -336,7 +329,7 @@ fn of_session(domain: DomId, session: &Session) -> VirtioGuest {
     });
     VirtioGuest {
         domain: domain.0,
-        name: session.name.clone(),
+        name,
         state: state.to_owned(),
         reason,
         devices: lines.collect(),

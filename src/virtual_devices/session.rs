@@ -39,6 +39,11 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// A session that does not tell how its devices are within this time is in the middle of something.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// So long a session that ends waits for requests under way.
+const LAST_REQUESTS: Duration = Duration::from_secs(2);
+/// How often is looked.
+const LOOK: Duration = Duration::from_millis(1);
+
 /// A request's path is short.
 const STACK: usize = 256 * 1024;
 
@@ -67,6 +72,8 @@ pub(super) struct Setup {
 /// A session cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionError {
+    #[error("it was told to end")]
+    Stopped,
     #[error(transparent)]
     Assembly(#[from] AssemblyError),
     #[error(transparent)]
@@ -108,6 +115,10 @@ struct Shared {
     phase: Mutex<Phase>,
     changed: Condvar,
     stop: AtomicBool,
+    /// What the devices are made of is open: nothing waits for storage any more.
+    is_open: Mutex<bool>,
+    /// Requests have not ended with it.
+    is_left_busy: AtomicBool,
     terminals: Mutex<Vec<(At, Terminal)>>,
     questions: Mutex<Vec<mpsc::Sender<Answer>>>,
 }
@@ -115,10 +126,17 @@ struct Shared {
 /// What a session says of itself.
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
-    /// The guest's firmware has not put any device anywhere.
-    pub untouched: bool,
     /// In the order in which they were placed.
     pub devices: Vec<DeviceView>,
+}
+
+/// How a session has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// Nothing of it goes on.
+    Quiet,
+    /// It waits for storage, which does not answer. It will do nothing more to the guest but end the requests that were under way.
+    Busy,
 }
 
 impl Shared {
@@ -129,6 +147,33 @@ impl Shared {
 
     fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    /// Has it end. True: it does so without waiting for storage.
+    fn stop(&self) -> bool {
+        let is_open = lock(&self.is_open);
+        self.stop.store(true, Ordering::Release);
+        if let Err(error) = self.waker.wake() {
+            error!("cannot wake a session: {error}");
+        }
+        *is_open
+    }
+
+    /// What takes time is done. False: it is to end, and may not do anything to the guest, for another session may be there by now.
+    fn go_on(&self) -> bool {
+        let mut is_open = lock(&self.is_open);
+        *is_open = !self.is_stopping();
+        *is_open
+    }
+
+    fn ask(&self) -> Option<Answer> {
+        if *lock(&self.phase) != Phase::Serving {
+            return None;
+        }
+        let (sender, answer) = mpsc::channel();
+        lock(&self.questions).push(sender);
+        self.waker.wake().ok()?;
+        answer.recv_timeout(PATIENCE).ok()
     }
 }
 
@@ -152,6 +197,8 @@ impl Handle {
             phase: Mutex::new(Phase::Opening),
             changed: Condvar::new(),
             stop: AtomicBool::new(false),
+            is_open: Mutex::new(false),
+            is_left_busy: AtomicBool::new(false),
             terminals: Mutex::default(),
             questions: Mutex::default(),
         });
@@ -171,41 +218,25 @@ impl Handle {
         })
     }
 
-    /// What it is at.
-    pub fn phase(&self) -> Phase {
-        lock(&self.shared.phase).clone()
+    /// Tells it to end. Nobody waits.
+    pub fn stop(&self) {
+        self.shared.stop();
     }
 
-    /// Where the ports of its consoles are, with their slots.
-    pub fn terminals(&self) -> Vec<(At, Terminal)> {
-        lock(&self.shared.terminals).clone()
-    }
-
-    /// How its devices are; `None`: it does not serve them now.
-    pub fn ask(&self) -> Option<Answer> {
-        if self.phase() != Phase::Serving {
-            return None;
+    /// Has it end, and waits for that, unless it waits for storage.
+    pub fn end(&mut self) -> End {
+        let is_open = self.shared.stop();
+        if let Some(thread) = self.thread.take() {
+            if !is_open && !thread.is_finished() {
+                return End::Busy;
+            }
+            if thread.join().is_err() {
+                error!("a session's thread has panicked; please report this");
+            }
         }
-        let (sender, answer) = mpsc::channel();
-        lock(&self.shared.questions).push(sender);
-        self.shared.waker.wake().ok()?;
-        answer.recv_timeout(PATIENCE).ok()
-    }
-
-    fn stop(&self) {
-        self.shared.stop.store(true, Ordering::Release);
-        if let Err(error) = self.shared.waker.wake() {
-            error!("cannot wake a session: {error}");
-        }
-    }
-
-    /// Returns when it has ended, which it is told to.
-    pub fn join(&mut self) {
-        self.stop();
-        if let Some(thread) = self.thread.take()
-            && thread.join().is_err()
-        {
-            error!("a session's thread has panicked; please report this");
+        match self.shared.is_left_busy.load(Ordering::Acquire) {
+            true => End::Busy,
+            false => End::Quiet,
         }
     }
 
@@ -215,16 +246,41 @@ impl Handle {
     }
 }
 
-/// A session that is waited for.
+/// A session that is looked at.
 #[derive(Debug)]
 pub(super) struct Watched(Arc<Shared>);
 
 impl Watched {
+    /// What it is at.
+    pub fn phase(&self) -> Phase {
+        lock(&self.0.phase).clone()
+    }
+
+    /// Where the ports of its consoles are, with their slots.
+    pub fn terminals(&self) -> Vec<(At, Terminal)> {
+        lock(&self.0.terminals).clone()
+    }
+
+    /// How its devices are; `None`: it does not serve them now.
+    pub fn ask(&self) -> Option<Answer> {
+        self.0.ask()
+    }
+
+    /// Waits until it serves, or for so long: some of what keeps it from that passes.
+    pub fn wait_until_served(&self, patience: Duration) -> Phase {
+        let unserved = |phase: &Phase| matches!(phase, Phase::Opening | Phase::Waiting(_));
+        self.wait_while(patience, unserved)
+    }
+
     /// Waits until it is not opening any more, or for so long.
     pub fn wait(&self, patience: Duration) -> Phase {
+        self.wait_while(patience, |phase| *phase == Phase::Opening)
+    }
+
+    fn wait_while(&self, patience: Duration, unsettled: impl Fn(&Phase) -> bool) -> Phase {
         let begun = Instant::now();
         let mut phase = lock(&self.0.phase);
-        while *phase == Phase::Opening {
+        while unsettled(&phase) {
             let Some(left) = patience.checked_sub(begun.elapsed()) else {
                 break;
             };
@@ -255,10 +311,11 @@ struct Session {
 impl Drop for Session {
     /// Whoever waits for it is not to wait for nothing, whatever it has ended with.
     fn drop(&mut self) {
-        if *lock(&self.shared.phase) == Phase::Opening {
+        if !matches!(*lock(&self.shared.phase), Phase::Failed(_)) {
             let why = "its thread has ended".to_owned();
             self.shared.set(Phase::Failed(why));
         }
+        lock(&self.shared.questions).clear();
     }
 }
 
@@ -281,6 +338,7 @@ impl Session {
                     let Err(error) = served else { break };
                     error
                 }
+                Err(_) if self.shared.is_stopping() => return,
                 Err(error) if self.setup.is_new => {
                     self.give_up(&error);
                     return;
@@ -301,7 +359,30 @@ impl Session {
             {
                 self.pause(FIRST_PAUSE);
             }
+            if self.shared.is_stopping() {
+                break;
+            }
             server = None;
+        }
+        if let Some(server) = &mut server {
+            self.end(server);
+        }
+    }
+
+    /// Waits until nothing of the devices goes on: what they have begun the next ones would do a second time. Requests whose storage does not
+    /// answer keep their device's record locked, for which the next session waits.
+    fn end(&self, server: &mut Server) {
+        let begun = Instant::now();
+        while !server.halt() {
+            if begun.elapsed() >= LAST_REQUESTS {
+                self.shared.is_left_busy.store(true, Ordering::Release);
+                error!(
+                    "domain {}: requests to its virtio devices have not ended, as their storage does not answer: they may still read and write",
+                    self.setup.domain
+                );
+                return;
+            }
+            thread::sleep(LOOK);
         }
     }
 
@@ -336,12 +417,12 @@ impl Session {
     /// First what can fail: what the devices are made of, and Xen's side. Only then the devices come to life.
     fn open(&self) -> Result<Server, SessionError> {
         let setup = &self.setup;
+        *lock(&self.shared.is_open) = false;
         let failed = |source| SessionError::Record {
             path: setup.record.clone(),
             source,
         };
         let record = Record::open(setup.record.clone()).map_err(failed)?;
-        let ledger = record.ledger().map_err(failed)?;
         let mut devices = match record.devices().map_err(failed)? {
             Some(devices) => devices,
             None => {
@@ -352,10 +433,14 @@ impl Session {
         };
         devices.extend(record.disks().map_err(failed)?.into_values());
         let (xen, domain) = (&setup.xen, setup.domain);
+        let opened = open_backends(domain, &setup.name, &devices)?;
+        if !self.shared.go_on() {
+            return Err(SessionError::Stopped);
+        }
         let memory = DomainMemory::new(Arc::clone(xen) as _, domain);
         let share = setup.budget.share(setup.chunks)?;
         let ram = Arc::new(GuestRam::with_share(Arc::new(memory), share));
-        let opened = open_backends(domain, &setup.name, &devices)?;
+        let ledger = record.ledger().map_err(failed)?;
         let mut server = Server::open(Arc::clone(xen), domain, Arc::clone(&ram), ledger)?;
         let assembled = assemble(xen, domain, &ram, &record, opened);
         let placed = assembled.map_err(SessionError::from).and_then(|assembled| {
@@ -425,7 +510,6 @@ impl Session {
         for question in questions {
             // Who has asked may have given up.
             let _ = question.send(Answer {
-                untouched: server.is_untouched(),
                 devices: server.inspect(),
             });
         }

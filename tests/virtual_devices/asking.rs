@@ -18,7 +18,7 @@ fn device(text: &str) -> VirtioDevice {
     config.guest["any"].virtio[0].clone()
 }
 
-fn add(house: &House, guest: &str, text: &str) -> Result<Vec<String>, String> {
+pub fn add(house: &House, guest: &str, text: &str) -> Result<Vec<String>, String> {
     placed(house.ask(&Request::AddVirtio {
         guest: guest.to_owned(),
         device: Box::new(device(text)),
@@ -82,12 +82,20 @@ fn a_guest_with_slots_of_virtio_mmio_gets_what_is_added_and_keeps_what_it_had() 
 #[test]
 fn devices_are_added_to_no_guest_that_runs_or_is_none() {
     let house = with_rng("");
-    for (name, kind) in [("running", DomainKind::Hvm), ("pv", DomainKind::Pv)] {
+    for (name, kind) in [
+        ("running", DomainKind::Hvm),
+        ("paused", DomainKind::Hvm),
+        ("pv", DomainKind::Pv),
+    ] {
         let domain = house.machine.create_domain(name, kind).unwrap();
         house.machine.unpause_domain(domain).unwrap();
+        if name == "paused" {
+            house.machine.pause_domain(domain).unwrap();
+        }
     }
     for (guest, why) in [
         ("running", "runs already"),
+        ("paused", "runs already"),
         ("pv", "no HVM guest"),
         ("none", "no guest none"),
     ] {

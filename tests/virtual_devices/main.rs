@@ -10,6 +10,7 @@
 
 mod asking;
 mod backends;
+mod changes;
 mod common;
 #[path = "../embedded/house.rs"]
 #[allow(dead_code)]
@@ -18,6 +19,7 @@ mod mmio;
 #[path = "../embedded/mortal.rs"]
 #[allow(dead_code)]
 mod mortal;
+mod storage;
 // The drivers are those that the transports are tested with.
 #[path = "../../virtio/tests/drivers/transports.rs"]
 #[allow(dead_code)]

@@ -23,13 +23,13 @@ fn house(config: &str) -> House {
     crate::house(config)
 }
 
-fn image(sectors: u64) -> NamedTempFile {
+pub fn image(sectors: u64) -> NamedTempFile {
     let image = NamedTempFile::new().unwrap();
     image.as_file().set_len(512 * sectors).unwrap();
     image
 }
 
-fn disk(letter: char, image: &Path) -> VirtioDisk {
+pub fn disk(letter: char, image: &Path) -> VirtioDisk {
     VirtioDisk {
         vdev: format!("xvd{letter}"),
         device: 51712 + 16 * (u32::from(letter) - u32::from('a')),
@@ -43,7 +43,7 @@ fn create(house: &House) -> Machine {
     Machine::new(&house.machine, domain)
 }
 
-fn domain(machine: &Machine) -> DomId {
+pub fn domain(machine: &Machine) -> DomId {
     machine.guest().domain()
 }
 
@@ -61,12 +61,12 @@ fn run_with(house: &House, images: &[NamedTempFile; 2]) -> Machine {
     machine
 }
 
-fn is_locked(image: &NamedTempFile) -> bool {
+pub fn is_locked(image: &NamedTempFile) -> bool {
     let opened = virtio::blk::Image::open(image.path(), false, false);
     matches!(opened, Err(virtio::blk::ImageError::Locked { .. }))
 }
 
-fn nodes_below(house: &House, directory: &str) -> usize {
+pub fn nodes_below(house: &House, directory: &str) -> usize {
     let nodes = house.machine.xenstore_nodes();
     nodes.keys().filter(|path| path.contains(directory)).count()
 }
@@ -203,7 +203,10 @@ fn a_guest_that_runs_gets_no_further_disk_and_a_pv_guest_none() {
     let pv = house.machine.create_domain("pv", DomainKind::Pv).unwrap();
     let running = domain(&create(&house));
     house.machine.unpause_domain(running).unwrap();
-    for domain in [pv, running] {
+    let paused = domain(&create(&house));
+    house.machine.unpause_domain(paused).unwrap();
+    house.machine.pause_domain(paused).unwrap();
+    for domain in [pv, running, paused] {
         house.machine.virtio_disk_add(domain, &disk).unwrap_err();
         assert!(!is_locked(&image));
     }

@@ -100,6 +100,8 @@ pub struct DomainInfo {
     pub hvm: bool,
     /// The toolstack keeps it from running: it is being built, or was paused.
     pub paused: bool,
+    /// Its CPUs have run, or may at any moment: it is not paused, or was not always.
+    pub has_run: bool,
     /// The domain has shut down, crashed or is being destroyed: nobody runs in it any more.
     pub gone: bool,
 }

@@ -1,30 +1,25 @@
-//! Disks of xl's configuration come and go. Each change is a restart of the guest's session with another list of devices,
-//! which its other devices' drivers notice no more than they do a restart of the daemon.
+//! Disks of xl's configuration come and go. The daemon's main loop looks whether there is something to do; what is done may wait for
+//! storage, so each guest's is done by a thread of its own.
 
-use std::io;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use log::{error, info};
-use virtio::blk::{Image, ImageError};
 use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, XenbusState};
 
-use super::{Guest, StartError, VirtualGuests, lock};
-use crate::config::{Model, Place, VirtioDevice};
+use super::turns::Turn;
+use super::{ChangeError, VirtualGuests};
 use crate::session::nodes::{self, optional};
 use crate::text::{chain, printable};
-use crate::virtual_devices::place::{At, PlaceError, settle_last};
-use crate::virtual_devices::record::Record;
+use crate::virtual_devices::place::At;
 use crate::virtual_devices::xl_disk::{BACKENDS, Nodes, Step, Unfit, step};
 
 /// Where errors are told, a directory for each guest.
 const ERRORS: &str = "/local/domain/0/error/backend/virtio_disk";
 
-/// How long requests under way may take to end when a disk is taken away.
-const LAST_REQUESTS: Duration = Duration::from_secs(2);
-/// How often is looked.
-const LOOK: Duration = Duration::from_millis(5);
+/// So long xl waits for a disk (libxl, LIBXL_INIT_TIMEOUT).
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A guest does not get a disk.
 #[derive(Debug, thiserror::Error)]
@@ -33,40 +28,24 @@ enum Refusal {
     Unfit(#[from] Unfit),
     #[error("the guest is no HVM guest: only these get virtio disks")]
     NotHvm,
-    #[error("the guest runs already: a virtio disk is to be there when it is made")]
-    Runs,
-    #[error("the guest's other virtio devices cannot be had")]
-    Others,
     #[error(transparent)]
-    Place(#[from] PlaceError),
-    #[error(transparent)]
-    Session(#[from] StartError),
-    #[error("its record cannot be kept")]
-    Record(#[from] io::Error),
-}
-
-/// A disk that is served.
-struct Attached {
-    at: At,
-    dev: String,
+    Change(#[from] ChangeError),
 }
 
 impl VirtualGuests {
-    /// Does what the toolstack wishes of all disks.
+    /// Looks what the toolstack wishes of all disks, and has it done.
     ///
     /// # Errors
     /// xenstore's.
-    pub(super) fn scan_disks(&self, store: &mut Client) -> Result<(), StoreError> {
-        let numbers = |names: Option<Vec<String>>| {
-            let names = names.unwrap_or_default().into_iter();
-            names.filter_map(|name| name.parse::<u32>().ok())
-        };
-        for domain in numbers(optional(store.directory(BACKENDS))?) {
-            let Ok(number) = domain.to_string().parse::<DomId>() else {
+    pub(super) fn scan_disks(self: &Arc<Self>, store: &mut Client) -> Result<(), StoreError> {
+        for domain in optional(store.directory(BACKENDS))?.unwrap_or_default() {
+            let Ok(domain) = domain.parse::<DomId>() else {
                 continue;
             };
-            for device in numbers(optional(store.directory(&format!("{BACKENDS}/{domain}")))?) {
-                self.see_to_disk(store, number, device)?;
+            if self.has_steps(store, domain)?
+                && let Some(turn) = self.turns.begin(domain)
+            {
+                self.see_to(turn);
             }
         }
         self.forget_errors(store)
@@ -82,22 +61,55 @@ impl VirtualGuests {
         Ok(())
     }
 
-    fn see_to_disk(
-        &self,
+    fn has_steps(&self, store: &mut Client, domain: DomId) -> Result<bool, StoreError> {
+        for device in disks_of(store, domain)? {
+            if next_step(store, domain, device)?.1 != Step::Stay {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Does what the toolstack wishes of a guest's disks.
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub(super) fn see_to_disks(
+        self: &Arc<Self>,
         store: &mut Client,
-        domain: DomId,
+        turn: &Arc<Turn>,
+    ) -> Result<(), StoreError> {
+        for device in disks_of(store, turn.domain())? {
+            self.see_to_disk(store, turn, device)?;
+        }
+        Ok(())
+    }
+
+    fn see_to_disk(
+        self: &Arc<Self>,
+        store: &mut Client,
+        turn: &Arc<Turn>,
         device: u32,
     ) -> Result<(), StoreError> {
+        let domain = turn.domain();
         let directory = format!("{BACKENDS}/{domain}/{device}");
-        let state = store.read_state(&format!("{directory}/state"))?;
-        let online = optional(store.read_string(&format!("{directory}/online")))?;
-        match step(state, online.as_deref() == Some("1")) {
+        let (state, step) = next_step(store, domain, device)?;
+        match step {
             Step::Stay => {}
             Step::Attach => {
                 let nodes = Nodes::read(store, &directory)?;
-                match self.attach(store, domain, device, &nodes)? {
-                    Ok(Attached { at, dev }) => {
-                        let dev = printable(&dev);
+                let attached = self.attach(store, turn, device, &nodes)?;
+                // The next daemon sees to it.
+                if self.turns.is_closed() {
+                    return Ok(());
+                }
+                // xl may have given it up meanwhile, and then takes it away.
+                if next_step(store, domain, device)?.1 != Step::Attach {
+                    return Ok(());
+                }
+                match attached {
+                    Ok(at) => {
+                        let dev = printable(&nodes.dev);
                         info!("domain {domain}: its disk {dev} is in {at}");
                         store.switch_state(&directory, state, XenbusState::InitWait)?;
                     }
@@ -105,7 +117,10 @@ impl VirtualGuests {
                 }
             }
             Step::Detach => {
-                if let Err(error) = self.detach(store, domain, device)? {
+                // What a guest had that is gone, went with it.
+                if let Some(guest) = self.look(store, domain)?
+                    && let Err(error) = self.take(domain, &guest, device)
+                {
                     error!(
                         "domain {domain}: disk {device} is not let go of: {}",
                         chain(&error)
@@ -119,141 +134,45 @@ impl VirtualGuests {
     }
 
     fn attach(
-        &self,
+        self: &Arc<Self>,
         store: &mut Client,
-        domain: DomId,
+        turn: &Arc<Turn>,
         device: u32,
         nodes: &Nodes,
-    ) -> Result<Result<Attached, Refusal>, StoreError> {
-        let guest = match self.look(store, domain)? {
-            Some(guest) => guest,
-            None => return Ok(Err(Refusal::NotHvm)),
+    ) -> Result<Result<At, Refusal>, StoreError> {
+        let Some(guest) = self.look(store, turn.domain())? else {
+            return Ok(Err(Refusal::NotHvm));
         };
-        Ok(self.add(domain, &guest, device, nodes))
-    }
-
-    fn add(
-        &self,
-        domain: DomId,
-        guest: &Guest,
-        device: u32,
-        nodes: &Nodes,
-    ) -> Result<Attached, Refusal> {
         let config = self.config.get();
         let settings = config
             .guest
             .get(&guest.name)
             .and_then(|guest| guest.disk.get(&nodes.dev));
-        let wanted = nodes.device(&settings.cloned().unwrap_or_default())?;
-        if lock(&self.refused).contains_key(&domain) {
-            return Err(Refusal::Others);
-        }
-        let record = Record::open(guest.record.clone())?;
-        let mut disks = record.disks()?;
-        let dev = nodes.dev.clone();
-        if let Some(VirtioDevice {
-            place: Place::Mmio {
-                slot: Some(slot), ..
-            },
-            ..
-        }) = disks.get(&device)
-        {
-            // A daemon before this one was killed before it could say so.
-            let at = At::Mmio(*slot);
-            return Ok(Attached { at, dev });
-        }
-        if !guest.is_paused {
-            return Err(Refusal::Runs);
-        }
-        let before = disks.clone();
-        let others = match record.devices()? {
-            Some(devices) => devices,
-            None => guest.configured.clone(),
+        let wanted = match nodes.device(&settings.cloned().unwrap_or_default()) {
+            Ok(wanted) => wanted,
+            Err(unfit) => return Ok(Err(unfit.into())),
         };
-        let all: Vec<_> = others
-            .iter()
-            .chain(before.values())
-            .chain([&wanted])
-            .collect();
-        let (at, settled) = settle_last(&all)?;
-        disks.insert(device, settled);
-        // Its thread first, for it has the images open.
-        let had_others = self.end(domain);
-        record.set_disks(&disks)?;
-        let started = self.start(domain, guest, true);
-        if let Err(error) = started {
-            if !had_others {
-                std::fs::remove_dir_all(&guest.record)?;
-                return Err(error.into());
-            }
-            record.set_disks(&before)?;
-            self.start(domain, guest, true)?;
-            return Err(error.into());
-        }
-        Ok(Attached { at, dev })
-    }
-
-    fn detach(
-        &self,
-        store: &mut Client,
-        domain: DomId,
-        device: u32,
-    ) -> Result<Result<(), Refusal>, StoreError> {
-        // What a guest had that is gone, went with it.
-        let Some(guest) = self.look(store, domain)? else {
-            return Ok(Ok(()));
-        };
-        Ok(self.remove(domain, &guest, device))
-    }
-
-    fn remove(&self, domain: DomId, guest: &Guest, device: u32) -> Result<(), Refusal> {
-        if guest.is_new() {
-            return Ok(());
-        }
-        let record = Record::open(guest.record.clone())?;
-        let mut disks = record.disks()?;
-        let others = record.devices()?.unwrap_or_default();
-        let all = disks.values().chain(&others).cloned().collect::<Vec<_>>();
-        let Some(disk) = disks.remove(&device) else {
-            return Ok(());
-        };
-        let was_served = self.end(domain);
-        record.set_disks(&disks)?;
-        if let Place::Mmio {
-            slot: Some(slot), ..
-        } = disk.place
-        {
-            record.forget(At::Mmio(slot))?;
-        }
-        wait_for_last_requests(&all);
-        if was_served {
-            self.start(domain, guest, false)?;
-        }
-        info!("domain {domain}: disk {device} is taken away");
-        Ok(())
+        let given = self.give(turn, &guest, &wanted, Some(device), PATIENCE);
+        Ok(given.map_err(Refusal::from))
     }
 }
 
-/// Until then an image is locked. Whoever hears that the disk is gone may use the image for something else, and the next
-/// session wants those of the others.
-fn wait_for_last_requests(devices: &[VirtioDevice]) {
-    let begin = Instant::now();
-    for device in devices {
-        let path = match &device.model {
-            Model::Blk(disk) if !disk.read_only => &disk.path,
-            _ => continue,
-        };
-        while let Err(ImageError::Locked { .. }) = Image::open(path, false, false) {
-            if begin.elapsed() >= LAST_REQUESTS {
-                error!(
-                    "requests for {} have not ended: they may still write to it",
-                    path.display()
-                );
-                return;
-            }
-            thread::sleep(LOOK);
-        }
-    }
+fn disks_of(store: &mut Client, domain: DomId) -> Result<Vec<u32>, StoreError> {
+    let names = optional(store.directory(&format!("{BACKENDS}/{domain}")))?;
+    let names = names.unwrap_or_default().into_iter();
+    Ok(names.filter_map(|name| name.parse().ok()).collect())
+}
+
+/// What is to be done about a disk, and the state that it is in.
+fn next_step(
+    store: &mut Client,
+    domain: DomId,
+    device: u32,
+) -> Result<(XenbusState, Step), StoreError> {
+    let directory = format!("{BACKENDS}/{domain}/{device}");
+    let state = store.read_state(&format!("{directory}/state"))?;
+    let online = optional(store.read_string(&format!("{directory}/online")))?;
+    Ok((state, step(state, online.as_deref() == Some("1"))))
 }
 
 /// Says why. Without a state the disk is gone for libxl, which then gives its guest up at once and does not wait.

@@ -145,11 +145,6 @@ impl Server {
         self.spaces.inspect()
     }
 
-    /// Nobody has put a PCI function anywhere yet: the guest's firmware has not run.
-    pub fn is_untouched(&self) -> bool {
-        self.spaces.is_untouched()
-    }
-
     /// Which one it is.
     pub fn id(&self) -> IoreqServerId {
         self.id

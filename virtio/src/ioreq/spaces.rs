@@ -86,17 +86,6 @@ impl Spaces {
         self.refresh();
     }
 
-    /// No PCI function decodes anything but its configuration space. What is no function is where it is from the beginning.
-    pub(super) fn is_untouched(&self) -> bool {
-        let functions = self
-            .targets
-            .iter()
-            .filter(|target| target.function.is_some());
-        let mut claims = Vec::new();
-        functions.for_each(|function| function.target.claims(&mut claims));
-        claims.is_empty()
-    }
-
     /// Has all targets stop for good. True: they have.
     pub(super) fn halt(&mut self) -> bool {
         let mut halted = true;

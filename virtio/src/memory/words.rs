@@ -1,7 +1,7 @@
 //! Memory that outlives the process: a mapped file, seen as 64-bit words. A store survives a kill at
 //! any moment and costs no system call.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
@@ -22,6 +22,8 @@ pub struct Words {
 struct Mapping {
     base: NonNull<AtomicU64>,
     words: usize,
+    /// Locked as long as anybody has the words.
+    _file: Option<File>,
 }
 
 // SAFETY: the mapping belongs to the process, and all access to it is atomic.
@@ -35,23 +37,32 @@ impl Words {
     /// # Errors
     /// Out of memory.
     pub fn volatile(count: usize) -> io::Result<Self> {
-        Self::map(libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, count)
+        Self::map(libc::MAP_SHARED | libc::MAP_ANONYMOUS, None, count)
     }
 
     /// The first `count` words of `file`, which is made that long if it is shorter. The file is not
-    /// to become shorter meanwhile.
+    /// to become shorter meanwhile. It is locked until nobody has the words any more: a request that
+    /// goes on has them, whatever has become of its device and of its process.
     ///
     /// # Errors
-    /// The file cannot be made longer, or mapped.
-    pub fn of_file(file: &File, count: usize) -> io::Result<Self> {
+    /// [`io::ErrorKind::WouldBlock`] when somebody else has its words. The file cannot be made longer, or mapped.
+    pub fn of_file(file: File, count: usize) -> io::Result<Self> {
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => io::Error::new(
+                io::ErrorKind::WouldBlock,
+                "requests from before have not ended: their storage does not answer",
+            ),
+            TryLockError::Error(error) => error,
+        })?;
         let bytes = count.saturating_mul(size_of::<u64>());
         let len = libc::off_t::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput)?;
         // A hole for which there is no room when it is written to kills the process.
-        posix_fallocate(file, 0, len)?;
-        Self::map(libc::MAP_SHARED, file.as_raw_fd(), count)
+        posix_fallocate(&file, 0, len)?;
+        Self::map(libc::MAP_SHARED, Some(file), count)
     }
 
-    fn map(flags: libc::c_int, fd: libc::c_int, count: usize) -> io::Result<Self> {
+    fn map(flags: libc::c_int, file: Option<File>, count: usize) -> io::Result<Self> {
+        let fd = file.as_ref().map_or(-1, File::as_raw_fd);
         let bytes = count
             .max(1)
             .checked_mul(size_of::<u64>())
@@ -64,7 +75,11 @@ impl Words {
         }
         let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self {
-            mapping: Arc::new(Mapping { base, words: count }),
+            mapping: Arc::new(Mapping {
+                base,
+                words: count,
+                _file: file,
+            }),
             first: 0,
             count,
         })
@@ -185,11 +200,23 @@ mod tests {
     #[test]
     fn what_is_stored_is_found_by_who_opens_the_file_next() {
         let file = tempfile::tempfile().unwrap();
-        Words::of_file(&file, 10).unwrap().part(3, 4).set(1, 0x1234);
-        let found = Words::of_file(&file, 10).unwrap();
+        let of_file = || Words::of_file(file.try_clone().unwrap(), 10).unwrap();
+        of_file().part(3, 4).set(1, 0x1234);
+        let found = of_file();
         assert_eq!(found.get(4), 0x1234);
         found.clear();
         assert_eq!(found.get(4), 0);
+    }
+
+    #[test]
+    fn a_file_is_locked_until_nobody_has_any_of_its_words() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || Words::of_file(file.reopen().unwrap(), 10);
+        let part = open().unwrap().part(3, 1);
+        let refused = open().unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::WouldBlock);
+        drop(part);
+        assert!(open().is_ok());
     }
 
     #[test]
@@ -198,7 +225,7 @@ mod tests {
         for before in [0, 8, 1 << 20] {
             let file = tempfile::tempfile().unwrap();
             file.set_len(before).unwrap();
-            Words::of_file(&file, 8192).unwrap();
+            Words::of_file(file.try_clone().unwrap(), 8192).unwrap();
             let metadata = file.metadata().unwrap();
             assert_eq!(metadata.len(), before.max(65536));
             assert!(metadata.blocks() * 512 >= 65536, "there are holes");

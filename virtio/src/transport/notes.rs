@@ -161,7 +161,7 @@ impl Notes {
     ///
     /// # Errors
     /// [`NotesError`].
-    pub fn of_file(file: &File, device: &dyn Device) -> Result<Self, NotesError> {
+    pub fn of_file(file: File, device: &dyn Device) -> Result<Self, NotesError> {
         Self::new(Words::of_file(file, Self::words(device))?, device)
     }
 

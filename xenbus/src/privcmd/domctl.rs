@@ -41,7 +41,10 @@ struct GetDomainInfo {
     domain: u16,
     pad: u16,
     flags: u32,
-    rest: [u64; 15],
+    pages: [u64; 6],
+    /// Nanoseconds for which its CPUs have run.
+    cpu_time: u64,
+    rest: [u64; 8],
 }
 
 /// `struct xen_domctl_assign_device` for a PCI device.
@@ -60,7 +63,8 @@ const _: () = {
     assert!(size_of::<GetDomainInfo>() == 128 && size_of::<AssignDevice>() == 128);
     assert!(size_of::<XenDomctl>() == 144 && size_of::<XenDomctl>() == 144);
     assert!(offset_of!(XenDomctl, domain) == 8 && offset_of!(XenDomctl, payload) == 16);
-    assert!(offset_of!(GetDomainInfo, flags) == 4 && offset_of!(AssignDevice, machine_sbdf) == 8);
+    assert!(offset_of!(GetDomainInfo, flags) == 4 && offset_of!(GetDomainInfo, cpu_time) == 56);
+    assert!(offset_of!(AssignDevice, machine_sbdf) == 8);
 };
 
 bitflags::bitflags! {
@@ -77,14 +81,15 @@ bitflags::bitflags! {
 const SHUTDOWN_SHIFT: u32 = 16;
 const SHUTDOWN_MASK: u32 = 255;
 
-/// Reads `XEN_DOMINF_*`. A domain that is suspended may be resumed, so it is not gone.
-fn domain_info_from_flags(bits: u32) -> DomainInfo {
+/// Reads `XEN_DOMINF_*` and the time of its CPUs. A domain that is suspended may be resumed, so it is not gone.
+fn domain_info_from(bits: u32, cpu_time: u64) -> DomainInfo {
     let flags = DomInf::from_bits_retain(bits);
     let reason = (bits >> SHUTDOWN_SHIFT) & SHUTDOWN_MASK;
     let shut_down = flags.contains(DomInf::SHUTDOWN) && reason != xen_sys::SHUTDOWN_suspend;
     DomainInfo {
         hvm: flags.contains(DomInf::HVM_GUEST),
         paused: flags.contains(DomInf::PAUSED),
+        has_run: cpu_time > 0 || !flags.contains(DomInf::PAUSED),
         gone: shut_down || flags.contains(DomInf::DYING),
     }
 }
@@ -109,7 +114,7 @@ impl Domctl {
             // For a number that is not in use, some versions answer with the next domain that
             // exists.
             Ok(info) if info.domain != domain.0 => Ok(None),
-            Ok(info) => Ok(Some(domain_info_from_flags(info.flags))),
+            Ok(info) => Ok(Some(domain_info_from(info.flags, info.cpu_time))),
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
             Err(source) => Err(XenError::Failed {
                 operation: format!("XEN_DOMCTL_getdomaininfo for domain {domain}"),
@@ -254,13 +259,22 @@ mod tests {
     }
 
     #[test]
+    fn a_domain_that_is_paused_has_run_if_its_cpus_have() {
+        let paused = 1 << 3;
+        assert!(!domain_info_from(paused, 0).has_run);
+        assert!(domain_info_from(paused, 1).has_run);
+        assert!(domain_info_from(0, 0).has_run, "it may at any moment");
+    }
+
+    #[test]
     fn a_domain_is_gone_when_it_died_or_shut_down_but_not_when_it_is_suspended() {
-        let info = |flags| domain_info_from_flags(flags);
+        let info = |flags| domain_info_from(flags, 1);
         assert_eq!(
             info(1 << 5),
             DomainInfo {
                 hvm: false,
                 paused: false,
+                has_run: true,
                 gone: false
             }
         );
@@ -269,6 +283,7 @@ mod tests {
             DomainInfo {
                 hvm: true,
                 paused: false,
+                has_run: true,
                 gone: false
             }
         );

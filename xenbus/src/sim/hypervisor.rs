@@ -24,6 +24,8 @@ pub(super) struct Domain {
     pub kind: DomainKind,
     /// It has been unpaused for the first time: the toolstack is done with building it.
     pub started: bool,
+    /// It was paused after that.
+    pub paused: bool,
     pub shut_down: bool,
     /// It was destroyed, and is still here only because somebody maps its pages.
     pub dying: bool,
@@ -83,6 +85,7 @@ impl Hypervisor {
         let domain = Domain {
             kind,
             started: false,
+            paused: false,
             shut_down: false,
             dying: false,
             grants: GrantTable::default(),
@@ -116,13 +119,15 @@ impl Hypervisor {
             return Some(DomainInfo {
                 hvm: false,
                 paused: false,
+                has_run: true,
                 gone: false,
             });
         }
         let domain = self.domains.get(&id)?;
         Some(DomainInfo {
             hvm: domain.kind == DomainKind::Hvm,
-            paused: !domain.started,
+            paused: !domain.started || domain.paused,
+            has_run: domain.started,
             gone: domain.shut_down || domain.dying,
         })
     }

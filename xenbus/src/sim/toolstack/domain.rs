@@ -131,7 +131,18 @@ impl Machine {
     /// [`ToolstackError::Xen`]: ESRCH.
     pub fn unpause_domain(&self, domain: DomId) -> Result<(), ToolstackError> {
         self.alive(domain, "XEN_DOMCTL_unpausedomain", |domain| {
-            domain.started = true
+            domain.started = true;
+            domain.paused = false;
+        })
+    }
+
+    /// Has a domain that runs pause, as `xl pause` does: what Xen tells of it. Its CPUs are the test's to stop.
+    ///
+    /// # Errors
+    /// [`ToolstackError::Xen`]: ESRCH.
+    pub fn pause_domain(&self, domain: DomId) -> Result<(), ToolstackError> {
+        self.alive(domain, "XEN_DOMCTL_pausedomain", |domain| {
+            domain.paused = true;
         })
     }
 
