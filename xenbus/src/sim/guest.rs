@@ -11,6 +11,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::evtchn::{GuestEnd, signal, take};
 use super::grants::MappedPage;
+use super::hardware::{DmaMemory, WindowArea};
 use super::machine::Machine;
 use crate::platform::{PageMapping, XenError};
 use crate::types::{DomId, GrantRef, Pirq, Port};
@@ -57,11 +58,64 @@ pub trait GuestPlatform: Send + Sync + Debug {
     /// EINVAL when there is no such port.
     fn close_port(&self, port: Port) -> Result<(), XenError>;
 
+    /// `PHYSDEVOP_eoi`: the line behind a PIRQ has been served, and may interrupt again.
+    ///
+    /// # Errors
+    /// EINVAL when the PIRQ is no line's.
+    fn end_of_interrupt(&self, pirq: Pirq) -> Result<(), XenError>;
+
+    /// Lets this domain's devices reach memory, at a guest-physical address, which for them is a bus address. It stays until it is taken back or the
+    /// domain is destroyed.
+    ///
+    /// # Errors
+    /// As [`Machine::give_memory`].
+    fn give_memory(&self, memory: DmaMemory) -> Result<(), XenError>;
+
+    /// Takes memory back: the part that begins at this address. When this returns, no device reaches it.
+    ///
+    /// # Errors
+    /// As [`Machine::take_memory`].
+    fn take_memory(&self, address: u64) -> Result<(), XenError>;
+
+    /// Opens the memory of a device of this domain, by an address in it.
+    ///
+    /// # Errors
+    /// EPERM when no device of this domain decodes that address.
+    fn open_window(&self, address: u64) -> Result<GuestWindow, XenError>;
+
     /// `SCHEDOP_shutdown`: this domain will do nothing any more. The toolstack has yet to destroy it.
     ///
     /// # Errors
     /// ESRCH when it is gone.
     fn shut_down(&self) -> Result<(), XenError>;
+}
+
+/// Memory of a device, one access at a time.
+pub trait DeviceMemory: Send + Debug {
+    /// Reads `width` (1, 2, 4 or 8) bytes, aligned.
+    ///
+    /// # Errors
+    /// EINVAL beyond the window, EPERM when the device is this domain's no more, what the device's bus says.
+    fn read(&self, offset: u64, width: u8) -> io::Result<u64>;
+
+    /// Writes `width` (1, 2, 4 or 8) bytes, aligned.
+    ///
+    /// # Errors
+    /// As [`DeviceMemory::read`].
+    fn write(&self, offset: u64, width: u8, value: u64) -> io::Result<()>;
+}
+
+/// What a BAR of a guest's device decodes.
+#[derive(Debug)]
+pub struct GuestWindow {
+    /// Where it begins.
+    pub address: u64,
+    /// Bytes.
+    pub size: u64,
+    /// The parts of it that may be mapped; none unless the machine allows it ([`super::MachineOptions::map_windows`]).
+    pub areas: Vec<WindowArea>,
+    /// All of it.
+    pub memory: Box<dyn DeviceMemory>,
 }
 
 /// A page of the guest's that another domain may map.
@@ -193,6 +247,32 @@ impl GuestPlatform for LocalGuest {
 
     fn close_port(&self, port: Port) -> Result<(), XenError> {
         self.machine.close_port(self.domain, port)
+    }
+
+    fn end_of_interrupt(&self, pirq: Pirq) -> Result<(), XenError> {
+        self.machine.end_of_interrupt(self.domain, pirq)
+    }
+
+    fn give_memory(&self, memory: DmaMemory) -> Result<(), XenError> {
+        self.machine.give_memory(self.domain, memory)
+    }
+
+    fn take_memory(&self, address: u64) -> Result<(), XenError> {
+        self.machine.take_memory(self.domain, address)
+    }
+
+    fn open_window(&self, address: u64) -> Result<GuestWindow, XenError> {
+        let open = self.machine.open_window(self.domain, address)?;
+        let areas = open.areas().map_err(|source| XenError::Failed {
+            operation: format!("opening device memory at {address:#x}"),
+            source,
+        })?;
+        Ok(GuestWindow {
+            address: open.window.address,
+            size: open.window.size,
+            areas,
+            memory: Box::new(open),
+        })
     }
 
     fn shut_down(&self) -> Result<(), XenError> {

@@ -4,11 +4,15 @@
 //! documented in `docs/embedded-platform.md`; what goes over the wire is in [`protocol`].
 
 mod client;
+mod connection;
 mod protocol;
+mod requests;
 mod server;
+mod toolstack;
 
 #[cfg(test)]
 mod tests;
 
 pub use client::SocketGuest;
 pub(super) use server::GuestServer;
+pub use toolstack::SocketToolstack;

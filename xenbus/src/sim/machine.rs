@@ -39,6 +39,9 @@ pub struct MachineOptions {
     pub hvm_vcpus: u32,
     /// Bytes of an HVM guest's memory, which begins at address 0. It takes up what is written to.
     pub hvm_memory: u64,
+    /// Guests may map memory of their devices into their own processes. What they get for that may be more than a piece of memory: of a device
+    /// on VFIO it is the whole device's descriptor, and whoever has it can do all that the daemon can with the device.
+    pub map_windows: bool,
 }
 
 impl Default for MachineOptions {
@@ -50,6 +53,7 @@ impl Default for MachineOptions {
             toolstack_timeout: Duration::from_secs(10),
             hvm_vcpus: 2,
             hvm_memory: 64 << 20,
+            map_windows: false,
         }
     }
 }
@@ -304,6 +308,16 @@ impl Machine {
                 errno as i32,
             )
         })
+    }
+
+    pub(super) fn end_of_interrupt(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError> {
+        let line = lock(&self.inner.hypervisor).line_of_pirq(domain, pirq);
+        let gsi = about(
+            format!("PHYSDEVOP_eoi of PIRQ {pirq} in domain {domain}"),
+            line,
+        )?;
+        self.hardware().end_of_interrupt(domain, gsi);
+        Ok(())
     }
 
     pub(super) fn close_port(&self, domain: DomId, port: Port) -> Result<(), XenError> {

@@ -31,6 +31,7 @@ mod machine;
 mod msi;
 mod passthrough;
 mod toolstack;
+mod windows;
 mod xenstored;
 
 #[cfg(test)]
@@ -45,8 +46,8 @@ pub use frontend::{
     Variant,
 };
 pub use grants::{MappedPage, PAGE_SIZE};
-pub use guest::{GrantedPage, GuestPlatform, GuestPort, LocalGuest};
-pub use guest_socket::SocketGuest;
+pub use guest::{DeviceMemory, GrantedPage, GuestPlatform, GuestPort, GuestWindow, LocalGuest};
+pub use guest_socket::{SocketGuest, SocketToolstack};
 pub use hardware::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 pub use hvm::{Direction, HvmGuest, Message, Vcpu, VcpuError};
 pub use machine::{DomainKind, Machine, MachineError, MachineOptions};

@@ -246,6 +246,17 @@ impl Hypervisor {
         Ok(pirq)
     }
 
+    /// The line that a domain's PIRQ is mapped to.
+    ///
+    /// # Errors
+    /// ESRCH without the domain, EINVAL when it is mapped to none.
+    pub fn line_of_pirq(&mut self, id: DomId, pirq: Pirq) -> Result<Gsi, Errno> {
+        match self.alive(id)?.pirqs.get(&pirq) {
+            Some(Mapped::Line(gsi)) => Ok(*gsi),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
     /// `PHYSDEVOP_unmap_pirq`.
     ///
     /// # Errors

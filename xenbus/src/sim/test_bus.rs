@@ -1,26 +1,35 @@
 //! PCI devices for the tests of this crate: configuration space as plain bytes, and a memory of what Xen programmed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use super::hardware::{DmaMemory, Hardware, MsiTarget};
+use super::hardware::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 use super::lock;
-use crate::types::{DomId, PciDevice};
+use crate::types::{DomId, Gsi, PciDevice};
 
 /// Offsets of the capabilities that the devices here have.
 pub(super) const MSI: usize = 0x50;
 pub(super) const MSIX: usize = 0x70;
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct TestDevice {
     pub config: [u8; 256],
     /// Address and data for each MSI-X entry, and for MSI (`None`).
     pub messages: BTreeMap<Option<u16>, (u64, u32)>,
     pub resets: usize,
     pub physical_function: Option<PciDevice>,
+    /// What its BAR decodes.
+    pub memory: File,
+    /// Lines that its guest has served.
+    pub served: Vec<Gsi>,
 }
+
+/// Bytes of the BAR, of which the second page cannot be mapped.
+pub(super) const BAR_SIZE: u64 = 0x3000;
 
 /// A bus of such devices.
 #[derive(Debug, Default)]
@@ -48,6 +57,11 @@ pub(super) fn address(number: u8) -> PciDevice {
     }
 }
 
+/// Where a device's BAR is.
+pub(super) fn bar_address(device: PciDevice) -> u32 {
+    0xfe00_0000 + (u32::from(device.devfn) << 16)
+}
+
 impl TestBus {
     pub fn new() -> Arc<Self> {
         Arc::default()
@@ -60,7 +74,7 @@ impl TestBus {
         config[0x04] = 0x02;
         config[0x06] = 0x10;
         config[0x0b] = 0x02;
-        config[0x10..0x14].copy_from_slice(&0xfe00_0000u32.to_le_bytes());
+        config[0x10..0x14].copy_from_slice(&bar_address(device).to_le_bytes());
         config[0x34] = 0x50;
         config[0x3c] = 17;
         config[0x3d] = 1;
@@ -72,7 +86,10 @@ impl TestBus {
             messages: BTreeMap::new(),
             resets: 0,
             physical_function: None,
+            memory: tempfile::tempfile().expect("the tests have room"),
+            served: Vec::new(),
         };
+        new.memory.set_len(BAR_SIZE).expect("the tests have room");
         lock(&self.devices).insert(device, new);
     }
 
@@ -182,5 +199,54 @@ impl Hardware for TestBus {
         let mut iommu = lock(&self.iommu);
         let reach = iommu.get_mut(&domain).expect("it has a device");
         assert_eq!(reach.memory.remove(&address), Some(size));
+    }
+
+    fn end_of_interrupt(&self, domain: DomId, gsi: Gsi) {
+        let reach = self.reach(domain).expect("it has a device");
+        for device in reach.devices {
+            self.with(device, |found| found.served.push(gsi));
+        }
+    }
+
+    fn windows(&self, device: PciDevice) -> Vec<Window> {
+        vec![Window {
+            bar: 0,
+            address: self.config_read(device, 0x10, 4).into(),
+            size: BAR_SIZE,
+        }]
+    }
+
+    fn areas(&self, device: PciDevice, bar: u8) -> io::Result<Vec<WindowArea>> {
+        assert_eq!(bar, 0);
+        let area = |start| {
+            let file = self.with(device, |found| found.memory.try_clone())?;
+            Ok(WindowArea {
+                start,
+                size: 0x1000,
+                file: file.into(),
+                offset: start,
+            })
+        };
+        [0, 0x2000].into_iter().map(area).collect()
+    }
+
+    fn window_read(&self, device: PciDevice, _bar: u8, offset: u64, width: u8) -> io::Result<u64> {
+        let mut bytes = [0; 8];
+        let part = &mut bytes[..width.into()];
+        self.with(device, |found| found.memory.read_exact_at(part, offset))?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    fn window_write(
+        &self,
+        device: PciDevice,
+        _bar: u8,
+        offset: u64,
+        width: u8,
+        value: u64,
+    ) -> io::Result<()> {
+        let bytes = value.to_le_bytes();
+        let part = &bytes[..width.into()];
+        self.with(device, |found| found.memory.write_all_at(part, offset))
     }
 }

@@ -1,6 +1,6 @@
 //! The toolstack's part: domains, their PCI devices and virtio disks, with the nodes and in the order of libxl 4.17.
 //!
-//! What libxl does through sysfs is left out where it concerns the host (the list of assignable devices, `permissive`, access to BARs);
+//! What libxl does through sysfs is left out where it concerns the host (the list of assignable devices, `permissive`);
 //! the reset is asked of the [`super::Hardware`].
 
 mod disk;

@@ -1,36 +1,29 @@
 //! The guest's end.
 
-use std::io::{self, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::Arc;
 
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg,
-    send, socket,
-};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::protocol::{MOST_DESCRIPTORS, Reply, Request, RequestKind};
+use super::connection::{Answer, Connection, Details, malformed};
+use super::protocol::{Extent, RequestKind};
 use crate::platform::XenError;
 use crate::sim::evtchn::GuestEnd;
 use crate::sim::grants::{MappedPage, check_page};
-use crate::sim::guest::{GrantedPage, GuestPlatform, GuestPort};
-use crate::sim::lock;
+use crate::sim::guest::{DeviceMemory, GrantedPage, GuestPlatform, GuestPort, GuestWindow};
+use crate::sim::{DmaMemory, WindowArea};
 use crate::types::{DomId, GrantRef, Pirq, Port};
 use crate::xenstore;
 
 /// A guest in a process of its own.
 #[derive(Debug)]
 pub struct SocketGuest {
-    socket: Mutex<OwnedFd>,
+    connection: Arc<Connection>,
     domain: DomId,
 }
-
-/// A reply's number and descriptors.
-type Answer = (u32, Vec<OwnedFd>);
 
 impl SocketGuest {
     /// Connects to a machine's `machine.sock` and becomes one of its domains.
@@ -38,30 +31,8 @@ impl SocketGuest {
     /// # Errors
     /// ESRCH when the machine has no such domain; otherwise why it could not be reached.
     pub fn connect(machine_sock: impl AsRef<Path>, domain: DomId) -> Result<Self, XenError> {
-        let path = machine_sock.as_ref();
-        let operation = || format!("connecting to the machine at {}", path.display());
-        let open = || -> io::Result<OwnedFd> {
-            let socket = socket(
-                AddressFamily::Unix,
-                SockType::SeqPacket,
-                SockFlag::SOCK_CLOEXEC,
-                None,
-            )?;
-            connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
-            Ok(socket)
-        };
-        let socket = open().map_err(|source| XenError::Failed {
-            operation: operation(),
-            source,
-        })?;
-        let guest = Self {
-            socket: Mutex::new(socket),
-            domain,
-        };
-        guest.request(RequestKind::Become, domain.0.into(), || {
-            format!("becoming domain {domain}")
-        })?;
-        Ok(guest)
+        let connection = Arc::new(Connection::open(machine_sock.as_ref(), domain)?);
+        Ok(Self { connection, domain })
     }
 
     fn request(
@@ -70,74 +41,40 @@ impl SocketGuest {
         argument: u32,
         operation: impl Fn() -> String,
     ) -> Result<Answer, XenError> {
-        let socket = lock(&self.socket);
-        let request = Request {
-            kind: kind as u32,
-            argument,
+        self.connection.request(kind, argument, operation)
+    }
+}
+
+/// A window that this guest has open.
+#[derive(Debug)]
+struct SocketWindow {
+    connection: Arc<Connection>,
+    number: u32,
+}
+
+impl DeviceMemory for SocketWindow {
+    fn read(&self, offset: u64, width: u8) -> io::Result<u64> {
+        let words = [offset, width.into()];
+        let details = Details {
+            argument: self.number,
+            more: words.as_bytes(),
+            descriptor: None,
         };
-        let exchanged = exchange(&socket, request).map_err(|source| XenError::Failed {
-            operation: operation(),
-            source,
-        })?;
-        let (reply, descriptors) = exchanged;
-        match reply.errno {
-            0 => Ok((reply.value, descriptors)),
-            errno => Err(XenError::from_errno(operation(), errno)),
-        }
+        let answer = self.connection.ask(RequestKind::ReadWindow, details)?;
+        u64::read_from_bytes(&answer.more).map_err(|_| malformed("no value in a reply"))
     }
-}
 
-fn exchange(socket: &OwnedFd, request: Request) -> io::Result<(Reply, Vec<OwnedFd>)> {
-    while let Err(errno) = send(
-        socket.as_raw_fd(),
-        request.as_bytes(),
-        MsgFlags::MSG_NOSIGNAL,
-    ) {
-        if errno != Errno::EINTR {
-            return Err(errno.into());
-        }
+    fn write(&self, offset: u64, width: u8, value: u64) -> io::Result<()> {
+        let words = [offset, width.into(), value];
+        let details = Details {
+            argument: self.number,
+            more: words.as_bytes(),
+            descriptor: None,
+        };
+        self.connection
+            .ask(RequestKind::WriteWindow, details)
+            .map(drop)
     }
-    loop {
-        match receive(socket) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            other => return other,
-        }
-    }
-}
-
-fn receive(socket: &OwnedFd) -> io::Result<(Reply, Vec<OwnedFd>)> {
-    let mut packet = [0; size_of::<Reply>()];
-    let mut space = nix::cmsg_space!([std::os::fd::RawFd; MOST_DESCRIPTORS]);
-    let mut parts = [IoSliceMut::new(&mut packet)];
-    let message = recvmsg::<UnixAddr>(
-        socket.as_raw_fd(),
-        &mut parts,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(received) = control {
-            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
-            descriptors.extend(
-                received
-                    .into_iter()
-                    .map(|raw| unsafe { OwnedFd::from_raw_fd(raw) }),
-            );
-        }
-    }
-    let count = message.bytes;
-    if count == 0 {
-        return Err(io::ErrorKind::ConnectionReset.into());
-    }
-    let reply = packet
-        .get(..count)
-        .and_then(|bytes| Reply::read_from_bytes(bytes).ok());
-    let reply = reply.ok_or(io::Error::new(
-        io::ErrorKind::InvalidData,
-        "not a reply of an embedded machine",
-    ))?;
-    Ok((reply, descriptors))
 }
 
 /// The descriptors that a reply has to come with.
@@ -165,7 +102,7 @@ impl GuestPlatform for SocketGuest {
     fn connect_xenstore(&self) -> Result<xenstore::Client, xenstore::Error> {
         let operation = || "connecting to xenstored".to_owned();
         let answer = self.request(RequestKind::ConnectXenstore, 0, operation);
-        let stream = answer.and_then(|(_, descriptors)| exactly::<1>(descriptors, operation));
+        let stream = answer.and_then(|answer| exactly::<1>(answer.descriptors, operation));
         let [stream] = stream.map_err(|error| xenstore::Error::Unreachable {
             tried: "the machine's socket".to_owned(),
             source: io::Error::other(error),
@@ -175,16 +112,15 @@ impl GuestPlatform for SocketGuest {
 
     fn grant_page(&self, to: DomId) -> Result<GrantedPage, XenError> {
         let operation = || format!("granting a page to domain {to}");
-        let (reference, descriptors) =
-            self.request(RequestKind::GrantPage, to.0.into(), operation)?;
-        let [page] = exactly(descriptors, operation)?;
+        let answer = self.request(RequestKind::GrantPage, to.0.into(), operation)?;
+        let [page] = exactly(answer.descriptors, operation)?;
         let mapped = check_page(page.as_fd()).and_then(|()| MappedPage::new(&page));
         let page = mapped.map_err(|source| XenError::Failed {
             operation: operation(),
             source,
         })?;
         Ok(GrantedPage {
-            reference: GrantRef(reference),
+            reference: GrantRef(answer.value),
             page,
         })
     }
@@ -198,11 +134,10 @@ impl GuestPlatform for SocketGuest {
 
     fn alloc_unbound(&self, remote: DomId) -> Result<GuestPort, XenError> {
         let operation = || format!("EVTCHNOP_alloc_unbound for domain {remote}");
-        let (port, descriptors) =
-            self.request(RequestKind::AllocUnbound, remote.0.into(), operation)?;
-        let [event, notify] = exactly(descriptors, operation)?;
+        let answer = self.request(RequestKind::AllocUnbound, remote.0.into(), operation)?;
+        let [event, notify] = exactly(answer.descriptors, operation)?;
         Ok(GuestPort(GuestEnd {
-            port: Port(port),
+            port: Port(answer.value),
             event,
             notify,
         }))
@@ -210,14 +145,14 @@ impl GuestPlatform for SocketGuest {
 
     fn bind_pirq(&self, pirq: Pirq) -> Result<GuestPort, XenError> {
         let operation = || format!("EVTCHNOP_bind_pirq of PIRQ {pirq}");
-        let (port, descriptors) = self.request(RequestKind::BindPirq, pirq.0, operation)?;
-        let [event] = exactly(descriptors, operation)?;
+        let answer = self.request(RequestKind::BindPirq, pirq.0, operation)?;
+        let [event] = exactly(answer.descriptors, operation)?;
         let notify = event.try_clone().map_err(|source| XenError::Failed {
             operation: operation(),
             source,
         })?;
         Ok(GuestPort(GuestEnd {
-            port: Port(port),
+            port: Port(answer.value),
             event,
             notify,
         }))
@@ -230,8 +165,89 @@ impl GuestPlatform for SocketGuest {
         .map(drop)
     }
 
+    fn end_of_interrupt(&self, pirq: Pirq) -> Result<(), XenError> {
+        self.request(RequestKind::EndOfInterrupt, pirq.0, || {
+            format!("PHYSDEVOP_eoi of PIRQ {pirq}")
+        })
+        .map(drop)
+    }
+
+    fn give_memory(&self, memory: DmaMemory) -> Result<(), XenError> {
+        let words = [memory.address, memory.size, memory.offset];
+        let details = Details {
+            more: words.as_bytes(),
+            descriptor: Some(memory.file.as_fd()),
+            ..Details::default()
+        };
+        let operation = || format!("giving memory for DMA at {:#x}", memory.address);
+        let kind = RequestKind::GiveMemory;
+        self.connection
+            .request_with(kind, details, operation)
+            .map(drop)
+    }
+
+    fn take_memory(&self, address: u64) -> Result<(), XenError> {
+        let details = Details {
+            more: address.as_bytes(),
+            ..Details::default()
+        };
+        let operation = || format!("taking memory for DMA at {address:#x} back");
+        let kind = RequestKind::TakeMemory;
+        self.connection
+            .request_with(kind, details, operation)
+            .map(drop)
+    }
+
+    fn open_window(&self, address: u64) -> Result<GuestWindow, XenError> {
+        let details = Details {
+            more: address.as_bytes(),
+            ..Details::default()
+        };
+        let operation = || format!("opening device memory at {address:#x}");
+        let kind = RequestKind::OpenWindow;
+        let answer = self.connection.request_with(kind, details, operation)?;
+        let memory = SocketWindow {
+            connection: Arc::clone(&self.connection),
+            number: answer.value,
+        };
+        let window = areas(&answer.more, answer.descriptors);
+        let (window, areas) = window.map_err(|source| XenError::Failed {
+            operation: operation(),
+            source,
+        })?;
+        Ok(GuestWindow {
+            address: window.start,
+            size: window.size,
+            areas,
+            memory: Box::new(memory),
+        })
+    }
+
     fn shut_down(&self) -> Result<(), XenError> {
         self.request(RequestKind::ShutDown, 0, || "SCHEDOP_shutdown".to_owned())
             .map(drop)
     }
+}
+
+/// A window, and which areas of it may be mapped.
+fn areas(more: &[u8], descriptors: Vec<OwnedFd>) -> io::Result<(Extent, Vec<WindowArea>)> {
+    let (chunks, rest) = more.as_chunks::<{ size_of::<Extent>() }>();
+    let extents: Vec<_> = chunks
+        .iter()
+        .filter_map(|chunk| Extent::read_from_bytes(chunk).ok())
+        .collect();
+    if !rest.is_empty() {
+        return Err(malformed("not a window"));
+    }
+    let (window, parts) = extents.split_first().ok_or(malformed("no window"))?;
+    if parts.len() != descriptors.len() {
+        return Err(malformed("a window whose areas are without descriptors"));
+    }
+    let area = |(part, file): (&Extent, OwnedFd)| WindowArea {
+        start: part.start,
+        size: part.size,
+        file,
+        offset: part.offset,
+    };
+    Ok((*window, parts.iter().zip(descriptors).map(area).collect()))
 }

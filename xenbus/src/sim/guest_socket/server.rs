@@ -1,7 +1,8 @@
-//! The machine's end: one thread for all guests.
+//! The machine's end: a thread that waits for guests, and one for each that is connected, so that one that maps much memory keeps nobody waiting.
 
-use std::io::{self, IoSlice, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,15 +13,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{
-    AddressFamily, Backlog, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, bind, listen,
-    sendmsg, socket,
+    AddressFamily, Backlog, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+    UnixAddr, bind, listen, recvmsg, sendmsg, socket,
 };
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::IntoBytes;
 
-use super::protocol::{Reply, Request, RequestKind};
+use super::protocol::{LONGEST_REQUEST, Reply};
+use super::requests::{Answer, Client, Packet};
 use crate::platform::XenError;
 use crate::sim::machine::{Inner, Machine, only_for_this_user};
-use crate::types::{DomId, GrantRef, Pirq, Port};
 
 /// What the thread and its owner share.
 #[derive(Debug)]
@@ -90,60 +91,57 @@ impl Drop for GuestServer {
     }
 }
 
-/// A connected guest.
-struct Guest {
-    stream: UnixStream,
-    /// Which domain it has said to be.
-    domain: Option<DomId>,
-}
-
 struct Server {
     control: Arc<Control>,
     listener: UnixListener,
     machine: Weak<Inner>,
-    guests: Vec<Guest>,
+    /// The connections, each with a thread of its own, to end them by.
+    guests: Vec<(Arc<UnixStream>, JoinHandle<()>)>,
 }
-
-/// What a reply holds besides success: a number and descriptors.
-type Outcome = Result<(u32, Vec<OwnedFd>), XenError>;
 
 impl Server {
     fn run(mut self) {
         while !self.control.stop.load(Ordering::Acquire) {
             if let Err(error) = self.wait() {
-                log::error!("the embedded machine cannot poll its guests, ending: {error}");
-                return;
+                log::error!("the embedded machine cannot wait for guests, ending: {error}");
+                break;
             }
+            self.guests.retain(|(_, thread)| !thread.is_finished());
             while let Ok((stream, _)) = self.listener.accept() {
-                match stream.set_nonblocking(true) {
-                    Ok(()) => self.guests.push(Guest {
-                        stream,
-                        domain: None,
-                    }),
-                    Err(error) => log::error!("cannot serve a guest: {error}"),
+                if let Err(error) = self.welcome(stream) {
+                    log::error!("cannot serve a guest: {error}");
                 }
             }
-            let machine = &self.machine;
-            self.guests.retain_mut(|guest| match serve(machine, guest) {
-                Ok(()) => true,
-                Err(error) => {
-                    log::debug!("a guest has gone: {error}");
-                    false
-                }
-            });
+        }
+        // Nobody waits for the threads: the machine may end on one of them.
+        for (stream, _) in &self.guests {
+            if let Err(error) = stream.shutdown(Shutdown::Both) {
+                log::debug!("a guest has gone already: {error}");
+            }
         }
     }
 
+    fn welcome(&mut self, stream: UnixStream) -> io::Result<()> {
+        // Whether a socket that was accepted blocks depends on the system.
+        stream.set_nonblocking(false)?;
+        let stream = Arc::new(stream);
+        let (theirs, machine) = (Arc::clone(&stream), self.machine.clone());
+        let thread = std::thread::Builder::new()
+            .name("sim-guest".to_owned())
+            .spawn(move || {
+                if let Err(error) = serve(&machine, &theirs) {
+                    log::debug!("a guest has gone: {error}");
+                }
+            })?;
+        self.guests.push((stream, thread));
+        Ok(())
+    }
+
     fn wait(&self) -> io::Result<()> {
-        let mut fds = vec![
+        let mut fds = [
             PollFd::new(self.control.wake.as_fd(), PollFlags::POLLIN),
             PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
         ];
-        fds.extend(
-            self.guests
-                .iter()
-                .map(|guest| PollFd::new(guest.stream.as_fd(), PollFlags::POLLIN)),
-        );
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -151,96 +149,81 @@ impl Server {
     }
 }
 
-/// Serves what a guest has asked for by now. An error means that it is gone, or does not take its replies.
-fn serve(machine: &Weak<Inner>, guest: &mut Guest) -> io::Result<()> {
+/// Serves a guest until it goes. An error means that it is gone, or does not take its replies.
+fn serve(machine: &Weak<Inner>, stream: &UnixStream) -> io::Result<()> {
+    let mut client = Client::default();
     // One byte more than a request has, to notice longer ones.
-    let mut packet = [0; size_of::<Request>() + 1];
+    let mut bytes = [0; LONGEST_REQUEST + 1];
     loop {
-        let count = match guest.stream.read(&mut packet) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+        let (count, descriptor) = match receive(stream, &mut bytes) {
+            Ok((0, _)) => return Ok(()),
+            Ok(received) => received,
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno.into()),
         };
-        let request = packet
-            .get(..count)
-            .and_then(|bytes| Request::read_from_bytes(bytes).ok());
         let inner = machine.upgrade().ok_or(io::ErrorKind::NotConnected)?;
-        let outcome = match request {
-            Some(request) => carry_out(&Machine { inner }, &mut guest.domain, request),
+        let packet = bytes
+            .get(..count)
+            .filter(|bytes| bytes.len() <= LONGEST_REQUEST)
+            .and_then(|bytes| Packet::new(bytes, descriptor));
+        let outcome = match packet {
+            Some(packet) => client.carry_out(&Machine { inner }, packet),
             None => Err(XenError::from_errno("reading a request", libc::EINVAL)),
         };
-        let (reply, descriptors) = match outcome {
-            Ok((value, descriptors)) => (Reply { errno: 0, value }, descriptors),
-            Err(error) => (
-                Reply {
-                    errno: error.errno().unwrap_or(libc::EIO),
-                    value: 0,
-                },
-                Vec::new(),
-            ),
-        };
-        send(&guest.stream, reply, &descriptors)?;
+        let answer = outcome.map_err(|error| {
+            // A guest can have that said as often as it likes.
+            log::debug!("the embedded machine refuses a guest: {error}");
+            error.errno().unwrap_or(libc::EIO)
+        });
+        send(stream, &answer)?;
     }
 }
 
-fn carry_out(machine: &Machine, domain: &mut Option<DomId>, request: Request) -> Outcome {
-    let refused =
-        |errno| XenError::from_errno(format!("request {} of a guest", request.kind), errno);
-    let kind = RequestKind::from_number(request.kind).ok_or_else(|| refused(libc::ENOSYS))?;
-    let argument = request.argument;
-    let as_domain = |number: u32| {
-        u16::try_from(number)
-            .map(DomId)
-            .map_err(|_| refused(libc::EINVAL))
+/// The next packet's length, and the descriptor that came with it, if it was one.
+fn receive(stream: &UnixStream, bytes: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
+    let mut descriptor = None;
+    // The kernel gives no more than there is room for.
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(received) = control {
+            for raw in received {
+                // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+                descriptor = Some(unsafe { OwnedFd::from_raw_fd(raw) });
+            }
+        }
+    }
+    Ok((message.bytes, descriptor))
+}
+
+/// Sends a reply.
+fn send(stream: &UnixStream, answer: &Result<Answer, i32>) -> io::Result<()> {
+    let (head, more, descriptors) = match answer {
+        Ok(answer) => (
+            Reply {
+                errno: 0,
+                value: answer.value,
+            },
+            answer.more.as_slice(),
+            answer.descriptors.as_slice(),
+        ),
+        Err(errno) => (
+            Reply {
+                errno: *errno,
+                value: 0,
+            },
+            &[][..],
+            &[][..],
+        ),
     };
-    if kind == RequestKind::Become {
-        if domain.is_some() {
-            return Err(refused(libc::EISCONN));
-        }
-        let wanted = as_domain(argument)?;
-        machine.check_alive(wanted)?;
-        *domain = Some(wanted);
-        return Ok((argument, Vec::new()));
-    }
-    let domain = domain.ok_or_else(|| refused(libc::ENOTCONN))?;
-    let number = |()| (0, Vec::new());
-    match kind {
-        RequestKind::Become => Err(refused(libc::EISCONN)),
-        RequestKind::ConnectXenstore => {
-            machine.check_alive(domain)?;
-            let stream = machine
-                .stream_as(domain)
-                .map_err(|_| refused(libc::EMFILE))?;
-            Ok((0, vec![stream.into()]))
-        }
-        RequestKind::GrantPage => {
-            let (reference, page) = machine.grant_page(domain, as_domain(argument)?)?;
-            Ok((reference.0, vec![page]))
-        }
-        RequestKind::EndGrant => machine.end_grant(domain, GrantRef(argument)).map(number),
-        RequestKind::AllocUnbound => {
-            let end = machine.alloc_unbound(domain, as_domain(argument)?)?;
-            Ok((end.port.0, vec![end.event, end.notify]))
-        }
-        RequestKind::BindPirq => {
-            let end = machine.bind_pirq(domain, Pirq(argument))?;
-            Ok((end.port.0, vec![end.event]))
-        }
-        RequestKind::ClosePort => machine.close_port(domain, Port(argument)).map(number),
-        RequestKind::ShutDown => machine.domain_shut_down(domain).map(number),
-    }
-}
-
-/// Sends a reply. A guest that takes none of its replies is given up.
-fn send(stream: &UnixStream, reply: Reply, descriptors: &[OwnedFd]) -> io::Result<()> {
     let raw: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let control = if raw.is_empty() { &[][..] } else { &rights[..] };
     sendmsg::<UnixAddr>(
         stream.as_raw_fd(),
-        &[IoSlice::new(reply.as_bytes())],
+        &[IoSlice::new(head.as_bytes()), IoSlice::new(more)],
         control,
         MsgFlags::MSG_NOSIGNAL,
         None,

@@ -1,18 +1,25 @@
 //! Guests over the socket. That this works from another process too is tested with the frontend.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket,
 };
 
-use super::SocketGuest;
+use nix::unistd::ftruncate;
+
+use super::{SocketGuest, SocketToolstack};
 use crate::platform::{MsiRequest, Xen};
-use crate::sim::test_bus::{TestBus, address};
-use crate::sim::{DomainKind, GuestPlatform, Machine};
-use crate::types::{DomId, GrantRef, Pirq, Port};
+use crate::sim::test_bus::{BAR_SIZE, TestBus, address, bar_address};
+use crate::sim::{DmaMemory, DomainKind, GuestPlatform, Machine, MachineOptions};
+use crate::types::{DomId, GrantRef, Gsi, Pirq, Port};
 use crate::xenstore::Store;
 
 struct Setup {
@@ -168,4 +175,243 @@ fn a_destroyed_domain_can_do_nothing_any_more_and_a_machine_that_ended_says_so()
     assert!(guest.connect_xenstore().is_err());
     drop(setup);
     assert!(guest.grant_page(DomId::DOM0).is_err());
+}
+
+/// As `setup`, with two devices, of which the guest has the first.
+fn setup_with_devices(options: MachineOptions) -> (Setup, Arc<TestBus>, SocketGuest) {
+    let run_dir = tempfile::tempdir().unwrap();
+    let machine = Machine::with_options(run_dir.path(), options).unwrap();
+    let guest = machine.create_domain("guest", DomainKind::Pv).unwrap();
+    let bus = TestBus::new();
+    for number in 0..2 {
+        bus.add(address(number));
+    }
+    machine.set_hardware(bus.clone());
+    machine.assign_device(guest, address(0)).unwrap();
+    let socket = run_dir.path().join("machine.sock");
+    let connected = SocketGuest::connect(&socket, guest).unwrap();
+    let setup = Setup {
+        machine,
+        socket,
+        guest,
+        _run_dir: run_dir,
+    };
+    (setup, bus, connected)
+}
+
+fn bar(number: u8) -> u64 {
+    bar_address(address(number)).into()
+}
+
+#[test]
+fn a_guest_reaches_the_memory_of_its_own_devices_and_of_no_other() {
+    let (setup, _bus, guest) = setup_with_devices(MachineOptions::default());
+    for other in [bar(1), bar(0) - 1, bar(0) + BAR_SIZE, 0] {
+        let refused = guest.open_window(other).unwrap_err();
+        assert_eq!(refused.errno(), Some(libc::EPERM), "{other:#x}");
+    }
+    let window = guest.open_window(bar(0) + 0x123).unwrap();
+    assert_eq!((window.address, window.size), (bar(0), BAR_SIZE));
+    window
+        .memory
+        .write(0x1008, 8, 0x1122_3344_5566_7788)
+        .unwrap();
+    window.memory.write(0x100c, 1, 0xff).unwrap();
+    assert_eq!(
+        window.memory.read(0x1008, 8).unwrap(),
+        0x1122_33ff_5566_7788
+    );
+    assert_eq!(window.memory.read(0x100a, 2).unwrap(), 0x5566);
+    for (offset, width) in [
+        (BAR_SIZE, 1),
+        (BAR_SIZE - 4, 8),
+        (2, 4),
+        (0, 3),
+        (0, 16),
+        (0, 0),
+    ] {
+        let refused = window.memory.read(offset, width).unwrap_err();
+        assert_eq!(
+            refused.raw_os_error(),
+            Some(libc::EINVAL),
+            "{offset:#x} {width}"
+        );
+        assert!(window.memory.write(offset, width, 0).is_err());
+    }
+    assert!(window.memory.read(u64::MAX, 1).is_err());
+    setup
+        .machine
+        .deassign_device(setup.guest, address(0))
+        .unwrap();
+    let refused = window.memory.read(0, 4).unwrap_err();
+    assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+}
+
+#[test]
+fn device_memory_is_mapped_by_guests_only_where_the_machine_allows_it() {
+    let (_setup, _bus, guest) = setup_with_devices(MachineOptions::default());
+    assert!(guest.open_window(bar(0)).unwrap().areas.is_empty());
+
+    let options = MachineOptions {
+        map_windows: true,
+        ..MachineOptions::default()
+    };
+    let (_setup, _bus, guest) = setup_with_devices(options);
+    let window = guest.open_window(bar(0)).unwrap();
+    let places: Vec<_> = window
+        .areas
+        .iter()
+        .map(|area| (area.start, area.size))
+        .collect();
+    assert_eq!(places, [(0, 0x1000), (0x2000, 0x1000)]);
+    window.memory.write(0x2010, 4, 0x1234_5678).unwrap();
+    let [_, area] = window.areas.try_into().unwrap();
+    let mut bytes = [0; 4];
+    std::fs::File::from(area.file)
+        .read_exact_at(&mut bytes, area.offset + 0x10)
+        .unwrap();
+    assert_eq!(u32::from_le_bytes(bytes), 0x1234_5678);
+}
+
+#[test]
+fn memory_that_a_guest_gives_is_what_its_devices_reach() {
+    let (setup, bus, guest) = setup_with_devices(MachineOptions::default());
+    let file = memfd_create(c"memory", MFdFlags::MFD_ALLOW_SEALING).unwrap();
+    ftruncate(&file, 0x4000).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    let memory = |address| DmaMemory {
+        address,
+        size: 0x2000,
+        offset: 0x1000,
+        file: file.try_clone().unwrap(),
+    };
+    guest.give_memory(memory(0x10_0000)).unwrap();
+    guest.give_memory(memory(0x20_0000)).unwrap();
+    assert_eq!(
+        guest.give_memory(memory(0x20_1000)).unwrap_err().errno(),
+        Some(libc::EEXIST)
+    );
+    guest.take_memory(0x10_0000).unwrap();
+    assert_eq!(
+        guest.take_memory(0x10_0000).unwrap_err().errno(),
+        Some(libc::EINVAL)
+    );
+    let reach = bus.reach(setup.guest).unwrap();
+    assert_eq!(reach.memory, [(0x20_0000, 0x2000)].into());
+}
+
+#[test]
+fn the_end_of_a_lines_interrupt_reaches_the_guests_devices() {
+    let (setup, bus, guest) = setup_with_devices(MachineOptions::default());
+    let refused = guest.end_of_interrupt(Pirq(17)).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::EINVAL));
+    setup.machine.grant_irq(setup.guest, Gsi(17)).unwrap();
+    guest.end_of_interrupt(Pirq(17)).unwrap();
+    assert_eq!(
+        bus.with(address(0), |device| device.served.clone()),
+        [Gsi(17)]
+    );
+    assert!(bus.with(address(1), |device| device.served.is_empty()));
+}
+
+#[test]
+fn dom0s_toolstack_can_be_another_process() {
+    let (setup, _bus, guest) = setup_with_devices(MachineOptions::default());
+    let toolstack = SocketToolstack::connect(&setup.socket).unwrap();
+    for name in ["", "a/b", "a b", &"x".repeat(65)] {
+        let refused = toolstack.create_domain(name).unwrap_err();
+        assert_eq!(refused.errno(), Some(libc::EINVAL), "{name}");
+    }
+    let domain = toolstack.create_domain("second").unwrap();
+    toolstack.pci_attach(domain, address(1)).unwrap();
+    toolstack.unpause_domain(domain).unwrap();
+    assert_eq!(setup.machine.device_owner(address(1)), Some(domain));
+    let refused = toolstack.pci_attach(setup.guest, address(1)).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::EBUSY));
+    let second = SocketGuest::connect(&setup.socket, domain).unwrap();
+    assert_eq!(
+        second.connect_xenstore().unwrap().read("name").unwrap(),
+        b"second"
+    );
+    assert!(second.open_window(bar(1)).is_ok());
+    let refused = toolstack.pci_detach(setup.guest, address(1)).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::ENODEV));
+    setup.machine.domain_shut_down(domain).unwrap();
+    drop(guest);
+}
+
+#[test]
+fn what_is_dom0s_is_refused_to_guests_and_packets_have_their_sizes() {
+    let setup = setup();
+    let connected = || {
+        let client = socket(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            SockFlag::empty(),
+            None,
+        )
+        .unwrap();
+        connect(client.as_raw_fd(), &UnixAddr::new(&setup.socket).unwrap()).unwrap();
+        client
+    };
+    let errno = |number: i32| u32::try_from(number).unwrap();
+    let guest = connected();
+    assert_eq!(raw(&guest, &[1, setup.guest.0.into()]), 0);
+    for request in 15..=19 {
+        assert_eq!(raw(&guest, &[request, 1, 0, 0]), errno(libc::EPERM));
+    }
+    // Too short and too long; memory without a descriptor; a window that is not open.
+    assert_eq!(raw(&guest, &[11, 0]), errno(libc::EINVAL));
+    assert_eq!(raw(&guest, &[11, 0, 0]), errno(libc::EINVAL));
+    assert_eq!(raw(&guest, &[11, 0, 0, 0, 0, 0]), errno(libc::EINVAL));
+    assert_eq!(
+        raw(&guest, &[10, 0, 0, 0, 0x1000, 0, 0, 0]),
+        errno(libc::EINVAL)
+    );
+    assert_eq!(raw(&guest, &[13, 0, 0, 0, 4, 0]), errno(libc::EINVAL));
+    assert_eq!(
+        raw(&guest, &[13, u32::MAX, 0, 0, 4, 0]),
+        errno(libc::EINVAL)
+    );
+    assert_eq!(raw(&guest, &[3, 0, 0, 0]), errno(libc::EINVAL));
+    assert_eq!(raw(&guest, &[0; 200]), errno(libc::EINVAL));
+    let dom0 = connected();
+    assert_eq!(raw(&dom0, &[1, 0]), 0);
+    assert_eq!(raw(&dom0, &[16, 1, 0, 1]), errno(libc::EINVAL));
+    assert_eq!(raw(&dom0, &[19, 77]), errno(libc::ESRCH));
+    assert_eq!(raw(&dom0, &[3, 0]), errno(libc::ESRCH));
+}
+
+const BUSY: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_guest_that_keeps_the_machine_busy_keeps_no_other_waiting() {
+    let (setup, _bus, guest) = setup_with_devices(MachineOptions {
+        toolstack_timeout: BUSY,
+        ..MachineOptions::default()
+    });
+    let toolstack = SocketToolstack::connect(&setup.socket).unwrap();
+    let domain = toolstack.create_domain("second").unwrap();
+    toolstack.pci_attach(domain, address(1)).unwrap();
+    toolstack.unpause_domain(domain).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // Waits for a backend that nobody runs.
+            toolstack.pci_detach(domain, address(1)).unwrap_err();
+            done.store(true, Ordering::SeqCst);
+        });
+        std::thread::sleep(BUSY / 5);
+        let window = guest.open_window(bar(0)).unwrap();
+        window.memory.read(0, 4).unwrap();
+        assert!(!done.load(Ordering::SeqCst));
+    });
+}
+
+#[test]
+fn a_window_that_is_opened_again_is_the_same() {
+    let (_setup, _bus, guest) = setup_with_devices(MachineOptions::default());
+    for _ in 0..1000 {
+        guest.open_window(bar(0)).unwrap();
+    }
 }
