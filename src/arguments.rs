@@ -27,7 +27,7 @@ pub struct Arguments {
     /// Only look at a configuration file: what is wrong with it, and what in it no device of this host matches; exit code 1 if it is wrong
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     pub check_config: Option<Option<PathBuf>>,
-    /// What to run on: this machine's Xen, or one embedded in the process with simulated devices
+    /// What to run on: this machine's Xen, or one embedded in the process with simulated devices, or with this machine's by VFIO
     #[arg(long, value_enum, default_value = "xen")]
     pub platform: PlatformKind,
     /// Where the sockets and the records of hidden devices are; not to be cleared while guests run

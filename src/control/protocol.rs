@@ -32,6 +32,18 @@ pub enum Request {
         /// Also physical functions whose virtual functions guests have: the guests lose them.
         force: bool,
     },
+    /// Hide devices from dom0, each with its whole IOMMU group, or not at all.
+    HideGroup {
+        /// As above.
+        devices: Vec<String>,
+        /// As for [`Request::Hide`].
+        force: bool,
+    },
+    /// Give hidden devices back to dom0, each with all that is hidden of its IOMMU group.
+    UnhideGroup {
+        /// As above.
+        devices: Vec<String>,
+    },
     /// Reset hidden devices that no guest has.
     Reset {
         /// As above.

@@ -102,6 +102,7 @@ fn told(error: DeviceError) -> Errno {
         | DeviceError::FunctionsInGuests { .. }
         | DeviceError::NotVacated { .. }
         | DeviceError::SharedPage { .. }
+        | DeviceError::Together { .. }
         | DeviceError::Busy { .. }
         | DeviceError::InUse { .. } => Errno::EBUSY,
         DeviceError::Bridge { .. } | DeviceError::Functions(_) => Errno::EINVAL,

@@ -1,24 +1,27 @@
-//! What the daemon stands on: real Xen and the machine's own devices, or the embedded Xen and simulated ones.
+//! What the daemon stands on: real Xen and the machine's own devices, or the embedded Xen and simulated ones, or those of the machine.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use xenbus::Xen;
-use xenbus::sim::Machine;
+use xenbus::sim::{Machine, MachineOptions};
 
 use super::DaemonError;
 use crate::facade::RealDrivers;
 use crate::host::Bus;
 use crate::host::sim::SimBus;
 use crate::host::sysfs::Sysfs;
+use crate::host::vfio::{self, VfioBus};
 
-/// Which of the two.
+/// Which of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
     /// The Xen that this dom0 runs on.
     Xen,
     /// Xen embedded in the process, with simulated devices.
     Sim,
+    /// Xen embedded in the process, with this machine's devices through VFIO.
+    Vfio,
 }
 
 impl Kind {
@@ -27,6 +30,7 @@ impl Kind {
         match self {
             Self::Xen => "xen",
             Self::Sim => "sim",
+            Self::Vfio => "vfio",
         }
     }
 }
@@ -70,11 +74,24 @@ impl Platform {
                 let bus = SimBus::with_example_devices(&machine);
                 Ok(Self::embedded(&machine, bus))
             }
+            Kind::Vfio => {
+                let options = MachineOptions {
+                    gsis: vfio::LINES,
+                    ..MachineOptions::default()
+                };
+                let machine = Machine::with_options(run_dir, options).map_err(DaemonError::Sim)?;
+                let sysfs = Sysfs::new("/sys", RealDrivers::open()?);
+                let bus = VfioBus::new(sysfs, &machine).map_err(|source| DaemonError::System {
+                    action: "serve this machine's devices",
+                    source,
+                })?;
+                Ok(Self::embedded(&machine, bus))
+            }
         }
     }
 
-    /// An embedded machine with a simulated bus plugged into it.
-    pub fn embedded(machine: &Machine, bus: Arc<SimBus>) -> Self {
+    /// An embedded machine with a bus plugged into it.
+    pub fn embedded(machine: &Machine, bus: Arc<dyn Bus>) -> Self {
         Self {
             xen: Arc::new(machine.clone()),
             bus,

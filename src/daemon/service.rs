@@ -127,6 +127,23 @@ impl DaemonService {
         })
     }
 
+    fn hide_group(&self, lists: &[String], force: bool) -> Response {
+        self.for_each(lists, |bdf| {
+            let new = self.devices.hide_group(bdf, force)?;
+            Ok(match with_others(bdf, &new) {
+                _ if new.is_empty() => "hidden already".to_owned(),
+                others => format!("hidden{others}"),
+            })
+        })
+    }
+
+    fn unhide_group(&self, lists: &[String]) -> Response {
+        self.for_each(lists, |bdf| {
+            let back = self.devices.unhide_group(bdf)?;
+            Ok(format!("given back to dom0{}", with_others(bdf, &back)))
+        })
+    }
+
     fn reset(&self, lists: &[String], method: Option<ResetChoice>, force: bool) -> Response {
         self.for_each(lists, |bdf| {
             let device = self.devices.find(bdf)?;
@@ -286,6 +303,8 @@ impl Service for DaemonService {
         match request {
             Request::Hide { devices, force } => self.hide(&devices, force),
             Request::Unhide { devices, force } => self.unhide(&devices, force),
+            Request::HideGroup { devices, force } => self.hide_group(&devices, force),
+            Request::UnhideGroup { devices } => self.unhide_group(&devices),
             Request::Reset {
                 devices,
                 method,
@@ -338,6 +357,16 @@ impl Service for DaemonService {
             || stop.load(Ordering::Acquire),
         )
     }
+}
+
+/// The devices that something was done to besides the one that was named.
+fn with_others(named: Bdf, all: &[Bdf]) -> String {
+    let others = all.iter().filter(|other| **other != named);
+    let others: Vec<String> = others.map(Bdf::to_string).collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    format!(", with {}", others.join(", "))
 }
 
 fn treatment(treatment: Treatment) -> &'static str {

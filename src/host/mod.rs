@@ -4,6 +4,7 @@
 //! |---|---|
 //! | this one | the bus they are on, as an interface ([`Bus`]) |
 //! | [`sysfs`] | the machine's own bus |
+//! | [`vfio`] | the machine's own bus through VFIO, for the embedded platform |
 //! | [`sim`] | a simulated one, for the embedded platform |
 //! | [`errors`] | errors that devices report, and where we hear of them |
 //! | [`devices`] | hidden devices and how they change hands: dom0, hidden, a guest's |
@@ -13,6 +14,7 @@
 //! | [`config_state`] | saving and restoring configuration space |
 //! | [`interrupts`] | a hidden device's MSI and MSI-X |
 
+mod config_file;
 pub mod config_state;
 pub mod devices;
 pub mod errors;
@@ -23,6 +25,7 @@ pub mod reset;
 pub mod sharing;
 pub mod sim;
 pub mod sysfs;
+pub mod vfio;
 
 pub use self::read_only::ReadOnly;
 
@@ -79,6 +82,26 @@ pub enum HostError {
         /// Why.
         #[source]
         source: AccessError,
+    },
+    /// Nothing keeps its DMA in bounds.
+    #[error(
+        "{bdf} is in no IOMMU group, so it cannot be given to a guest by VFIO: switch the IOMMU on in the firmware (VT-d, AMD-Vi) and in Linux \
+         (intel_iommu=on or amd_iommu=on on its command line). Under Xen, which keeps the IOMMU to itself, devices are reached through sysfs \
+         (host = \"auto\")"
+    )]
+    NoIommu {
+        /// The device.
+        bdf: Bdf,
+    },
+    /// The host uses another device of its IOMMU group.
+    #[error(
+        "{bdf} cannot be given to a guest alone: {others}. Take all of the group: pciback hide --group {bdf}"
+    )]
+    NotViable {
+        /// The device.
+        bdf: Bdf,
+        /// What is in the way.
+        others: vfio::group::NotViable,
     },
     /// Errors of devices cannot be heard of.
     #[error("cannot look for errors of devices")]
@@ -146,8 +169,22 @@ pub fn is_bridge(class: u32) -> bool {
     class >> 16 == BRIDGE && class >> 8 & 0xff != OTHER
 }
 
+/// How host devices are reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Backend {
+    /// Through Linux's sysfs: Xen has the IOMMU and the interrupts.
+    Sysfs,
+    /// Through VFIO: Linux has them.
+    Vfio,
+    /// They are simulated.
+    Simulated,
+}
+
 /// The bus that host devices are on. Every method may block for as long as the kernel takes; [`Bus::reset`] up to a minute.
 pub trait Bus: Send + Sync + fmt::Debug {
+    /// How devices are reached on it.
+    fn backend(&self) -> Backend;
+
     /// All devices that are there now.
     ///
     /// # Errors
@@ -284,4 +321,23 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// # Errors
     /// When that cannot be found out.
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError>;
+
+    /// The devices that a guest gets only with this one or not at all, this one among them.
+    ///
+    /// # Errors
+    /// [`HostError::NoIommu`].
+    fn together(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        Ok(vec![bdf])
+    }
+
+    /// Whether a guest can have the device, once dom0 has lost those in `taken`. Touches nothing.
+    ///
+    /// # Errors
+    /// [`HostError::NoIommu`], [`HostError::NotViable`].
+    fn check_together(&self, _bdf: Bdf, _taken: &[Bdf]) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    /// A hidden device was removed from the machine, and nobody uses it any more.
+    fn forget(&self, _bdf: Bdf) {}
 }

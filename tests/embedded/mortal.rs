@@ -18,7 +18,7 @@ use std::thread;
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
 use pcibackd::host::errors::ErrorReports;
 use pcibackd::host::sharing::Occupancy;
-use pcibackd::host::{Bus, Config, Description, HostError};
+use pcibackd::host::{Backend, Bus, Config, Description, HostError};
 use xenbus::device_model::{DeviceModel, ForeignMapping, IntxPin, IoRange, IoreqServerId};
 use xenbus::xenstore::{self, Client};
 use xenbus::{
@@ -396,6 +396,10 @@ impl Host {
 }
 
 impl Bus for Host {
+    fn backend(&self) -> Backend {
+        self.bus.backend()
+    }
+
     fn list(&self) -> Result<Vec<Bdf>, HostError> {
         self.bus.list()
     }

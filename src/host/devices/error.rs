@@ -107,6 +107,17 @@ pub enum DeviceError {
         /// The other device, and who has it.
         with: String,
     },
+    /// Others are hidden that it goes together with.
+    #[error(
+        "{bdf} is in one IOMMU group with {}, and goes back to dom0 together with that only: pciback unhide --group {bdf}",
+        listed(others)
+    )]
+    Together {
+        /// The device.
+        bdf: Bdf,
+        /// The others.
+        others: Vec<Bdf>,
+    },
     /// It is not hidden.
     #[error("{bdf} is not hidden from dom0; hide it first: pciback hide {bdf}")]
     NotHidden {
@@ -139,11 +150,12 @@ fn in_the_way(missing: &Missing, beside: &[Bdf]) -> String {
     if missing.wanted != ResetChoice::Bus || beside.is_empty() {
         return String::new();
     }
-    let others: Vec<String> = beside.iter().map(Bdf::to_string).collect();
-    format!(
-        "; a reset of its bus would hit {} as well",
-        others.join(", ")
-    )
+    format!("; a reset of its bus would hit {} as well", listed(beside))
+}
+
+fn listed(devices: &[Bdf]) -> String {
+    let devices: Vec<String> = devices.iter().map(Bdf::to_string).collect();
+    devices.join(", ")
 }
 
 /// Which guest has which device.

@@ -38,31 +38,66 @@ pub enum Rebind {
     Reserved,
 }
 
+/// A device on its way from dom0 to hidden.
+#[derive(Debug)]
+pub(super) struct Begun {
+    pub bdf: Bdf,
+    pub record: Record,
+    /// It was on that way before the daemon was started anew.
+    resumed: bool,
+    /// What becomes of it if it does not arrive.
+    otherwise: Rebind,
+}
+
+impl Begun {
+    pub(super) fn leaving(&self) -> Leaving<'_> {
+        Leaving {
+            bdf: self.bdf,
+            record: &self.record,
+            rebind: self.otherwise,
+        }
+    }
+}
+
+/// A device on its way back to dom0.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leaving<'a> {
+    pub bdf: Bdf,
+    pub record: &'a Record,
+    pub rebind: Rebind,
+}
+
 impl Devices {
     /// Hides a device from dom0. `false`: it was hidden already.
     ///
     /// # Errors
     /// [`DeviceError`]; the device is then dom0's as before.
     pub fn hide(&self, bdf: Bdf, force: bool, quarantine: Quarantine) -> Result<bool, DeviceError> {
-        {
-            let mut table = self.table();
-            let busy = |phase: Phase| DeviceError::Busy {
-                bdf,
-                phase: phase.name(),
-            };
-            if let Some(device) = table.hidden.get(&bdf) {
-                return match device.record.phase() {
-                    Some(Phase::Dead) => Err(DeviceError::Dead { bdf }),
-                    Some(phase @ Phase::Returning) => Err(busy(phase)),
-                    _ => Ok(false),
-                };
-            }
-            if let Some(&phase) = table.coming.get(&bdf) {
-                return Err(busy(phase));
-            }
-            table.coming.insert(bdf, Phase::Hiding);
+        if !self.announce(bdf)? {
+            return Ok(false);
         }
         self.finish_hiding(bdf, force, quarantine).map(|()| true)
+    }
+
+    /// Notes a device as coming. `false`: it is hidden already.
+    pub(super) fn announce(&self, bdf: Bdf) -> Result<bool, DeviceError> {
+        let mut table = self.table();
+        let busy = |phase: Phase| DeviceError::Busy {
+            bdf,
+            phase: phase.name(),
+        };
+        if let Some(device) = table.hidden.get(&bdf) {
+            return match device.record.phase() {
+                Some(Phase::Dead) => Err(DeviceError::Dead { bdf }),
+                Some(phase @ Phase::Returning) => Err(busy(phase)),
+                _ => Ok(false),
+            };
+        }
+        if let Some(&phase) = table.coming.get(&bdf) {
+            return Err(busy(phase));
+        }
+        table.coming.insert(bdf, Phase::Hiding);
+        Ok(true)
     }
 
     /// Hides a device that is noted as coming.
@@ -72,7 +107,23 @@ impl Devices {
         force: bool,
         quarantine: Quarantine,
     ) -> Result<(), DeviceError> {
-        let result = self.take(bdf, force, quarantine);
+        let taken = self.begin(bdf, force, &[bdf]);
+        let result = taken.and_then(|begun| {
+            self.prepare(begun, quarantine).map_err(|(begun, error)| {
+                // Nothing stays half-way: dom0 gets it back as it was.
+                self.undo(&[begun.leaving()]);
+                error
+            })
+        });
+        self.arrived(bdf, result)
+    }
+
+    /// A device that was coming is hidden, or not.
+    pub(super) fn arrived(
+        &self,
+        bdf: Bdf,
+        result: Result<Arc<Device>, DeviceError>,
+    ) -> Result<(), DeviceError> {
         {
             let mut table = self.table();
             table.coming.remove(&bdf);
@@ -106,12 +157,13 @@ impl Devices {
         Ok(devices)
     }
 
-    fn take(
+    /// Notes that a device is about to be hidden. `together`: the devices that are hidden with it.
+    pub(super) fn begin(
         &self,
         bdf: Bdf,
         force: bool,
-        quarantine: Quarantine,
-    ) -> Result<Arc<Device>, DeviceError> {
+        together: &[Bdf],
+    ) -> Result<Begun, DeviceError> {
         let before = self.bus.describe(bdf)?;
         if is_bridge(before.class) {
             return Err(DeviceError::Bridge { bdf });
@@ -128,6 +180,7 @@ impl Devices {
                 return Err(DeviceError::Needed { bdf, reason });
             }
         }
+        self.bus.check_together(bdf, together)?;
         // They go with its driver. Not even by force while guests have them: who insists takes them from the guests first.
         self.take_back_functions(bdf)?;
         let record = Record::open(&self.directory, bdf)?;
@@ -151,29 +204,34 @@ impl Devices {
             record.set_driver(before.driver.as_deref());
             record.set_phase(Phase::Hiding);
         }
-        self.prepare(bdf, record, resumed, quarantine)
-            .map_err(|(record, error)| {
-                // Nothing stays half-way: dom0 gets it back as it was.
-                self.undo(bdf, &record, otherwise);
-                error
-            })
+        Ok(Begun {
+            bdf,
+            record,
+            resumed,
+            otherwise,
+        })
     }
 
-    /// From bound in dom0 to hidden. On failure the record comes back, for undoing.
-    fn prepare(
+    /// Takes a device from its driver.
+    pub(super) fn detach(&self, bdf: Bdf) -> Result<(), DeviceError> {
+        // Reserved first: nobody may grab it between two steps.
+        self.bus.set_driver_override(bdf, Some(RESERVED_FOR))?;
+        self.busy(bdf, "unbinding its driver", || self.bus.unbind(bdf))?;
+        Ok(())
+    }
+
+    /// From bound in dom0 to hidden. On failure what was begun comes back, for undoing.
+    pub(super) fn prepare(
         &self,
-        bdf: Bdf,
-        record: Record,
-        resumed: bool,
+        begun: Begun,
         quarantine: Quarantine,
-    ) -> Result<Arc<Device>, (Record, DeviceError)> {
+    ) -> Result<Arc<Device>, (Begun, DeviceError)> {
+        let (bdf, record) = (begun.bdf, &begun.record);
         let steps = || -> Result<Parts, DeviceError> {
-            // Reserved first: nobody may grab it between two steps.
-            self.bus.set_driver_override(bdf, Some(RESERVED_FOR))?;
-            self.busy(bdf, "unbinding its driver", || self.bus.unbind(bdf))?;
-            self.keep_powered(bdf, &record)?;
+            self.detach(bdf)?;
+            self.keep_powered(bdf, record)?;
             if !record.flags().contains(Flags::ENABLED) {
-                if resumed {
+                if begun.resumed {
                     // It may be on already, by a daemon that did not live to write that down. If not, this is refused.
                     let _ = self.bus.enable(bdf, false);
                 }
@@ -190,10 +248,17 @@ impl Devices {
             }
             Ok(parts)
         };
-        let device = match steps() {
-            Ok(parts) => parts.with(record),
-            Err(error) => return Err((record, error)),
+        let parts = match steps() {
+            Ok(parts) => parts,
+            Err(error) => return Err((begun, error)),
         };
+        let Begun {
+            record,
+            resumed,
+            otherwise,
+            ..
+        } = begun;
+        let device = parts.with(record);
         match self
             .hand_to_xen(&device, quarantine)
             .and_then(|()| self.reset_and_restore(&device))
@@ -202,7 +267,15 @@ impl Devices {
                 device.record.set_phase(Phase::Hidden);
                 Ok(Arc::new(device))
             }
-            Err(error) => Err((device.record, error)),
+            Err(error) => {
+                let begun = Begun {
+                    bdf,
+                    record: device.record,
+                    resumed,
+                    otherwise,
+                };
+                Err((begun, error))
+            }
         }
     }
 
@@ -253,6 +326,13 @@ impl Devices {
     /// [`DeviceError::InUse`], [`DeviceError::Busy`], [`DeviceError::NotHidden`], [`DeviceError::FunctionsInGuests`],
     /// [`DeviceError::SharedPage`], and what the host refuses.
     pub fn unhide(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {
+        self.check_alone(bdf)?;
+        self.reserve_for_return(bdf)?;
+        self.give_back(bdf, rebind)
+    }
+
+    /// Keeps guests from getting a device that is about to be given back.
+    pub(super) fn reserve_for_return(&self, bdf: Bdf) -> Result<Arc<Device>, DeviceError> {
         let device = self.find(bdf)?;
         self.check_functions(bdf)?;
         let record = &device.record;
@@ -266,7 +346,7 @@ impl Devices {
                 return Err(not_free(&device));
             }
         }
-        self.give_back(bdf, rebind)
+        Ok(device)
     }
 
     pub(super) fn give_back(&self, bdf: Bdf, rebind: Rebind) -> Result<(), DeviceError> {
@@ -274,25 +354,64 @@ impl Devices {
         if let Err(error) = self.reset_and_restore(&device) {
             log::warn!("{}", chain(&error));
         }
-        self.hand_back(&device, rebind);
+        self.hand_back(&[device], rebind);
         Ok(())
     }
 
-    /// From hidden to dom0's, as it is.
-    pub(super) fn hand_back(&self, device: &Device, rebind: Rebind) {
-        let bdf = device.bdf;
+    /// From hidden to dom0's, as they are.
+    pub(super) fn hand_back(&self, devices: &[Arc<Device>], rebind: Rebind) {
         {
             let mut table = self.table();
-            table.hidden.remove(&bdf);
-            // Its record is in use until the last step.
-            table.coming.insert(bdf, Phase::Returning);
+            for device in devices {
+                table.hidden.remove(&device.bdf);
+                // Its record is in use until the last step.
+                table.coming.insert(device.bdf, Phase::Returning);
+            }
         }
-        self.undo(bdf, &device.record, rebind);
-        self.table().coming.remove(&bdf);
+        let leaving = devices.iter().map(|device| Leaving {
+            bdf: device.bdf,
+            record: &device.record,
+            rebind,
+        });
+        self.undo(&leaving.collect::<Vec<_>>());
+        let mut table = self.table();
+        for device in devices {
+            table.coming.remove(&device.bdf);
+        }
     }
 
-    /// The way back to dom0, from wherever the device is on the way. Goes on past what fails: each step helps without the others.
-    fn undo(&self, bdf: Bdf, record: &Record, rebind: Rebind) {
+    /// The way back to dom0, from wherever the devices are on the way. Drivers come last: none can have a device of an IOMMU group as long as
+    /// we have another.
+    pub(super) fn undo(&self, devices: &[Leaving<'_>]) {
+        for device in devices {
+            self.let_go(*device);
+        }
+        for Leaving {
+            bdf,
+            record,
+            rebind,
+        } in devices
+        {
+            if *rebind == Rebind::Driver
+                && let Err(error) = self.busy(*bdf, "binding its driver", || {
+                    self.bus.bind(*bdf, record.driver().as_deref())
+                })
+            {
+                log::warn!("{}", chain(&error));
+            }
+            if let Err(error) = record.remove() {
+                log::error!("{}", chain(&error));
+            }
+        }
+    }
+
+    /// Goes on past what fails: each step helps without the others.
+    fn let_go(&self, device: Leaving<'_>) {
+        let Leaving {
+            bdf,
+            record,
+            rebind,
+        } = device;
         let xen = for_xen(bdf);
         // Also when the quarantine was xl's, or the one that Xen puts a device in after a guest: dom0 needs its DMA and MSI back.
         match self.xen.deassign_device(DomId::IO, xen) {
@@ -324,16 +443,6 @@ impl Devices {
         if rebind != Rebind::Reserved
             && let Err(error) = self.bus.set_driver_override(bdf, None)
         {
-            log::error!("{}", chain(&error));
-        }
-        if rebind == Rebind::Driver
-            && let Err(error) = self.busy(bdf, "binding its driver", || {
-                self.bus.bind(bdf, record.driver().as_deref())
-            })
-        {
-            log::warn!("{}", chain(&error));
-        }
-        if let Err(error) = record.remove() {
             log::error!("{}", chain(&error));
         }
     }

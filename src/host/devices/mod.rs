@@ -12,6 +12,7 @@ mod recovery;
 mod removed;
 mod reset;
 mod sharing;
+mod together;
 mod unprobed;
 mod virtual_functions;
 

@@ -86,6 +86,7 @@ impl Devices {
                 log::error!("{}", crate::text::chain(&error));
             }
         }
+        self.bus.forget(bdf);
         log::warn!("{bdf} was hidden and was removed from this machine; it is forgotten");
         // A guest may be waiting for it.
         self.wake();

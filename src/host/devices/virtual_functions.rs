@@ -94,10 +94,9 @@ impl Devices {
                 }
             }
         }
-        for (device, _) in reserved {
-            // Not reset: nobody will use it again.
-            self.hand_back(&device, Rebind::Nothing);
-        }
+        // Not reset: nobody will use them again.
+        let devices: Vec<_> = reserved.into_iter().map(|(device, _)| device).collect();
+        self.hand_back(&devices, Rebind::Nothing);
         Ok(())
     }
 

@@ -17,7 +17,7 @@ use super::{BRIDGE, SimBus, lock};
 use crate::host::devices::for_xen;
 use crate::host::errors::ErrorReports;
 use crate::host::sharing::Occupancy;
-use crate::host::{Bus, Config, Description, HostError};
+use crate::host::{Backend, Bus, Config, Description, HostError};
 
 /// A device's configuration space as dom0 reaches it.
 #[derive(Debug)]
@@ -144,6 +144,10 @@ impl SimBus {
 }
 
 impl Bus for SimBus {
+    fn backend(&self) -> Backend {
+        Backend::Simulated
+    }
+
     fn list(&self) -> Result<Vec<Bdf>, HostError> {
         Ok(lock(&self.functions).keys().copied().collect())
     }

@@ -3,7 +3,6 @@
 //! A hidden device has no driver: `driver_override` reserves it for a driver that does not exist, so that no other takes it, and the
 //! kernel lets user space switch it on (`enable` refuses while a driver is bound).
 
-mod config;
 mod dom0_needs;
 mod kept;
 mod resource;
@@ -21,11 +20,12 @@ use conf_space::address::Bdf;
 use conf_space::overlay::Identity;
 use conf_space::selector::SlotPath;
 
+use super::config_file::ConfigFile;
 use super::errors::ErrorReports;
 use super::errors::counters::{self, Counters};
 use super::errors::tracepoint::Tracepoint;
 use super::sharing::Occupancy;
-use super::{Bus, Config, Description, Function, HostError};
+use super::{Backend, Bus, Config, Description, Function, HostError};
 use crate::facade::RealDrivers;
 use crate::text::chain;
 
@@ -55,13 +55,31 @@ impl Sysfs {
     }
 
     fn write_driver(&self, driver: &str, attribute: &str, bdf: Bdf) -> io::Result<()> {
+        self.tell_driver(driver, attribute, &bdf.to_string())
+    }
+
+    /// Writes a driver's attribute.
+    pub(super) fn tell_driver(&self, driver: &str, attribute: &str, text: &str) -> io::Result<()> {
         let drivers = self.drivers.as_ref().ok_or(io::ErrorKind::Unsupported)?;
         drivers
-            .write_attribute(driver, attribute, bdf.to_string().as_bytes())
+            .write_attribute(driver, attribute, text.as_bytes())
             .map_err(io::Error::from)
     }
 
-    fn device(&self, bdf: Bdf) -> PathBuf {
+    /// Whether the kernel has a driver of this name.
+    pub(super) fn has_driver(&self, driver: &str) -> bool {
+        self.drivers
+            .as_ref()
+            .is_some_and(|drivers| drivers.exists(driver))
+    }
+
+    /// Where the kernel has all that it tells.
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A device's directory.
+    pub(super) fn device(&self, bdf: Bdf) -> PathBuf {
         self.root.join("bus/pci/devices").join(bdf.to_string())
     }
 
@@ -180,6 +198,10 @@ const D3COLD: &str = "d3cold_allowed";
 const NO_OTHER: &str = "see the kernel's log (dmesg)";
 
 impl Bus for Sysfs {
+    fn backend(&self) -> Backend {
+        Backend::Sysfs
+    }
+
     fn list(&self) -> Result<Vec<Bdf>, HostError> {
         let path = self.root.join("bus/pci/devices");
         let entries = fs::read_dir(&path).map_err(|source| HostError::NoBus { path, source })?;
@@ -265,7 +287,7 @@ impl Bus for Sysfs {
             remedy: "this must run as root in dom0, and the kernel must not be locked down (Secure Boot: /sys/kernel/security/lockdown)",
             source,
         })?;
-        Ok(Arc::new(config::ConfigFile::new(file)))
+        Ok(Arc::new(ConfigFile::new(file)))
     }
 
     fn unbind(&self, bdf: Bdf) -> Result<(), HostError> {

@@ -19,6 +19,7 @@ Examples:
   pciback hide 03:00.0
   pciback hide 0000:03:10.0 0000:03:10.2
   pciback hide '04:00.*'
+  pciback hide --group 01:00.0
   pciback hide --persist 03:00.0";
 
 const UNHIDE: &str = "\
@@ -34,6 +35,9 @@ pub struct Hide {
     /// Also what dom0 lives on (its root disk's controller, its only network card), and devices whose virtual functions guests have
     #[arg(long)]
     pub force: bool,
+    /// With all devices of its IOMMU group, bridges excepted, or not at all: where devices are reached through VFIO, a guest gets a group as a whole
+    #[arg(long, conflicts_with_all = ["persist", "next_boot"])]
+    pub group: bool,
     /// At every boot as well, before drivers are loaded: in the configuration, by a udev rule and in the initramfs
     #[arg(long)]
     pub persist: bool,
@@ -59,6 +63,9 @@ pub struct Unhide {
     /// Also devices whose virtual functions guests have: the guests lose them
     #[arg(long)]
     pub force: bool,
+    /// With all that is hidden of its IOMMU group
+    #[arg(long, conflicts_with_all = ["persist", "next_boot", "force"])]
+    pub group: bool,
     /// At no later boot either: out of the configuration, the udev rule and the initramfs
     #[arg(long)]
     pub persist: bool,
@@ -78,8 +85,11 @@ pub struct Unhide {
 
 /// Hides devices.
 pub fn hide(run_dir: &Path, arguments: &Hide) -> Result<Outcome, CommandError> {
-    let force = arguments.force;
-    let request = |devices| Request::Hide { devices, force };
+    let (force, group) = (arguments.force, arguments.group);
+    let request = |devices| match group {
+        true => Request::HideGroup { devices, force },
+        false => Request::Hide { devices, force },
+    };
     let tell = Tell {
         command: "hide",
         json: arguments.json,
@@ -102,8 +112,11 @@ pub fn hide(run_dir: &Path, arguments: &Hide) -> Result<Outcome, CommandError> {
 
 /// Gives devices back.
 pub fn unhide(run_dir: &Path, arguments: &Unhide) -> Result<Outcome, CommandError> {
-    let force = arguments.force;
-    let request = |devices| Request::Unhide { devices, force };
+    let (force, group) = (arguments.force, arguments.group);
+    let request = |devices| match group {
+        true => Request::UnhideGroup { devices },
+        false => Request::Unhide { devices, force },
+    };
     let tell = Tell {
         command: "unhide",
         json: arguments.json,

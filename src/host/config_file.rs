@@ -1,4 +1,4 @@
-//! Configuration space as sysfs's `config` file.
+//! Configuration space in a file: sysfs's `config`, or a part of VFIO's descriptor of a device.
 
 use std::fs::File;
 use std::io;
@@ -6,13 +6,27 @@ use std::os::unix::fs::FileExt;
 
 use conf_space::{AccessError, ConfigSpace, Width};
 
-/// An open `config` file. One system call per access; it waits while a reset of the device runs.
+/// An open file that configuration space is in. One system call per access; it waits while a reset of the device runs.
 #[derive(Debug)]
-pub(super) struct ConfigFile(File);
+pub(super) struct ConfigFile {
+    file: File,
+    /// Where in the file it begins.
+    start: u64,
+}
 
 impl ConfigFile {
+    /// It is all of the file.
     pub(super) fn new(file: File) -> Self {
-        Self(file)
+        Self::at(file, 0)
+    }
+
+    /// It begins there.
+    pub(super) fn at(file: File, start: u64) -> Self {
+        Self { file, start }
+    }
+
+    fn place(&self, offset: u16) -> u64 {
+        self.start.saturating_add(u64::from(offset))
     }
 }
 
@@ -35,7 +49,7 @@ impl ConfigSpace for ConfigFile {
     fn read(&self, offset: u16, width: Width) -> Result<u32, AccessError> {
         let mut bytes = [0; 4];
         let part = bytes.get_mut(..usize::from(width.bytes())).ok_or(SHORT)?;
-        match self.0.read_at(part, u64::from(offset)) {
+        match self.file.read_at(part, self.place(offset)) {
             Ok(length) if length == usize::from(width.bytes()) => Ok(u32::from_le_bytes(bytes)),
             Ok(_) => Err(SHORT),
             Err(source) => Err(error(&source)),
@@ -45,7 +59,7 @@ impl ConfigSpace for ConfigFile {
     fn write(&self, offset: u16, width: Width, value: u32) -> Result<(), AccessError> {
         let bytes = value.to_le_bytes();
         let part = bytes.get(..usize::from(width.bytes())).ok_or(SHORT)?;
-        match self.0.write_at(part, u64::from(offset)) {
+        match self.file.write_at(part, self.place(offset)) {
             Ok(length) if length == usize::from(width.bytes()) => Ok(()),
             Ok(_) => Err(SHORT),
             Err(source) => Err(error(&source)),

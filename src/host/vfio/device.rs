@@ -1,0 +1,326 @@
+//! One device that is bound to vfio-pci, and what of it is open.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+
+use conf_space::capabilities::{Capabilities, CapabilityId};
+use conf_space::registers::header::{self, command};
+use conf_space::registers::{msi, msix};
+use conf_space::{AccessError, Bdf, ConfigSize, ConfigSpace, Resource, Width};
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio::{
+    VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_CONFIG_REGION_INDEX,
+    VFIO_PCI_MSIX_IRQ_INDEX,
+};
+use xenbus::sim::{Machine, Window, WindowArea};
+use xenbus::{DomId, Gsi};
+
+use super::interrupts::{Listener, Wiring};
+use super::ioctl::{self, RegionInfo};
+use super::lock;
+use super::regions::{self, Kept, Span};
+use crate::host::config_file::ConfigFile;
+
+/// BARs 0 to 5 and, last, the expansion ROM. The kernel numbers its regions so, too.
+const WINDOWS: usize = 7;
+
+/// A BAR, or the expansion ROM, as the kernel offers it.
+#[derive(Debug, Default)]
+struct Memory {
+    info: RegionInfo,
+    mappable: Vec<Span>,
+}
+
+/// Where a device's control words of MSI and MSI-X are.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Controls {
+    pub msi: Option<u16>,
+    pub msix: Option<u16>,
+}
+
+/// An open device. The kernel closes it with the last of its descriptors, and then lets its group go if that is closed, too.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub wiring: Wiring,
+    pub config: ConfigFile,
+    pub controls: Controls,
+    memory: [Memory; WINDOWS],
+    /// The kernel has a reset for it.
+    pub resets: bool,
+    pub file: Arc<File>,
+}
+
+impl Open {
+    /// Opens a device of an open group that is in a space. The kernel switches it on, and resets it if it can.
+    ///
+    /// # Errors
+    /// The kernel's; EPROTO when what it says of the device makes no sense.
+    pub fn new(
+        bdf: Bdf,
+        group: &File,
+        machine: &Machine,
+        line: Option<Gsi>,
+        listener: &Arc<dyn Listener>,
+    ) -> io::Result<Self> {
+        let file = Arc::new(ioctl::open_device(group, bdf)?);
+        let info = ioctl::device_info(&file)?;
+        let complete = info.regions > VFIO_PCI_CONFIG_REGION_INDEX
+            && info.interrupts > VFIO_PCI_MSIX_IRQ_INDEX;
+        if info.flags & VFIO_DEVICE_FLAGS_PCI == 0 || !complete {
+            return Err(Errno::EPROTO.into());
+        }
+        let space = ioctl::region_info(&file, VFIO_PCI_CONFIG_REGION_INDEX)?;
+        let config = ConfigFile::at(file.try_clone()?, space.offset);
+        if let Some(Gsi(line)) = line {
+            // The kernel keeps this register for us, as it does nothing to the device.
+            let register = &header::INTERRUPT_LINE;
+            config
+                .write(register.offset, register.width, line)
+                .map_err(from_access)?;
+        }
+        let (controls, kept) = find_controls(&config).map_err(from_access)?;
+        let mut memory: [Memory; WINDOWS] = Default::default();
+        for (slot, bar) in memory.iter_mut().zip(0u8..) {
+            let info = ioctl::region_info(&file, u32::from(bar))?;
+            let mappable = regions::mappable(&info, bar, &kept).unwrap_or_else(|broken| {
+                log::warn!("{bdf}: nothing of its BAR {bar} is mapped: {broken}");
+                Vec::new()
+            });
+            *slot = Memory { info, mappable };
+        }
+        Ok(Self {
+            wiring: Wiring::new(bdf, &file, machine, line, listener)?,
+            config,
+            controls,
+            memory,
+            resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
+            file,
+        })
+    }
+
+    fn memory(&self, bar: u8) -> Option<&Memory> {
+        self.memory.get(usize::from(bar))
+    }
+
+    /// Where in the device's file an access to a window goes.
+    fn place(&self, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
+        let info = self.memory(bar).map(|memory| &memory.info);
+        info.filter(|info| {
+            let resource = Resource {
+                size: info.size,
+                ..Resource::ABSENT
+            };
+            regions::is_within(&resource, offset, width)
+        })
+        .and_then(|info| info.offset.checked_add(offset))
+        .ok_or_else(|| Errno::EINVAL.into())
+    }
+
+    /// Reads 1, 2, 4 or 8 bytes of a window.
+    ///
+    /// # Errors
+    /// EINVAL beyond it; the kernel's, EIO while the device does not decode memory.
+    pub fn read_memory(&self, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
+        let at = self.place(bar, offset, width)?;
+        let mut bytes = [0; 8];
+        let part = bytes.get_mut(..usize::from(width)).ok_or(Errno::EINVAL)?;
+        self.file.read_exact_at(part, at)?;
+        Ok(u64::from_le_bytes(bytes))
+    }
+
+    /// Writes 1, 2, 4 or 8 bytes of a window. The kernel drops what is for an MSI-X table.
+    ///
+    /// # Errors
+    /// As [`Open::read_memory`].
+    pub fn write_memory(&self, bar: u8, offset: u64, width: u8, value: u64) -> io::Result<()> {
+        let at = self.place(bar, offset, width)?;
+        let bytes = value.to_le_bytes();
+        let part = bytes.get(..usize::from(width)).ok_or(Errno::EINVAL)?;
+        self.file.write_all_at(part, at)
+    }
+
+    /// The parts of a window that a guest may map.
+    fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
+        let Some(Memory { info, mappable }) = self.memory(bar) else {
+            return Ok(Vec::new());
+        };
+        mappable
+            .iter()
+            .map(|span| {
+                let offset = info.offset.checked_add(span.start);
+                Ok(WindowArea {
+                    start: span.start,
+                    size: span.size(),
+                    file: self.file.try_clone()?.into(),
+                    offset: offset.ok_or(Errno::EPROTO)?,
+                })
+            })
+            .collect()
+    }
+}
+
+/// The interrupt capabilities: their control words, and what of BARs they keep to themselves.
+fn find_controls(config: &ConfigFile) -> Result<(Controls, Vec<Kept>), AccessError> {
+    let found = Capabilities::walk(config, ConfigSize::Conventional)?;
+    let control = |id, register: u16| {
+        let base = found.find(id)?;
+        base.checked_add(register)
+    };
+    let controls = Controls {
+        msi: control(CapabilityId::MSI, msi::CONTROL.offset),
+        msix: control(CapabilityId::MSI_X, msix::CONTROL.offset),
+    };
+    let mut kept = Vec::new();
+    if let Some(base) = found.find(CapabilityId::MSI_X) {
+        let long = |register: u16| config.read(base.saturating_add(register), Width::Four);
+        let [low, high, ..] = config
+            .read(base.saturating_add(msix::CONTROL.offset), Width::Two)?
+            .to_le_bytes();
+        let structures = regions::msix_structures(
+            u16::from_le_bytes([low, high]),
+            long(msix::TABLE.offset)?,
+            long(msix::PENDING.offset)?,
+        );
+        kept.extend(structures.into_iter().flatten());
+    }
+    Ok((controls, kept))
+}
+
+pub(super) fn from_access(error: AccessError) -> io::Error {
+    let errno = match error {
+        AccessError::Gone => libc::ENODEV,
+        AccessError::Denied => libc::EPERM,
+        AccessError::Failed { errno } => errno,
+    };
+    io::Error::from_raw_os_error(errno)
+}
+
+/// A device, open or not: it is closed while its group goes from one guest to another.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub bdf: Bdf,
+    /// Number of its IOMMU group.
+    pub group: u32,
+    /// What its INTx line is to the embedded machine.
+    pub line: Option<Gsi>,
+    /// Where its BARs are.
+    pub resources: [Resource; WINDOWS],
+    open: RwLock<Option<Open>>,
+    owner: Mutex<Option<DomId>>,
+    gone: AtomicBool,
+}
+
+impl Slot {
+    pub fn new(bdf: Bdf, group: u32, line: Option<Gsi>, resources: [Resource; WINDOWS]) -> Self {
+        Self {
+            bdf,
+            group,
+            line,
+            resources,
+            open: RwLock::new(None),
+            owner: Mutex::new(None),
+            gone: AtomicBool::new(false),
+        }
+    }
+
+    /// What is open. Waits while the device changes hands.
+    pub fn open(&self) -> RwLockReadGuard<'_, Option<Open>> {
+        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does something with the open device.
+    ///
+    /// # Errors
+    /// ENODEV when it is closed or wanted back.
+    pub fn with<T>(&self, action: impl FnOnce(&Open) -> io::Result<T>) -> io::Result<T> {
+        match &*self.open() {
+            Some(open) if !self.is_gone() => action(open),
+            _ => Err(Errno::ENODEV.into()),
+        }
+    }
+
+    /// Opens it, or (`None`) closes it.
+    pub fn set_open(&self, open: Option<Open>) {
+        let mut slot = self.open.write().unwrap_or_else(PoisonError::into_inner);
+        // The former one first: the kernel opens nothing twice.
+        *slot = None;
+        *slot = open;
+    }
+
+    /// The guest that has it.
+    pub fn owner(&self) -> Option<DomId> {
+        *lock(&self.owner)
+    }
+
+    pub fn set_owner(&self, owner: Option<DomId>) {
+        *lock(&self.owner) = owner;
+    }
+
+    /// Whether the kernel wants it back: it was pulled out, or somebody unbinds it.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// From now on it reads as gone. `false`: it did already.
+    pub fn set_gone(&self) -> bool {
+        !self.gone.swap(true, Ordering::AcqRel)
+    }
+
+    /// Has the line's interrupts be passed on, as long as a guest has the device and neither MSI nor MSI-X is on.
+    pub fn settle_line(&self) {
+        let wanted = self.owner().is_some();
+        if let Some(open) = &*self.open()
+            && let Err(error) = open.wiring.set_line(wanted)
+        {
+            log::warn!(
+                "{}: its guest has no interrupts by its INTx line ({error}), only by MSI or MSI-X; another device may use the same line in the \
+                 host: see /proc/interrupts",
+                self.bdf
+            );
+        }
+    }
+
+    /// Its memory, as its BARs have it.
+    pub fn windows(&self) -> Vec<Window> {
+        let open = self.open();
+        let Some(open) = open.as_ref() else {
+            return Vec::new();
+        };
+        (0u8..)
+            .zip(&self.resources)
+            .filter(|(_, resource)| resource.is_memory() && resource.start != 0)
+            .filter(|(bar, _)| {
+                open.memory(*bar)
+                    .is_some_and(|memory| memory.info.size != 0)
+            })
+            .map(|(bar, resource)| Window {
+                bar,
+                address: resource.start,
+                size: resource.size,
+            })
+            .collect()
+    }
+
+    /// The parts of a window that a guest may map now. None while the device interrupts by its line: who serves it accesses the device, and
+    /// that is how we see that it was served.
+    ///
+    /// # Errors
+    /// ENODEV; when descriptors have run out.
+    pub fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
+        self.with(|open| {
+            if open.wiring.is_line_on() && !intx_is_disabled(open) {
+                return Ok(Vec::new());
+            }
+            open.areas(bar)
+        })
+    }
+}
+
+fn intx_is_disabled(open: &Open) -> bool {
+    let register = &header::COMMAND;
+    let value = open.config.read(register.offset, register.width);
+    value.is_ok_and(|value| value & u32::from(command::INTX_DISABLE) != 0)
+}

@@ -1,0 +1,390 @@
+//! How devices change hands: nobody's, a guest's.
+//!
+//! A group is in one space, so all of it goes together: to put it into another one, its devices are closed and opened again, and the kernel
+//! resets those that it can.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::sync::{Arc, PoisonError};
+
+use conf_space::Bdf;
+use nix::errno::Errno;
+use vfio_bindings::bindings::vfio::VFIO_GROUP_FLAGS_VIABLE;
+use xenbus::sim::DmaMemory;
+use xenbus::{DomId, Gsi};
+
+use super::device::{Open, Slot};
+use super::group::{self, Group, Member};
+use super::interrupts::Listener;
+use super::space::{self, Space};
+use super::{VfioBus, binding, ioctl, lock, refused};
+use crate::host::{Bus, HostError, is_bridge};
+
+/// A group that is in a space, as long as something of it is open.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub file: File,
+    space: Arc<Space>,
+}
+
+/// Groups that are open, and guests that have any.
+#[derive(Debug, Default)]
+pub(super) struct Hands {
+    groups: BTreeMap<u32, Joined>,
+    guests: BTreeMap<DomId, Arc<Space>>,
+}
+
+fn group_path(number: u32) -> String {
+    format!("/dev/vfio/{number}")
+}
+
+fn open_group(number: u32) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(group_path(number))
+}
+
+/// What an operator can do about a group that cannot be opened.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
+            "VFIO is not there: modprobe vfio-pci, and look into dmesg for vfio"
+        }
+        Some(Errno::EACCES | Errno::EPERM) => {
+            "pcibackd must be allowed to use /dev/vfio: it runs as root, under systemd with DeviceAllow=char-vfio, and all of the group must be \
+             taken from the host's drivers"
+        }
+        Some(Errno::EBUSY) => {
+            "another process uses the group, or has not let go of a device that it had: fuser -v /dev/vfio/* names it; a guest that had the \
+             device before may still map its registers"
+        }
+        Some(Errno::ENOSYS) => {
+            "the kernel's VFIO has no IOMMU driver of type 1, version 2: modprobe vfio_iommu_type1"
+        }
+        _ => "see the kernel's log (dmesg)",
+    }
+}
+
+impl VfioBus {
+    /// A device's IOMMU group, as it is now.
+    ///
+    /// # Errors
+    /// [`HostError::NoIommu`].
+    pub(super) fn group(&self, bdf: Bdf) -> Result<Group, HostError> {
+        let number = group::number_of(&self.sysfs.device(bdf)).ok_or(HostError::NoIommu { bdf })?;
+        let found = group::devices_of(self.sysfs.root(), number);
+        let members = found.into_iter().filter_map(|bdf| {
+            let description = self.sysfs.describe(bdf).ok()?;
+            Some(Member {
+                bdf,
+                is_bridge: is_bridge(description.class),
+                driver: description.driver,
+            })
+        });
+        Ok(Group {
+            number,
+            members: members.collect(),
+        })
+    }
+
+    /// A device that vfio-pci has, opened if it is not yet: in a space with nothing in it, or in that of its group.
+    ///
+    /// # Errors
+    /// [`HostError::NotViable`] when the host uses another device of its group; the kernel's.
+    pub(super) fn opened(&self, bdf: Bdf) -> Result<Arc<Slot>, HostError> {
+        let mut hands = lock(&self.hands);
+        if let Some(slot) = self.slot(bdf) {
+            return Ok(slot);
+        }
+        let group = self.group(bdf)?;
+        group
+            .check(&[bdf])
+            .map_err(|others| HostError::NotViable { bdf, others })?;
+        let description = self.describe(bdf)?;
+        let line = u8::try_from(description.irq).ok().filter(|line| *line != 0);
+        let slot = Arc::new(Slot::new(
+            bdf,
+            group.number,
+            line.map(|line| Gsi(u32::from(line))),
+            description.identity.resources,
+        ));
+        let action = format!("open it by {}", group_path(group.number));
+        let open = match hands.groups.get(&group.number) {
+            Some(joined) => self.open(&slot, joined),
+            None => Space::new()
+                .and_then(|space| hands.join(group.number, &space))
+                .and_then(|joined| self.open(&slot, joined)),
+        };
+        let open = open.map_err(|error| {
+            let remedy = remedy(&error);
+            refused(bdf, action, remedy)(error)
+        });
+        if open.is_err() && !self.is_open(group.number) {
+            hands.groups.remove(&group.number);
+        }
+        slot.set_open(Some(open?));
+        let slots = self.shared.slots.write();
+        slots
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(bdf, Arc::clone(&slot));
+        Ok(slot)
+    }
+
+    fn open(&self, slot: &Slot, joined: &Joined) -> io::Result<Open> {
+        let listener: Arc<dyn Listener> = Arc::clone(&self.shared) as _;
+        Open::new(slot.bdf, &joined.file, &self.machine, slot.line, &listener)
+    }
+
+    fn members(&self, number: u32) -> Vec<Arc<Slot>> {
+        let mut slots = self.shared.slots();
+        slots.retain(|slot| slot.group == number);
+        slots
+    }
+
+    /// Whether a device of a group is open.
+    fn is_open(&self, number: u32) -> bool {
+        self.members(number)
+            .iter()
+            .any(|slot| slot.open().is_some())
+    }
+
+    /// Closes a group with all of its devices.
+    fn close(&self, hands: &mut Hands, number: u32) {
+        for slot in self.members(number) {
+            slot.set_open(None);
+        }
+        hands.groups.remove(&number);
+    }
+
+    /// Opens a group with all of its devices, in a space. The first failure is told; what can be opened is.
+    fn reopen(&self, hands: &mut Hands, number: u32, space: &Arc<Space>) -> io::Result<()> {
+        let members = self.members(number);
+        if members.is_empty() {
+            return Ok(());
+        }
+        let joined = hands.join(number, space)?;
+        let mut result = Ok(());
+        for slot in members {
+            match self.open(&slot, joined) {
+                Ok(open) => slot.set_open(Some(open)),
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        result
+    }
+
+    /// Takes a device from vfio-pci, and forgets it. Others of its group are opened again.
+    ///
+    /// # Errors
+    /// The kernel's. EBUSY when somebody else has it open: the kernel would have us wait for them.
+    pub(super) fn let_go(&self, bdf: Bdf) -> Result<(), HostError> {
+        let mut hands = lock(&self.hands);
+        let number = group::number_of(&self.sysfs.device(bdf)).ok_or(HostError::NoIommu { bdf })?;
+        self.close(&mut hands, number);
+        self.forget_slot(bdf);
+        let free = open_group(number).map(drop);
+        let result = free
+            .map_err(|error| {
+                let remedy = remedy(&error);
+                refused(bdf, "take it from vfio-pci", remedy)(error)
+            })
+            .and_then(|()| binding::unbind(&self.sysfs, bdf));
+        let rest = Space::new().and_then(|space| self.reopen(&mut hands, number, &space));
+        if let Err(error) = rest
+            && !self.members(number).is_empty()
+        {
+            log::error!(
+                "the others of group {number} cannot be used: {error}; {}",
+                remedy(&error)
+            );
+        }
+        result
+    }
+
+    fn forget_slot(&self, bdf: Bdf) -> Option<Arc<Slot>> {
+        let slots = self.shared.slots.write();
+        slots.unwrap_or_else(PoisonError::into_inner).remove(&bdf)
+    }
+
+    /// Closes a device that the kernel wants back, which waits for that.
+    pub(super) fn close_removed(&self, bdf: Bdf) {
+        let mut hands = lock(&self.hands);
+        if let Some(slot) = self.forget_slot(bdf) {
+            slot.set_open(None);
+            if !self.is_open(slot.group) {
+                hands.groups.remove(&slot.group);
+            }
+        }
+    }
+
+    /// Gives a device to a guest, with its group: it reaches the guest's memory, and nothing else.
+    ///
+    /// # Errors
+    /// The kernel's; EBUSY when another guest has a device of the group. The device is nobody's then.
+    pub(super) fn assign(&self, domain: DomId, bdf: Bdf, memory: &[DmaMemory]) -> io::Result<()> {
+        let mut hands = lock(&self.hands);
+        let slot = self.slot(bdf).ok_or(Errno::ENODEV)?;
+        let number = slot.group;
+        let others = self.members(number);
+        let other = others
+            .iter()
+            .find_map(|slot| Some((slot.bdf, slot.owner().filter(|owner| *owner != domain)?)));
+        if let Some((other, owner)) = other {
+            log::error!(
+                "{bdf} cannot be given to domain {domain}: it is in group {number} together with {other}, which domain {owner} has"
+            );
+            return Err(Errno::EBUSY.into());
+        }
+        let known = hands.guests.get(&domain).cloned();
+        let is_there = known.as_ref().is_some_and(|space| {
+            let joined = hands.groups.get(&number);
+            joined.is_some_and(|joined| Arc::ptr_eq(&joined.space, space))
+        });
+        if !is_there {
+            self.move_to(&mut hands, domain, number, known, memory)
+                .inspect_err(|error| {
+                    log::error!(
+                        "{bdf} cannot be given to domain {domain}: {error}; {}",
+                        remedy(error)
+                    );
+                })?;
+        }
+        slot.set_owner(Some(domain));
+        slot.settle_line();
+        Ok(())
+    }
+
+    fn move_to(
+        &self,
+        hands: &mut Hands,
+        domain: DomId,
+        number: u32,
+        known: Option<Arc<Space>>,
+        memory: &[DmaMemory],
+    ) -> io::Result<()> {
+        let is_new = known.is_none();
+        let space = match known {
+            Some(space) => space,
+            None => Space::new()?,
+        };
+        self.close(hands, number);
+        let moved = self.reopen(hands, number, &space).and_then(|()| {
+            let mut new = memory.iter().filter(|_| is_new);
+            new.try_for_each(|memory| map(&space, domain, memory))
+        });
+        if moved.is_err() {
+            self.close(hands, number);
+            let back = Space::new().and_then(|space| self.reopen(hands, number, &space));
+            if let Err(error) = back {
+                log::error!("group {number} cannot be used: {error}; {}", remedy(&error));
+            }
+            return moved;
+        }
+        hands.guests.insert(domain, space);
+        Ok(())
+    }
+
+    /// Takes a device from a guest. Its group stays where it is until another guest gets it: with the last of the guest's devices nothing is
+    /// mapped there any more, and before that the device does no DMA, since nobody can make it a master of the bus.
+    pub(super) fn deassign(&self, domain: DomId, bdf: Bdf) {
+        let mut hands = lock(&self.hands);
+        let slot = self.slot(bdf);
+        if let Some(slot) = &slot {
+            slot.set_owner(None);
+            let quiet = slot.with(|open| {
+                open.wiring.silence();
+                super::config::stop_dma(open)?;
+                if open.resets {
+                    ioctl::reset(&open.file)?;
+                }
+                Ok(())
+            });
+            if let Err(error) = quiet
+                && !slot.is_gone()
+            {
+                log::warn!("{bdf} was taken from domain {domain} and not reset: {error}");
+            }
+        }
+        let has_more = self
+            .shared
+            .slots()
+            .iter()
+            .any(|slot| slot.owner() == Some(domain));
+        if !has_more && let Some(space) = hands.guests.remove(&domain) {
+            space.clear();
+        }
+    }
+
+    /// Maps more memory of a guest that has devices.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub(super) fn map_dma(&self, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
+        let space = lock(&self.hands).guests.get(&domain).cloned();
+        let space = space.ok_or(Errno::ESRCH)?;
+        map(&space, domain, memory)
+    }
+
+    /// Unmaps a part of a guest's memory.
+    pub(super) fn unmap_dma(&self, domain: DomId, address: u64) {
+        let space = lock(&self.hands).guests.get(&domain).cloned();
+        if let Some(space) = space {
+            space.unmap(address);
+        }
+    }
+}
+
+fn map(space: &Space, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
+    space.map(memory).inspect_err(|error| {
+        log::error!(
+            "domain {domain}'s memory at {:#x} cannot be mapped for DMA ({error}): {}",
+            memory.address,
+            space::explain(error, memory.size)
+        );
+    })
+}
+
+impl Hands {
+    /// Puts a group into a space.
+    fn join(&mut self, number: u32, space: &Arc<Space>) -> io::Result<&Joined> {
+        let file = open_group(number)?;
+        if ioctl::group_status(&file)? & VFIO_GROUP_FLAGS_VIABLE == 0 {
+            return Err(Errno::EPERM.into());
+        }
+        space.join(&file)?;
+        let joined = Joined {
+            file,
+            space: Arc::clone(space),
+        };
+        Ok(match self.groups.entry(number) {
+            Entry::Vacant(free) => free.insert(joined),
+            Entry::Occupied(mut taken) => {
+                taken.insert(joined);
+                taken.into_mut()
+            }
+        })
+    }
+
+    /// The groups that are open.
+    pub fn groups(&self) -> &BTreeMap<u32, Joined> {
+        &self.groups
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_why_a_group_cannot_be_opened_has_its_remedy() {
+        let told = |errno: Errno| remedy(&io::Error::from(errno));
+        assert!(told(Errno::ENOENT).contains("modprobe vfio-pci"));
+        assert!(told(Errno::EACCES).contains("DeviceAllow=char-vfio"));
+        assert!(told(Errno::EBUSY).contains("fuser"));
+        assert!(told(Errno::ENOSYS).contains("vfio_iommu_type1"));
+        assert!(told(Errno::EIO).contains("dmesg"));
+    }
+}

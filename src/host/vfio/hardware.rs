@@ -1,0 +1,160 @@
+//! The bus as the embedded Xen uses it.
+
+use std::io;
+use std::sync::{Arc, Weak};
+
+use conf_space::{Bdf, ConfigSpace, Width};
+use nix::errno::Errno;
+use xenbus::sim::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
+use xenbus::{DomId, Gsi, PciDevice};
+
+use super::VfioBus;
+use super::config::VfioConfig;
+use super::device::{Open, Slot};
+
+/// The bus, plugged into a machine.
+#[derive(Debug)]
+pub(super) struct Plugged(pub Weak<VfioBus>);
+
+fn bdf_of(device: PciDevice) -> Bdf {
+    Bdf::from_devfn(device.segment, device.bus, device.devfn)
+}
+
+impl Plugged {
+    fn bus(&self) -> io::Result<Arc<VfioBus>> {
+        Ok(self.0.upgrade().ok_or(Errno::ENODEV)?)
+    }
+
+    /// Only of a device that is hidden: others are not the embedded Xen's.
+    fn slot(&self, device: PciDevice) -> io::Result<Arc<Slot>> {
+        Ok(self.bus()?.slot(bdf_of(device)).ok_or(Errno::ENODEV)?)
+    }
+
+    fn with<T>(
+        &self,
+        device: PciDevice,
+        action: impl FnOnce(&Open) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.slot(device)?.with(action)
+    }
+
+    fn config(&self, device: PciDevice) -> Option<VfioConfig> {
+        self.slot(device).ok().map(VfioConfig)
+    }
+}
+
+fn tell(device: PciDevice, what: &str, result: io::Result<()>) {
+    if let Err(error) = result
+        && error.raw_os_error() != Some(libc::ENODEV)
+    {
+        log::error!("{}: {what}: {error}", bdf_of(device));
+    }
+}
+
+impl Hardware for Plugged {
+    fn config_read(&self, device: PciDevice, offset: u16, width: u8) -> u32 {
+        let Some(width) = Width::from_bytes(u32::from(width)) else {
+            return u32::MAX;
+        };
+        let value = self
+            .config(device)
+            .and_then(|config| config.read(offset, width).ok());
+        value.unwrap_or(width.mask())
+    }
+
+    fn config_write(&self, device: PciDevice, offset: u16, width: u8, value: u32) {
+        if let (Some(width), Some(config)) =
+            (Width::from_bytes(u32::from(width)), self.config(device))
+            && let Err(error) = config.write(offset, width, value)
+        {
+            log::error!("{}: {error}", bdf_of(device));
+        }
+    }
+
+    fn program_msi(&self, device: PciDevice, target: MsiTarget) {
+        let done = self.with(device, |open| open.wiring.program(target));
+        tell(device, "an interrupt cannot be wired", done);
+    }
+
+    fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {
+        let done = self.with(device, |open| open.wiring.clear(entry));
+        tell(device, "an interrupt cannot be cleared", done);
+    }
+
+    fn reset(&self, device: PciDevice) {
+        let done = self.with(device, |open| {
+            if open.resets {
+                super::ioctl::reset(&open.file)
+            } else {
+                Ok(())
+            }
+        });
+        tell(device, "it cannot be reset", done);
+    }
+
+    fn assign(&self, domain: DomId, device: PciDevice, memory: &[DmaMemory]) -> io::Result<()> {
+        self.bus()?.assign(domain, bdf_of(device), memory)
+    }
+
+    fn deassign(&self, domain: DomId, device: PciDevice) {
+        if let Ok(bus) = self.bus() {
+            bus.deassign(domain, bdf_of(device));
+        }
+    }
+
+    fn map_dma(&self, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
+        self.bus()?.map_dma(domain, memory)
+    }
+
+    fn unmap_dma(&self, domain: DomId, address: u64, _size: u64) {
+        if let Ok(bus) = self.bus() {
+            bus.unmap_dma(domain, address);
+        }
+    }
+
+    fn end_of_interrupt(&self, domain: DomId, gsi: Gsi) {
+        let Ok(bus) = self.bus() else { return };
+        for slot in bus.shared.slots() {
+            if slot.owner() == Some(domain) && slot.line == Some(gsi) {
+                let _ = slot.with(|open| {
+                    open.wiring.end_of_interrupt();
+                    Ok(())
+                });
+            }
+        }
+    }
+
+    fn windows(&self, device: PciDevice) -> Vec<Window> {
+        self.slot(device)
+            .map(|slot| slot.windows())
+            .unwrap_or_default()
+    }
+
+    fn areas(&self, device: PciDevice, bar: u8) -> io::Result<Vec<WindowArea>> {
+        self.slot(device)?.areas(bar)
+    }
+
+    fn window_read(&self, device: PciDevice, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
+        self.with(device, |open| {
+            let value = open.read_memory(bar, offset, width)?;
+            // Whoever serves the line accesses the device; if it was not served yet, it interrupts again.
+            open.wiring.end_of_interrupt();
+            Ok(value)
+        })
+    }
+
+    fn window_write(
+        &self,
+        device: PciDevice,
+        bar: u8,
+        offset: u64,
+        width: u8,
+        value: u64,
+    ) -> io::Result<()> {
+        self.with(device, |open| {
+            open.write_memory(bar, offset, width, value)?;
+            open.wiring.end_of_interrupt();
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,302 @@
+//! Which parts of a device's memory may be mapped, and which only we access. Pure.
+//!
+//! An MSI-X table in a guest's hands would let it choose what is written where with each interrupt; the pending bits beside it are real
+//! only while the kernel does not mask. So the pages of both are kept, and all else that the kernel lets be mapped is.
+
+use conf_space::Resource;
+use conf_space::registers::msix::{self, location};
+use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_MMAP};
+
+use super::ioctl::RegionInfo;
+
+/// Bytes of a page, as guests map them.
+pub(super) const PAGE: u64 = 4096;
+
+/// A part of a region, in bytes from its beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Span {
+    pub start: u64,
+    /// The first byte behind it.
+    pub end: u64,
+}
+
+impl Span {
+    fn of_size(start: u64, size: u64) -> Option<Self> {
+        let end = start.checked_add(size)?;
+        Some(Self { start, end })
+    }
+
+    pub fn size(self) -> u64 {
+        self.end.saturating_sub(self.start)
+    }
+
+    /// What of it is left and right of another.
+    fn without(self, other: Self) -> [Self; 2] {
+        [
+            Self {
+                start: self.start,
+                end: self.end.min(other.start),
+            },
+            Self {
+                start: self.start.max(other.end),
+                end: self.end,
+            },
+        ]
+    }
+
+    /// The pages that lie in it as a whole.
+    fn whole_pages(self) -> Option<Self> {
+        let start = self.start.checked_next_multiple_of(PAGE)?;
+        let end = self.end & !PAGE.wrapping_sub(1);
+        (start < end).then_some(Self { start, end })
+    }
+
+    /// All pages that have a part in it.
+    fn touched_pages(self) -> Self {
+        Self {
+            start: self.start & !PAGE.wrapping_sub(1),
+            end: self.end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// What the kernel says of a region makes no sense.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the kernel's description of the region is broken at byte {at:#x}")]
+pub(super) struct Broken {
+    at: usize,
+}
+
+/// Where in its BAR a device's MSI-X table or array of pending bits is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Kept {
+    pub bar: u8,
+    pub span: Span,
+}
+
+/// The MSI-X table and its pending bits, from the three registers of the capability.
+pub(super) fn msix_structures(control: u16, table: u32, pending: u32) -> [Option<Kept>; 2] {
+    /// Bytes of an entry of the table.
+    const ENTRY: u64 = 16;
+    let vectors = u64::from(control & msix::control::TABLE_SIZE).saturating_add(1);
+    let at = |location: u32, size: u64| {
+        Some(Kept {
+            bar: u8::try_from(location & location::BAR).ok()?,
+            span: Span::of_size(u64::from(location & location::OFFSET), size)?,
+        })
+    };
+    [
+        at(table, vectors.saturating_mul(ENTRY)),
+        // 64 bits at a time (PCIe 7.7.2.8).
+        at(pending, vectors.div_ceil(64).saturating_mul(8)),
+    ]
+}
+
+/// The parts of a BAR that may be mapped, in order, each of whole pages.
+///
+/// # Errors
+/// [`Broken`]: nothing of it is to be mapped then.
+pub(super) fn mappable(info: &RegionInfo, bar: u8, kept: &[Kept]) -> Result<Vec<Span>, Broken> {
+    if info.flags & VFIO_REGION_INFO_FLAG_MMAP == 0 {
+        return Ok(Vec::new());
+    }
+    let whole = Span {
+        start: 0,
+        end: info.size,
+    };
+    let mut spans = sparse_areas(info)?.unwrap_or_else(|| vec![whole]);
+    for kept in kept.iter().filter(|kept| kept.bar == bar) {
+        let pages = kept.span.touched_pages();
+        spans = spans
+            .into_iter()
+            .flat_map(|span| span.without(pages))
+            .collect();
+    }
+    let mut spans: Vec<Span> = spans.into_iter().filter_map(Span::whole_pages).collect();
+    spans.sort();
+    Ok(spans)
+}
+
+/// The areas that the kernel names, if it does: nothing else of the region may be mapped then.
+fn sparse_areas(info: &RegionInfo) -> Result<Option<Vec<Span>>, Broken> {
+    let bytes: Vec<u8> = info
+        .words
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    let mut at = usize::try_from(info.capabilities).unwrap_or(usize::MAX);
+    while at != 0 {
+        let (id, next) = header(&bytes, at)?;
+        if u32::from(id) == VFIO_REGION_INFO_CAP_SPARSE_MMAP {
+            return areas(&bytes, at, info.size).map(Some);
+        }
+        // Capabilities follow each other: what leads back is a loop.
+        if next != 0 && next <= at {
+            return Err(Broken { at });
+        }
+        at = next;
+    }
+    Ok(None)
+}
+
+fn part<const N: usize>(bytes: &[u8], at: usize, offset: usize) -> Result<[u8; N], Broken> {
+    let from = at.saturating_add(offset);
+    bytes
+        .get(from..from.saturating_add(N))
+        .and_then(|part| part.try_into().ok())
+        .ok_or(Broken { at })
+}
+
+/// Of a capability: what it is, and where the next one begins.
+fn header(bytes: &[u8], at: usize) -> Result<(u16, usize), Broken> {
+    let id = u16::from_ne_bytes(part(bytes, at, 0)?);
+    let next = u32::from_ne_bytes(part(bytes, at, 4)?);
+    Ok((id, usize::try_from(next).map_err(|_| Broken { at })?))
+}
+
+fn areas(bytes: &[u8], at: usize, size: u64) -> Result<Vec<Span>, Broken> {
+    const COUNT: usize = 8;
+    const FIRST: usize = 16;
+    const EACH: usize = 16;
+    let count = u32::from_ne_bytes(part(bytes, at, COUNT)?);
+    let mut found = Vec::new();
+    for index in 0..usize::try_from(count).map_err(|_| Broken { at })? {
+        let offset = index
+            .checked_mul(EACH)
+            .and_then(|offset| offset.checked_add(FIRST))
+            .ok_or(Broken { at })?;
+        let start = u64::from_ne_bytes(part(bytes, at, offset)?);
+        let length = u64::from_ne_bytes(part(bytes, at, offset.saturating_add(8))?);
+        let span = Span::of_size(start, length).filter(|span| span.end <= size);
+        found.push(span.ok_or(Broken { at })?);
+    }
+    Ok(found)
+}
+
+/// Whether an access of `width` bytes lies within what a BAR decodes, and is aligned.
+pub(super) fn is_within(resource: &Resource, offset: u64, width: u8) -> bool {
+    let width = u64::from(width);
+    let end = offset.checked_add(width);
+    offset.checked_rem(width) == Some(0) && end.is_some_and(|end| end <= resource.size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn region(size: u64, capabilities: &[u8]) -> RegionInfo {
+        let mut bytes = vec![0u8; 32];
+        bytes.extend_from_slice(capabilities);
+        RegionInfo {
+            flags: VFIO_REGION_INFO_FLAG_MMAP,
+            size,
+            offset: 0,
+            words: bytes
+                .chunks_exact(4)
+                .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+                .collect(),
+            capabilities: if capabilities.is_empty() { 0 } else { 32 },
+        }
+    }
+
+    fn capability(id: u16, next: u32, body: &[u64]) -> Vec<u8> {
+        let mut bytes = id.to_ne_bytes().to_vec();
+        bytes.extend_from_slice(&1u16.to_ne_bytes());
+        bytes.extend_from_slice(&next.to_ne_bytes());
+        bytes.extend(body.iter().flat_map(|word| word.to_ne_bytes()));
+        bytes
+    }
+
+    fn span(start: u64, end: u64) -> Span {
+        Span { start, end }
+    }
+
+    fn kept(bar: u8, start: u64, end: u64) -> Kept {
+        let span = span(start, end);
+        Kept { bar, span }
+    }
+
+    #[test]
+    fn a_bar_without_msix_is_mapped_as_a_whole() {
+        assert_eq!(
+            mappable(&region(0x10_0000, &[]), 0, &[]),
+            Ok(vec![span(0, 0x10_0000)])
+        );
+        let other = [kept(3, 0, 0x50)];
+        assert_eq!(
+            mappable(&region(0x4000, &[]), 0, &other),
+            Ok(vec![span(0, 0x4000)])
+        );
+    }
+
+    #[test]
+    fn a_bar_is_split_around_the_pages_of_its_msix_table_and_pending_bits() {
+        let kept = [kept(0, 0x2000, 0x2050), kept(0, 0x3800, 0x3808)];
+        assert_eq!(
+            mappable(&region(0x8000, &[]), 0, &kept),
+            Ok(vec![span(0, 0x2000), span(0x4000, 0x8000)])
+        );
+    }
+
+    #[test]
+    fn what_the_kernel_does_not_let_be_mapped_is_not() {
+        let mut closed = region(0x4000, &[]);
+        closed.flags = 0;
+        assert_eq!(mappable(&closed, 0, &[]), Ok(vec![]));
+        // Less than a page: another device may be in the rest.
+        assert_eq!(mappable(&region(0x100, &[]), 0, &[]), Ok(vec![]));
+    }
+
+    #[test]
+    fn areas_that_the_kernel_names_are_all_that_is_mapped() {
+        let sparse = capability(1, 0, &[2, 0, 0x1000, 0x3000, 0x2000]);
+        let mut first = capability(3, 40, &[]);
+        first.extend_from_slice(&sparse);
+        for capabilities in [sparse, first] {
+            assert_eq!(
+                mappable(
+                    &region(0x8000, &capabilities),
+                    0,
+                    &[kept(0, 0x3000, 0x3010)]
+                ),
+                Ok(vec![span(0, 0x1000), span(0x4000, 0x5000)])
+            );
+        }
+    }
+
+    #[test]
+    fn a_broken_description_maps_nothing_and_does_not_hang() {
+        let beyond = capability(1, 0, &[1, 0x1000, 0x8000]);
+        let too_many = capability(1, 0, &[1000, 0, 0x1000]);
+        let wraps = capability(1, 0, &[1, u64::MAX, 0x1000]);
+        let to_itself = capability(3, 32, &[]);
+        let outside = capability(3, 0x1000, &[]);
+        for capabilities in [beyond, too_many, wraps, to_itself, outside] {
+            let region = region(0x8000, &capabilities);
+            assert!(mappable(&region, 0, &[]).is_err(), "{capabilities:x?}");
+        }
+    }
+
+    #[test]
+    fn the_places_of_table_and_pending_bits_come_from_the_capability() {
+        // 65 vectors, the table in BAR 3 at 0x1000, the pending bits in BAR 1 at 0x2008.
+        let found = msix_structures(0x8040, 0x1003, 0x2009);
+        assert_eq!(
+            found,
+            [Some(kept(3, 0x1000, 0x1410)), Some(kept(1, 0x2008, 0x2018))]
+        );
+    }
+
+    #[test]
+    fn accesses_stay_within_their_bar() {
+        let bar = Resource {
+            size: 0x100,
+            ..Resource::ABSENT
+        };
+        assert!(is_within(&bar, 0xf8, 8));
+        assert!(!is_within(&bar, 0xfc, 8));
+        assert!(!is_within(&bar, 2, 4));
+        assert!(!is_within(&bar, u64::MAX, 1));
+        assert!(!is_within(&bar, 0, 0));
+    }
+}

@@ -1,0 +1,134 @@
+//! Resets: of a function, and of its bus with everything on it.
+
+use conf_space::Bdf;
+use nix::errno::Errno;
+use std::io;
+use std::os::fd::AsFd;
+
+use super::ioctl::{self, Affected};
+use super::{VfioBus, lock, refused};
+use crate::host::HostError;
+
+/// The kernel's name of a reset of the bus. It offers that for a device only that is alone on its bus; VFIO offers it to who has all that is
+/// on the bus.
+pub(super) const BUS: &str = "bus";
+
+const NO_WAY: &str =
+    "the kernel offers no working way to reset this device: see its 'reset_method' in sysfs";
+
+/// What a device on a bus is to us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Hidden, and no guest's.
+    Free,
+    Guests,
+    /// dom0's.
+    Hosts,
+}
+
+/// The first device that must not be reset with another one.
+fn in_the_way(
+    device: Bdf,
+    affected: &[Affected],
+    standing: impl Fn(Bdf) -> Standing,
+) -> Option<(Bdf, Standing)> {
+    affected
+        .iter()
+        .filter(|other| other.bdf != device)
+        .map(|other| (other.bdf, standing(other.bdf)))
+        .find(|(_, standing)| *standing != Standing::Free)
+}
+
+impl VfioBus {
+    fn standing(&self, bdf: Bdf) -> Standing {
+        match self.slot(bdf) {
+            Some(slot) if slot.owner().is_some() => Standing::Guests,
+            Some(_) => Standing::Free,
+            None => Standing::Hosts,
+        }
+    }
+
+    /// Whether the bus of a hidden device can be reset.
+    pub(super) fn can_reset_bus(&self, bdf: Bdf) -> bool {
+        let affected = self
+            .slot(bdf)
+            .and_then(|slot| slot.with(|open| ioctl::hot_reset_info(&open.file)).ok());
+        affected.is_some_and(|affected| {
+            in_the_way(bdf, &affected, |other| self.standing(other)).is_none()
+        })
+    }
+
+    /// Resets a hidden device, with its bus if nothing less helps, or that was chosen.
+    ///
+    /// # Errors
+    /// The kernel's; EBUSY when somebody uses another device on the bus.
+    pub(super) fn reset_device(&self, bdf: Bdf) -> Result<(), HostError> {
+        let by_bus = lock(&self.by_bus).contains(&bdf);
+        let slot = self.opened(bdf)?;
+        let resets = slot.with(|open| Ok(open.resets)).unwrap_or(false);
+        if by_bus || !resets {
+            return self.reset_bus(bdf);
+        }
+        slot.with(|open| ioctl::reset(&open.file))
+            .map_err(refused(bdf, "reset it", NO_WAY))
+    }
+
+    fn reset_bus(&self, bdf: Bdf) -> Result<(), HostError> {
+        let hands = lock(&self.hands);
+        let slot = self.slot(bdf).ok_or(HostError::NoDevice { bdf })?;
+        let failed = |remedy| refused(bdf, "reset its bus", remedy);
+        let affected = slot
+            .with(|open| ioctl::hot_reset_info(&open.file))
+            .map_err(failed(NO_WAY))?;
+        if let Some((other, standing)) = in_the_way(bdf, &affected, |other| self.standing(other)) {
+            log::warn!(
+                "{bdf}: a reset of its bus would hit {other}, which {}",
+                match standing {
+                    Standing::Guests => "a guest has",
+                    Standing::Free | Standing::Hosts => "is not hidden (pciback hide)",
+                }
+            );
+            return Err(failed(
+                "the reset of its bus would hit another device that is in use; pcibackd's log names it",
+            )(Errno::EBUSY.into()));
+        }
+        let groups = hands.groups().iter();
+        let groups: Vec<_> = groups
+            .filter(|(number, _)| affected.iter().any(|other| other.group == **number))
+            .map(|(_, joined)| joined.file.as_fd())
+            .collect();
+        let reset = |open: &super::device::Open| -> io::Result<()> {
+            ioctl::hot_reset(&open.file, groups.into_iter())
+        };
+        slot.with(reset).map_err(failed(NO_WAY))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bus_is_reset_only_if_all_on_it_is_hidden_and_no_guests() {
+        let bdf = |function| Bdf::from_devfn(0, 3, function);
+        let affected: Vec<Affected> = (0..3)
+            .map(|function| Affected {
+                group: 1,
+                bdf: bdf(function),
+            })
+            .collect();
+        let free = in_the_way(bdf(0), &affected, |_| Standing::Free);
+        assert_eq!(free, None);
+        let used = in_the_way(bdf(0), &affected, |other| {
+            if other == bdf(2) {
+                Standing::Hosts
+            } else {
+                Standing::Free
+            }
+        });
+        assert_eq!(used, Some((bdf(2), Standing::Hosts)));
+        // The device itself may be a guest's: it is that guest's reset.
+        let own = in_the_way(bdf(0), &affected[..1], |_| Standing::Guests);
+        assert_eq!(own, None);
+    }
+}
