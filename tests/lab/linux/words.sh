@@ -3,6 +3,7 @@
 #
 #   bind_vfio BDF...            binds devices to vfio-pci, as an operator would by hand; unbind_vfio gives them back
 #   group_of BDF                the number of its IOMMU group
+#   refused TEXT COMMAND...     succeeds if the command fails and its output contains the text
 #   iommu_faults BDF            what the IOMMU has stopped of that device's DMA so far, by the kernel's log
 
 bind_vfio() {
@@ -28,7 +29,31 @@ group_of() { basename "$(readlink "/sys/bus/pci/devices/$1/iommu_group")"; }
 
 iommu_faults() { dmesg | grep "DMAR: .*Request device \[${1#0000:}\]"; }
 
+refused() {
+  local text="$1" output
+  shift
+  output=$("$@" 2>&1) && { echo "it was not refused: $output"; return 1; }
+  case "$output" in *"$text"*) ;; *) echo "no '$text' in: $output"; return 1 ;; esac
+}
+
 # --- as in dom0/words.sh
+
+PCIBACKD_FLAGS="--platform vfio $PCIBACKD_FLAGS"
+
+stop_backend() {
+  local file device failed=0
+  for file in $(grep -l '^pciback$' /sys/bus/pci/devices/*/driver_override); do
+    device=$(basename "$(dirname "$file")")
+    # It may have gone with another one of its group
+    ! reserved_for_guests "$device" || pciback unhide --group "$device" || failed=1
+  done
+  kill "$(cat $STATE/pid)"
+  wait_for 20 backend_is_gone || failed=1
+  rm -f $STATE/pid
+  return $failed
+}
+
+reserved_for_guests() { grep -q '^pciback$' "/sys/bus/pci/devices/$1/driver_override"; }
 
 guests() { :; }
 

@@ -1,0 +1,33 @@
+# Two devices in one IOMMU group: refused one by one with the other named, hidden as a whole, given back as a whole
+MACHINE=linux
+EDU=0000:03:01.0
+CARD=0000:03:02.0
+both_on_vfio() { driven_by vfio-pci $EDU && driven_by vfio-pci $CARD; }
+
+story() {
+  local group
+  must "pcibackd runs on the embedded Xen with the machine's devices" start_backend
+  group=$(group_of $EDU)
+  check "edu and e1000 are in one group" [ "$group" = "$(group_of $CARD)" ]
+  check "and e1000 has its driver" driven_by e1000 $CARD
+  check "edu alone is refused, with what is in the way" refused "group $group also holds $CARD, bound to e1000" pciback hide $EDU
+  check "and with the remedy" refused "pciback hide --group $EDU" pciback hide $EDU
+  check "nothing has changed" driven_by e1000 $CARD
+  check "edu has no driver still" not driven_by vfio-pci $EDU
+  check "the group is hidden as a whole" has "with $CARD" pciback hide --group $EDU
+  check "both are bound to vfio-pci" both_on_vfio
+  check "both are listed as hidden" has "$CARD" pciback status
+  check "the bridge above stays as it was" not driven_by vfio-pci 0000:02:00.0
+  check "one alone is not given back" refused "goes back to dom0 together" pciback unhide $CARD
+  check "edu is reset with its bus" has "reset" pciback reset --method bus $EDU
+  check "the group is given back as a whole" pciback unhide --group $EDU
+  check "e1000 has its driver again" driven_by e1000 $CARD
+  check "edu has none, as before" not driven_by vfio-pci $EDU
+  check "a device that is alone in its group is hidden by itself" pciback hide 0000:00:05.0
+  check "is bound to vfio-pci" driven_by vfio-pci 0000:00:05.0
+  check "and can be read" has "Vendor ID" pciback show 0000:00:05.0
+  check "after a kill it is taken up again" restart_killed
+  check "and is hidden still" has "0000:00:05.0" pciback status
+  check "it is given back" pciback unhide 0000:00:05.0
+  check "without a driver, as before" not driven_by vfio-pci 0000:00:05.0
+}
