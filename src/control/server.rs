@@ -1,8 +1,8 @@
 //! The daemon's end of the control socket. Each connection has a thread of its own, since hiding a device may take a minute.
 
 use std::fs;
-use std::io::{self, IoSliceMut, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, Shutdown, recvmsg, shutdown};
+use nix::sys::socket::{Shutdown, shutdown};
 
 use super::SOCKET;
 use super::protocol::{Request, Response};
 use super::traced::Filter;
+use crate::rights;
 
 /// Who answers.
 pub trait Service: Send + Sync + 'static {
@@ -171,25 +172,8 @@ fn receive(stream: &UnixStream) -> io::Result<(Vec<u8>, Option<OwnedFd>)> {
     let mut fd = None;
     loop {
         let mut buffer = [0; 4096];
-        let mut space = nix::cmsg_space!(std::os::fd::RawFd);
-        let received = {
-            let mut slices = [IoSliceMut::new(&mut buffer)];
-            let message = recvmsg::<()>(
-                stream.as_raw_fd(),
-                &mut slices,
-                Some(&mut space),
-                MsgFlags::MSG_CMSG_CLOEXEC,
-            )?;
-            for control in message.cmsgs()? {
-                if let ControlMessageOwned::ScmRights(fds) = control {
-                    for raw in fds {
-                        // SAFETY: the kernel has just made this descriptor for us; nobody else knows of it.
-                        fd = Some(unsafe { OwnedFd::from_raw_fd(raw) });
-                    }
-                }
-            }
-            message.bytes
-        };
+        let (received, fds) = rights::receive(stream, &mut buffer)?;
+        fd = fds.into_iter().last().or(fd);
         let Some(part) = buffer.get(..received).filter(|part| !part.is_empty()) else {
             return Ok((line, fd));
         };

@@ -3,23 +3,22 @@
 //! It is the daemon's own program, run anew under another name: unlike a fork it has nothing of the daemon's memory, and the daemon can start another one
 //! at any time, whatever its threads are doing. A socket ties the two together: each sees in it that the other is gone.
 
+use std::env;
 use std::ffi::OsString;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::Duration;
-use std::{env, fs};
 
 use nix::errno::Errno;
-use nix::sys::prctl;
-use nix::sys::signal::SigSet;
 use nix::unistd;
 
 use super::FacadeError;
 use super::mount::{self, MountName, Waiters};
+use crate::outlive;
 
 /// What the keeper is called in a list of processes.
 const NAME: &str = "pcibackd-keeper";
@@ -103,7 +102,7 @@ fn run(path: Option<OsString>, name: Option<OsString>) -> ExitCode {
 
 /// Waits until the daemon is gone, then unmounts.
 fn keep(path: &Path, name: MountName) -> Result<(), FacadeError> {
-    settle().map_err(FacadeError::Keeper)?;
+    outlive::settle(c"pciback-keeper").map_err(FacadeError::Keeper)?;
     let line = io::stdin();
     // a daemon that is gone already does not hear it, and is no less gone
     let _ = unistd::write(&line, READY);
@@ -114,38 +113,4 @@ fn keep(path: &Path, name: MountName) -> Result<(), FacadeError> {
         Ok(0) | Err(Errno::ECONNRESET)
     ) {}
     mount::unmount(path, name, Waiters::Fail)
-}
-
-/// Leaves behind what could end this process together with the daemon, or be held open by it.
-fn settle() -> io::Result<()> {
-    SigSet::all().thread_block()?;
-    // EPERM: leads a session already
-    if let Err(error) = unistd::setsid()
-        && error != Errno::EPERM
-    {
-        return Err(error.into());
-    }
-    env::set_current_dir("/")?;
-    // cosmetic: it runs as well under another name
-    let _ = prctl::set_name(c"pciback-keeper");
-    // short of memory, Linux shall end something else; it may only be told so by root
-    let _ = fs::write("/proc/self/oom_score_adj", "-1000");
-    close_all_but_standard()
-}
-
-fn close_all_but_standard() -> io::Result<()> {
-    let mut open = Vec::new();
-    for entry in fs::read_dir("/proc/self/fd")? {
-        open.extend(
-            entry?
-                .file_name()
-                .to_str()
-                .and_then(|number| number.parse::<RawFd>().ok()),
-        );
-    }
-    for number in open.into_iter().filter(|number| *number > 2) {
-        // EBADF: the one that the list was read by
-        let _ = unistd::close(number);
-    }
-    Ok(())
 }

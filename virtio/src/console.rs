@@ -20,7 +20,7 @@ use crate::served::Served;
 use engine::Engine;
 use port::PortState;
 
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, Keeper};
 
 /// Feature bits of the type (section 5.3.3).
 pub mod feature {

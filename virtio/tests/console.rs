@@ -286,7 +286,7 @@ fn bytes_that_are_on_their_way_at_a_restart_arrive_once() {
         .open(path)
         .unwrap();
     let pty: OwnedFd = pty.into();
-    let again = || Endpoint::of_pty(pty.try_clone().unwrap()).unwrap();
+    let again = || Endpoint::of_pty(pty.try_clone().unwrap()).unwrap().0;
 
     let mut machine = Machine::new(again(), Features::empty());
     let words = kept(&mut machine);

@@ -3,7 +3,8 @@
 use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -29,7 +30,17 @@ enum Kind {
     Socket {
         listener: Arc<UnixListener>,
         stream: Option<Arc<UnixStream>>,
+        keeper: Option<Box<dyn Keeper>>,
     },
+}
+
+/// Who has a connection outlive this process.
+pub trait Keeper: fmt::Debug + Send + Sync {
+    /// Somebody has come. Before the guest knows. Does not wait.
+    fn keep(&self, connection: BorrowedFd<'_>);
+
+    /// He is gone.
+    fn forget(&self);
 }
 
 /// A descriptor that can be waited for while its endpoint is used.
@@ -57,17 +68,24 @@ impl Endpoint {
             .custom_flags(libc::O_NOCTTY)
             .open(&path)?;
         drop(other);
-        Ok((Self::of_pty(pty.into())?, path))
+        Self::of_pty(pty.into())
     }
 
-    /// The master of a pseudo-terminal that [`Endpoint::pty`] has made before.
+    /// The master of a pseudo-terminal that [`Endpoint::pty`] has made before, and the path of its other end.
     ///
     /// # Errors
-    /// Its flags cannot be changed.
-    pub fn of_pty(master: OwnedFd) -> io::Result<Self> {
+    /// It is none, or its flags cannot be changed.
+    pub fn of_pty(master: OwnedFd) -> io::Result<(Self, PathBuf)> {
+        let mut number: libc::c_uint = 0;
+        // SAFETY: TIOCGPTN writes an unsigned int.
+        let got = unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCGPTN, &raw mut number) };
+        if got < 0 {
+            return Err(io::Error::last_os_error());
+        }
         let flags = OFlag::from_bits_retain(fcntl(&master, FcntlArg::F_GETFL)?);
         fcntl(&master, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self(Kind::Pty(Arc::new(master.into()))))
+        let path = PathBuf::from(format!("/dev/pts/{number}"));
+        Ok((Self(Kind::Pty(Arc::new(master.into()))), path))
     }
 
     /// A socket at `path`, which is to be free.
@@ -75,12 +93,34 @@ impl Endpoint {
     /// # Errors
     /// There is something at the path, or no way to it.
     pub fn listen(path: &Path) -> io::Result<Self> {
-        let listener = UnixListener::bind(path)?;
+        Self::of_listener(UnixListener::bind(path)?.into(), None)
+    }
+
+    /// A socket that [`Endpoint::listen`] has made before, and who is connected to it.
+    ///
+    /// # Errors
+    /// Their flags cannot be changed.
+    pub fn of_listener(listener: OwnedFd, connection: Option<OwnedFd>) -> io::Result<Self> {
+        let listener = UnixListener::from(listener);
         listener.set_nonblocking(true)?;
+        let stream = connection.map(UnixStream::from);
+        if let Some(stream) = &stream {
+            stream.set_nonblocking(true)?;
+        }
         Ok(Self(Kind::Socket {
             listener: Arc::new(listener),
-            stream: None,
+            stream: stream.map(Arc::new),
+            keeper: None,
         }))
+    }
+
+    /// The same, with somebody who keeps connections that come. A pseudo-terminal has none.
+    #[must_use]
+    pub fn with_keeper(mut self, new: Box<dyn Keeper>) -> Self {
+        if let Kind::Socket { keeper, .. } = &mut self.0 {
+            *keeper = Some(new);
+        }
+        self
     }
 
     /// Somebody is at the other end. May let the next one in.
@@ -93,10 +133,14 @@ impl Endpoint {
                 // Hung up: nobody has the other end open.
                 polled.is_ok() && !fd.any().unwrap_or(true)
             }
-            Kind::Socket { listener, stream } => {
+            Kind::Socket {
+                listener,
+                stream,
+                keeper,
+            } => {
                 // The guest may have no buffers, by which that would be seen.
                 if stream.as_ref().is_some_and(|stream| is_at_end(stream)) {
-                    *stream = None;
+                    self.close();
                     return false;
                 }
                 if stream.is_none()
@@ -104,6 +148,9 @@ impl Endpoint {
                     && let Ok((accepted, _)) = listener.accept()
                     && accepted.set_nonblocking(true).is_ok()
                 {
+                    if let Some(keeper) = keeper {
+                        keeper.keep(accepted.as_fd());
+                    }
                     *stream = Some(Arc::new(accepted));
                 }
                 stream.is_some()
@@ -129,7 +176,9 @@ impl Endpoint {
     pub(super) fn descriptor(&self, open: bool) -> Option<Arc<dyn Descriptor>> {
         match &self.0 {
             Kind::Pty(master) => open.then(|| Arc::clone(master) as Arc<dyn Descriptor>),
-            Kind::Socket { listener, stream } => Some(match stream {
+            Kind::Socket {
+                listener, stream, ..
+            } => Some(match stream {
                 Some(stream) => Arc::clone(stream) as Arc<dyn Descriptor>,
                 None => Arc::clone(listener) as Arc<dyn Descriptor>,
             }),
@@ -138,8 +187,14 @@ impl Endpoint {
 
     /// The other end is gone.
     pub(super) fn close(&mut self) {
-        if let Kind::Socket { stream, .. } = &mut self.0 {
-            *stream = None;
+        if let Kind::Socket { stream, keeper, .. } = &mut self.0
+            && let Some(stream) = stream.take()
+        {
+            // Others have it open, too. He may be gone already.
+            let _ = stream.shutdown(Shutdown::Both);
+            if let Some(keeper) = keeper {
+                keeper.forget();
+            }
         }
     }
 
@@ -160,6 +215,16 @@ impl Endpoint {
                 let stream = stream.as_ref().ok_or(io::ErrorKind::NotConnected)?;
                 (&**stream).write(data)
             }
+        }
+    }
+}
+
+/// What is there for as long as somebody has it open: a pseudo-terminal, or a socket at its path.
+impl AsFd for Endpoint {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match &self.0 {
+            Kind::Pty(master) => master.as_fd(),
+            Kind::Socket { listener, .. } => listener.as_fd(),
         }
     }
 }

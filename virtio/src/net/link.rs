@@ -116,15 +116,17 @@ impl Link {
         Ok(link)
     }
 
-    /// A tap's queue that was opened before.
+    /// A tap's queue that was opened before, and is used as it is.
     ///
     /// # Errors
-    /// Its flags cannot be changed.
+    /// Somebody has taken the tap away, or it is none.
     pub fn of_tap(queue: OwnedFd) -> io::Result<Self> {
-        Ok(Self {
+        let link = Self {
             is_tap: true,
             ..Self::of_socket(queue)?
-        })
+        };
+        link.request(libc::TUNGETIFF, "", 0)?;
+        Ok(link)
     }
 
     /// A socket that keeps packets apart, at whose other end somebody reads and writes them with their
@@ -188,7 +190,7 @@ impl Link {
         for (place, byte) in places.zip(name.bytes()) {
             *place = byte as libc::c_char;
         }
-        // SAFETY: TUNSETIFF and TUNSETQUEUE read a `struct ifreq`, the former also writes one.
+        // SAFETY: TUNSETIFF and TUNSETQUEUE read a `struct ifreq`; the former and TUNGETIFF write one.
         check(unsafe { libc::ioctl(self.file.as_raw_fd(), number, &mut request) })
     }
 
