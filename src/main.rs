@@ -9,10 +9,10 @@ use pcibackd::arguments::Arguments;
 use pcibackd::config::Config;
 use pcibackd::daemon::{self, DaemonError, Options};
 use pcibackd::text::chain;
-use pcibackd::{facade, logging, memory};
+use pcibackd::{facade, fdstore, logging, memory};
 
 fn main() -> ExitCode {
-    if let Some(code) = facade::run_if_keeper() {
+    if let Some(code) = facade::run_if_keeper().or_else(fdstore::run_if_store) {
         return code;
     }
     let arguments = Arguments::parse();
@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         platform: arguments.platform,
         run_dir: arguments.run_dir,
         sandboxed: arguments.sandboxed,
+        fdstore: fdstore::Starts::of_daemon(),
     };
     match daemon::run(options) {
         Ok(()) => ExitCode::SUCCESS,

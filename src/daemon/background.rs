@@ -15,6 +15,7 @@ use super::platform::{Kind, Platform};
 use super::{DaemonError, Options, Signals, run_dir, serve};
 use crate::config::Config;
 use crate::facade::RealDrivers;
+use crate::fdstore::Starts;
 use crate::host::Bus;
 
 /// A running daemon.
@@ -87,6 +88,8 @@ impl Background {
                 platform: Kind::Sim,
                 run_dir,
                 sandboxed: false,
+                // This program is another one.
+                fdstore: Starts::Others,
             };
             let signals = Signals {
                 stop: stopped.as_fd(),

@@ -49,6 +49,7 @@ use self::topologies::Topologies;
 use crate::config::{Config, Live};
 use crate::control::server;
 use crate::facade::FacadeError;
+use crate::fdstore::{FdStore, Starts};
 use crate::host::devices::Devices;
 use crate::host::record::RecordError;
 use crate::metrics;
@@ -128,6 +129,8 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// It runs in a mount namespace of its own: a facade for everybody is laid from outside (`pciback facade`).
     pub sandboxed: bool,
+    /// Who starts what keeps descriptors over a restart.
+    pub fdstore: Starts,
 }
 
 const STORE: Token = Token(0);
@@ -211,6 +214,7 @@ fn serve(
         platform: kind,
         run_dir,
         sandboxed,
+        fdstore,
     } = options;
     let live = Arc::new(Live::new(config));
     let topologies = Topologies::take_up(&run_dir, Arc::clone(&live));
@@ -241,6 +245,7 @@ fn serve(
         Arc::clone(&platform.xen),
         Arc::clone(&live),
         run_dir.join("virtual"),
+        FdStore::new(&run_dir, fdstore),
     ));
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;

@@ -19,6 +19,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, soc
 use super::process::NAME;
 use super::wire::{self, DONE, FORGET, FULL, KEEP, KEPT, Message, SYNC, TAKE};
 use super::{SOCKET, listen};
+use crate::command;
 use crate::rate_limit::RateLimit;
 use crate::text::chain;
 
@@ -64,6 +65,17 @@ pub enum Starts {
     Daemon,
     /// Somebody else, who listens at the socket.
     Others,
+}
+
+impl Starts {
+    /// As a daemon in a process of its own has it.
+    pub fn of_daemon() -> Self {
+        if command::is_service() {
+            Self::Others
+        } else {
+            Self::Daemon
+        }
+    }
 }
 
 /// Descriptors that outlive the daemon, by name. Without a process that keeps them they are kept until the daemon ends.

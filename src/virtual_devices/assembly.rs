@@ -12,9 +12,11 @@ use virtio::transport::{Parts, RING_FEATURES};
 use xenbus::{DomId, PciDevice, Xen};
 
 use super::backends::{self, Backend, BackendError, Terminal};
+use super::kept::KeptFds;
 use super::mmio;
 use super::place::{At, PlaceError, Seat, place};
 use super::record::Record;
+use super::session::Setup;
 use crate::config::VirtioDevice;
 
 /// A guest's devices cannot be made.
@@ -79,13 +81,13 @@ pub(super) struct Opened {
 /// # Errors
 /// [`AssemblyError`].
 pub(super) fn open_backends(
-    domain: DomId,
-    guest: &str,
+    setup: &Setup,
     devices: &[VirtioDevice],
 ) -> Result<Vec<Opened>, AssemblyError> {
     let opened = place(devices)?.into_iter().map(|(seat, configured)| {
         let (kind, at) = (configured.model.name(), seat.at());
-        backends::open(&configured.model, domain, &at.tag(), guest)
+        let kept = KeptFds::new(&setup.fds, setup.domain, &setup.record, at);
+        backends::open(&configured.model, setup.domain, &setup.name, &kept)
             .map(|backend| Opened {
                 seat,
                 kind,

@@ -14,6 +14,7 @@ use virtio::net::{Link, LinkError, Net};
 use virtio::rng::Rng;
 use xenbus::DomId;
 
+use super::kept::KeptFds;
 use crate::command;
 use crate::config::{Card, CardLink, Console, Disk, HostPath, Interface, Mac, Model};
 
@@ -104,15 +105,15 @@ impl From<Box<dyn Device>> for Backend {
     }
 }
 
-/// Opens what the device in a guest's place (`s1f`) is made of. Nothing of it is used before its driver is there.
+/// Opens what the device in a guest's place is made of. Nothing of it is used before its driver is there.
 ///
 /// # Errors
 /// [`BackendError`].
 pub(super) fn open(
     model: &Model,
     domain: DomId,
-    place: &str,
     guest: &str,
+    kept: &KeptFds,
 ) -> Result<Backend, BackendError> {
     let host = |what| move |source| BackendError::Host { what, source };
     match model {
@@ -125,8 +126,9 @@ pub(super) fn open(
             Ok((Box::new(disk) as Box<dyn Device>).into())
         }
         Model::Net(card) => {
-            let mac = card.mac.unwrap_or_else(|| default_mac(guest, place));
-            let links = open_links(card, &format!("vif{domain}.{place}"))?;
+            let place = kept.place();
+            let mac = card.mac.unwrap_or_else(|| default_mac(guest, &place));
+            let links = open_links(card, &format!("vif{domain}.{place}"), kept)?;
             let net = Net::new(links, mac.bytes()).map_err(host("thread for a network card"))?;
             let net = if card.offloads {
                 net
@@ -135,7 +137,7 @@ pub(super) fn open(
             };
             Ok((Box::new(net) as Box<dyn Device>).into())
         }
-        Model::Console(console) => open_console(console),
+        Model::Console(console) => open_console(console, kept),
     }
 }
 
@@ -167,10 +169,13 @@ fn default_mac(guest: &str, place: &str) -> Mac {
     Mac::derived(&[host.trim(), guest, place])
 }
 
-fn open_links(card: &Card, own: &str) -> Result<Vec<Link>, BackendError> {
+fn open_links(card: &Card, own: &str, kept: &KeptFds) -> Result<Vec<Link>, BackendError> {
     let queues = card.queues.get().into();
-    match &card.link {
-        CardLink::Tap(tap) => Ok(Link::tap(tap.as_str(), queues)?),
+    if let Some(links) = kept.links(queues) {
+        return Ok(links);
+    }
+    let links = match &card.link {
+        CardLink::Tap(tap) => Link::tap(tap.as_str(), queues)?,
         CardLink::Bridge(bridge) => {
             if if_nametoindex(bridge.as_str()).is_err() {
                 let bridge = bridge.as_str().to_owned();
@@ -178,9 +183,11 @@ fn open_links(card: &Card, own: &str) -> Result<Vec<Link>, BackendError> {
             }
             let links = Link::make_tap(own, queues)?;
             join(own, bridge)?;
-            Ok(links)
+            links
         }
-    }
+    };
+    kept.keep_links(&links);
+    Ok(links)
 }
 
 /// Of the host's end, as with the toolstack's own scripts. A bridge takes on the lowest address of its ports: this is never it, unless there is
@@ -210,20 +217,23 @@ fn join(tap: &str, bridge: &Interface) -> Result<(), BackendError> {
     })
 }
 
-fn open_console(console: &Console) -> Result<Backend, BackendError> {
+fn open_console(console: &Console, kept: &KeptFds) -> Result<Backend, BackendError> {
     let named = console.ports.iter();
     let all = iter::once((None, &console.socket))
         .chain(named.map(|port| (Some(port.name.as_str()), &port.socket)));
     let mut terminals = Vec::new();
     let mut ports = Vec::new();
-    for (name, socket) in all {
+    for (port, (name, socket)) in all.enumerate() {
         let endpoint = match socket {
-            Some(path) => listen(path)?,
+            Some(path) => match kept.socket(port, path) {
+                Some(endpoint) => endpoint,
+                None => kept.keep_socket(port, listen(path)?),
+            },
             None => {
-                let (endpoint, path) = Endpoint::pty().map_err(|source| BackendError::Host {
-                    what: "pseudo-terminal",
-                    source,
-                })?;
+                let (endpoint, path) = match kept.terminal(port) {
+                    Some(terminal) => terminal,
+                    None => kept.keep_terminal(port, Endpoint::pty().map_err(no_terminal)?),
+                };
                 let port = name.map(str::to_owned);
                 terminals.push(Terminal { port, path });
                 endpoint
@@ -242,6 +252,13 @@ fn open_console(console: &Console) -> Result<Backend, BackendError> {
     })
 }
 
+fn no_terminal(source: io::Error) -> BackendError {
+    BackendError::Host {
+        what: "pseudo-terminal",
+        source,
+    }
+}
+
 fn listen(path: &HostPath) -> Result<Endpoint, BackendError> {
     remove_left_over(path);
     Endpoint::listen(path).map_err(|source| BackendError::Socket {
@@ -250,11 +267,14 @@ fn listen(path: &HostPath) -> Result<Endpoint, BackendError> {
     })
 }
 
+/// Whether there is a socket at a path.
+pub(super) fn is_socket(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
+}
+
 /// A socket at which nobody listens: a daemon that was killed has left it.
 fn remove_left_over(path: &Path) {
-    let is_socket =
-        fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-    if is_socket
+    if is_socket(path)
         && UnixStream::connect(path)
             .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
     {

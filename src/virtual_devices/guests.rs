@@ -22,6 +22,7 @@ use super::session::{End, Handle, Phase, Setup, Watched};
 use super::xl_disk;
 use crate::config::{Live, VirtioDevice};
 use crate::control::virtio::VirtioGuest;
+use crate::fdstore::FdStore;
 use crate::session::nodes::optional;
 use crate::text::{chain, printable};
 
@@ -54,6 +55,8 @@ pub struct VirtualGuests {
     budget: Arc<Budget>,
     /// Their records.
     directory: PathBuf,
+    /// What of their devices is kept open over a restart.
+    fds: Arc<FdStore>,
     pub(super) sessions: Mutex<BTreeMap<DomId, Session>>,
     /// Whose devices are being changed. Never waited for under another lock.
     pub(super) turns: Arc<Turns>,
@@ -88,12 +91,18 @@ pub enum StartError {
 
 impl VirtualGuests {
     /// None yet. Their records are in `directory`.
-    pub fn new(xen: Arc<dyn Xen>, config: Arc<Live>, directory: PathBuf) -> Self {
+    pub fn new(
+        xen: Arc<dyn Xen>,
+        config: Arc<Live>,
+        directory: PathBuf,
+        fds: Arc<FdStore>,
+    ) -> Self {
         Self {
             xen,
             config,
             budget: Budget::of_process(),
             directory,
+            fds,
             sessions: Mutex::default(),
             turns: Arc::default(),
             refused: Mutex::default(),
@@ -110,6 +119,7 @@ impl VirtualGuests {
         store.watch("@introduceDomain", "domains")?;
         store.watch("@releaseDomain", "domains")?;
         store.watch(xl_disk::BACKENDS, "disks")?;
+        self.take_fds();
         self.scan(&mut store)?;
         Ok(store)
     }
@@ -185,8 +195,22 @@ impl VirtualGuests {
             info!("domain {domain} is gone, and with it its virtio devices");
         }
         lock(&self.refused).retain(|domain, _| !self.is_gone(*domain));
+        // Waited for: the next guest may want the same tap or socket.
+        self.fds
+            .retain(|name| record::owner(name).is_none_or(|domain| !self.is_gone(domain)));
         if let Err(error) = self.remove_records() {
             error!("{}: {error}", self.directory.display());
+        }
+    }
+
+    /// What is kept open of guests that went away while no daemon was there to see it is to be seen before they are forgotten.
+    fn take_fds(&self) {
+        let has_records = fs::read_dir(&self.directory).is_ok_and(|mut all| all.next().is_some());
+        if has_records && let Err(error) = self.fds.open() {
+            warn!(
+                "taps and consoles of guests are made anew: {}",
+                chain(&error)
+            );
         }
     }
 
@@ -306,6 +330,7 @@ impl VirtualGuests {
             chunks: guest.chunks,
             budget: Arc::clone(&self.budget),
             record: guest.record.clone(),
+            fds: Arc::clone(&self.fds),
             is_new,
             forgets,
         })?;

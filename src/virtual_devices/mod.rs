@@ -8,6 +8,7 @@
 //! | `place` | which device is where |
 //! | `mmio` | where virtio-mmio is in a guest |
 //! | `backends` | what the host has for them: images, taps, pseudo-terminals |
+//! | `kept` | what of that is kept open over a restart |
 //! | `xl_disk` | disks of xl's configuration, as libxl describes them |
 //! | `report` | what operators ask of devices, and wish for them |
 //! | `qemu` | what the guest's own device model has in which slot |
@@ -19,6 +20,7 @@
 mod assembly;
 mod backends;
 mod guests;
+mod kept;
 pub mod mmio;
 mod place;
 mod qemu;

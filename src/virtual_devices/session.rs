@@ -23,9 +23,11 @@ use xenbus::{DomId, Xen};
 
 use super::assembly::{AssemblyError, assemble, open_backends};
 use super::backends::Terminal;
+use super::kept;
 use super::place::{At, settled};
 use super::record::Record;
 use crate::config::VirtioDevice;
+use crate::fdstore::FdStore;
 use crate::rate_limit::RateLimit;
 use crate::text::{chain, printable};
 
@@ -62,6 +64,8 @@ pub(super) struct Setup {
     pub budget: Arc<Budget>,
     /// Where its files are.
     pub record: PathBuf,
+    /// What of its devices is kept open over a restart.
+    pub fds: Arc<FdStore>,
     /// It has not started yet, and can do without. One that had devices before is served as soon as
     /// that is possible: its CPUs wait.
     pub is_new: bool,
@@ -338,7 +342,13 @@ impl Session {
                     let Err(error) = served else { break };
                     error
                 }
-                Err(_) if self.shared.is_stopping() => return,
+                Err(_) if self.shared.is_stopping() => {
+                    if self.setup.is_new {
+                        // The next session may be to have others.
+                        kept::forget_guest(&self.setup.fds, &self.setup.record);
+                    }
+                    return;
+                }
                 Err(error) if self.setup.is_new => {
                     self.give_up(&error);
                     return;
@@ -394,6 +404,7 @@ impl Session {
             self.setup.domain,
             printable(&self.setup.name),
         );
+        kept::forget_guest(&self.setup.fds, &self.setup.record);
         if self.setup.forgets {
             self.remove_record();
         }
@@ -433,7 +444,7 @@ impl Session {
         };
         devices.extend(record.disks().map_err(failed)?.into_values());
         let (xen, domain) = (&setup.xen, setup.domain);
-        let opened = open_backends(domain, &setup.name, &devices)?;
+        let opened = open_backends(setup, &devices)?;
         if !self.shared.go_on() {
             return Err(SessionError::Stopped);
         }

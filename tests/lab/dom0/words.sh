@@ -135,7 +135,8 @@ stop_backend() {
   return $failed
 }
 
-backend_is_gone() { ! backend_runs && ! grep -q ' /sys/bus/pci/drivers ' /proc/mounts; }
+# Without guests what keeps their taps and consoles ends, too
+backend_is_gone() { ! backend_runs && ! pidof pcibackd-fdstore && ! grep -q ' /sys/bus/pci/drivers ' /proc/mounts; }
 
 # --- guests
 

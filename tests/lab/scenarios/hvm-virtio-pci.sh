@@ -41,11 +41,31 @@ END
   check "all devices are listed with their drivers" is_list_whole
   check "features are shown by name" has RING_RESET pciback virtio show hvm
   check "and what the queues are at" has '"in_flight": 0' pciback virtio show hvm --json
-  check "killed, it starts again" restart_killed
+  terminal=$(port)
+  tap=/sys/class/net/vif$(xl domid hvm).s1d
+  link=$(state_of_link)
+  guest_link=$(guest hvm 'cat /sys/class/net/eth0/carrier_changes')
+  ping -c 40 -i 0.5 -W 30 10.0.3.2 >/tmp/ping 2>&1 &
+  pinging=$!
+  must "it is killed" kill_backend
+  echo "while nobody is there" >&3
+  check "what keeps the tap goes on" has "$link" state_of_link
+  must "it starts again" start_backend
+  check "the tap is the same, and its link was never down" has "$link" state_of_link
+  check "the terminal is the same" [ "$(port)" = "$terminal" ]
+  check "what was written meanwhile arrives" has "while nobody is there" guest hvm "$PORT; head -n 1 /dev/\$port"
+  check "and so does what is written now" to_guest
+  check "and what the guest writes, where it was open before" from_guest
+  check "killed once more, it starts again" restart_killed
+  check "and all that still holds" eval 'has "$link" state_of_link && to_guest && from_guest'
+  wait $pinging
+  check "pings went on, with one lost by each kill at most" pings_went_on
+  check "the guest has seen no change of its link" has "$guest_link" guest hvm 'cat /sys/class/net/eth0/carrier_changes'
   check "and the disk still reads" guest hvm 'sum_of /dev/vda'
   check "and the network is there" guest hvm 'ping -c 5 -A -W 5 10.0.3.1'
   check "a guest that runs gets no more" has "runs already" eval 'pciback virtio add hvm --type rng 2>&1; true'
   check "the guest is destroyed" destroy hvm
+  check "its tap is gone, and its terminal" wait_for 10 nothing_is_kept
   check "nothing of it is left in Xen" wait_for 10 no_zombie
   check "a guest whose disk is missing does not start" has "destroyed again" fails_to_create --virtio type=blk,path=/none
   check "nor one with a device in a slot of QEMU's" has "taken by QEMU" fails_to_create --virtio type=rng,slot=02
@@ -56,6 +76,13 @@ port() { pciback virtio list | sed -n 's|.*lab: \(/dev/pts/[0-9]*\).*|\1|p'; }
 
 # What the guest calls the port. There is no udev in it
 PORT='port=$(basename $(dirname $(grep -l lab /sys/class/virtio-ports/*/name)))'
+
+state_of_link() { (cd "$tap" && cat ifindex carrier carrier_changes | tr '\n' ' '); }
+
+pings_went_on() { cat /tmp/ping; [ "$(grep -c 'bytes from' /tmp/ping)" -ge 38 ]; }
+
+# A terminal that is hung up takes nothing
+nothing_is_kept() { [ ! -e "$tap" ] && ! echo >&3; }
 
 from_guest() {
   local line
