@@ -1,6 +1,7 @@
 //! The block device (virtio 1.3, section 5.2) over a file or a block device of the host.
 
 mod config;
+mod direct;
 mod image;
 mod request;
 

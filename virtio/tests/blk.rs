@@ -9,9 +9,12 @@
 mod rings;
 
 use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use proptest::prelude::*;
 use rings::{BUFFERS, Driver, Guest, Live, Part, readable, writable};
 use tempfile::NamedTempFile;
@@ -589,11 +592,31 @@ fn images_that_make_no_disk_are_refused_with_the_reason() {
     ));
 }
 
+/// Whether the host's cache has the image's bytes at `offset`.
+fn is_cached(image: &File, offset: i64) -> bool {
+    let mut byte = 0u8;
+    let iovec = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    // SAFETY: the kernel fills one byte, which is ours.
+    let read = unsafe { libc::preadv2(image.as_raw_fd(), &iovec, 1, offset, libc::RWF_NOWAIT) };
+    read == 1
+}
+
 #[test]
-fn past_the_cache_or_not_buffers_need_no_alignment() {
+fn past_the_cache_buffers_need_no_alignment_and_nothing_stays_in_it() {
     // Not in /tmp, which may be a file system that knows no direct access.
     let image = NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-    image.as_file().set_len(1 << 20).unwrap();
+    image.as_file().write_all(&[3; 1 << 20]).unwrap();
+    image.as_file().sync_all().unwrap();
+    posix_fadvise(
+        image.as_file(),
+        0,
+        0,
+        PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+    )
+    .unwrap();
     let opened = match Image::open(image.path(), false, true) {
         Ok(opened) => opened,
         Err(ImageError::Direct { .. }) => return,
@@ -607,12 +630,31 @@ fn past_the_cache_or_not_buffers_need_no_alignment() {
         driver,
         device,
     };
-    for (at, fill) in [(BUFFERS + 0x1_0000, 1), (BUFFERS + 0x2_0123, 2)] {
-        disk.guest.write(at, &[fill; 4096]);
-        assert_eq!(disk.request(OUT, 8, &[readable(at, 4096)]), OK);
-        assert_eq!(disk.request(IN, 8, &[writable(at + 0x4000, 4096)]), OK);
-        assert_eq!(disk.guest.read(at + 0x4000, 4096), [fill; 4096]);
+    // The last one is longer than what goes in one call.
+    for (at, fill, len) in [
+        (0x1_0000, 1, 4096),
+        (0x2_0123, 2, 4096),
+        (0x3_0321, 4, 0x5_0000),
+    ] {
+        let (from, to) = (BUFFERS + at, BUFFERS + at + 0x6_0000);
+        disk.guest.write(from, &vec![fill; len]);
+        let len = len as u32;
+        assert_eq!(disk.request(IN, 8, &[writable(to, len)]), OK);
+        assert_eq!(disk.request(OUT, 8, &[readable(from, len)]), OK);
+        assert_eq!(disk.request(IN, 8, &[writable(to, len)]), OK);
+        assert!(disk.guest.read(to, len as usize) == vec![fill; len as usize]);
+        assert!(!is_cached(image.as_file(), 4096));
     }
+    assert_eq!(disk.write(8, &[5; 512]), OK);
+    let (status, data) = disk.read(8, 1024);
+    assert_eq!(status, OK);
+    assert!(data == [[5; 512], [4; 512]].concat());
+    let mut end = [0; 8];
+    image
+        .as_file()
+        .read_exact_at(&mut end, 4096 + 0x5_0000)
+        .unwrap();
+    assert_eq!(end, [3; 8]);
 }
 
 proptest! {

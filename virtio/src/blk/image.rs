@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 
-use super::SECTOR;
+use super::{SECTOR, direct};
 use crate::memory::{Reader, Ring, Writer};
 
 /// A disk image that is open, and locked against others.
@@ -167,31 +167,33 @@ impl Image {
     }
 
     /// Fills `data` from `offset` on.
-    pub(super) fn read(&self, data: Writer<'_>, offset: u64) -> io::Result<()> {
+    pub(super) fn read(&self, mut data: Writer<'_>, offset: u64) -> io::Result<()> {
         let len = data.len();
-        let read = self.either(|file| { data }.read_from(file, offset))?;
-        whole(read, len)
+        let read = self.past_cache(|file| direct::read(file, data, offset));
+        whole(
+            read.unwrap_or_else(|| data.read_from(&self.file, offset))?,
+            len,
+        )
     }
 
     /// Writes all of `data` at `offset`.
-    pub(super) fn write(&self, data: Reader<'_>, offset: u64) -> io::Result<()> {
+    pub(super) fn write(&self, mut data: Reader<'_>, offset: u64) -> io::Result<()> {
         let len = data.len();
-        let written = self.either(|file| { data }.write_to(file, offset))?;
-        whole(written, len)
+        let written = self.past_cache(|file| direct::write(file, data, offset));
+        whole(
+            written.unwrap_or_else(|| data.write_to(&self.file, offset))?,
+            len,
+        )
     }
 
-    /// Past the cache if that is wished for. The guest's buffers need not be aligned as that needs, and
-    /// storage cannot reach pages that privcmd has mapped (EFAULT): what cannot go past the cache goes
-    /// through it, which the kernel keeps coherent.
-    fn either(&self, access: impl Fn(&File) -> io::Result<usize>) -> io::Result<usize> {
-        if let Some(direct) = &self.direct {
-            match access(direct) {
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EFAULT)) => {
-                }
-                done => return done,
-            }
-        }
-        access(&self.file)
+    /// `None`: not wished for, or not possible for a part of a block. That goes through the cache, which the kernel keeps coherent.
+    fn past_cache(
+        &self,
+        access: impl FnOnce(&File) -> io::Result<usize>,
+    ) -> Option<io::Result<usize>> {
+        let done = access(self.direct.as_ref()?);
+        let unfit = |error: &io::Error| error.raw_os_error() == Some(libc::EINVAL);
+        (!done.as_ref().is_err_and(unfit)).then_some(done)
     }
 
     /// What was written so far is on stable storage when this returns.
