@@ -1,4 +1,4 @@
-# speed of virtio disks and network cards, side by side with QEMU's in one guest: pcibackd, QEMU, QEMU, pcibackd, twice; and a disk by io_uring
+# speed of virtio disks and network cards, side by side with QEMU's in one guest: pcibackd, QEMU, QEMU, pcibackd, twice; disks by io_uring and past the cache
 ALONE=yes
 MACHINE=hvm
 TIMEOUT=1800
@@ -7,8 +7,8 @@ story() {
   mount -t tmpfs tmpfs /mnt
   dd if=/dev/urandom of=/mnt/disk.img bs=64k count=1024 2>/dev/null
   # Files in memory are served by threads, block devices by io_uring
-  modprobe brd rd_nr=1 rd_size=16384
-  dd if=/mnt/disk.img of=/dev/ram0 bs=64k count=256 2>/dev/null
+  modprobe brd rd_nr=2 rd_size=16384
+  for disk in /dev/ram0 /dev/ram1; do dd if=/mnt/disk.img of=$disk bs=64k count=256 2>/dev/null; done
   mkdir -p /etc/pciback
   cat >/etc/pciback/pcibackd.toml <<'END'
 [[guest.hvm.virtio]]
@@ -19,6 +19,11 @@ serial = "ours"
 type = "blk"
 path = "/dev/ram0"
 serial = "ram"
+[[guest.hvm.virtio]]
+type = "blk"
+path = "/dev/ram1"
+direct = true
+serial = "direct"
 [[guest.hvm.virtio]]
 type = "net"
 bridge = "ours"
@@ -33,11 +38,10 @@ END
   must "QEMU's card is at its bridge" ip link set tap0 master theirs up
   echo "VALUE the device model: $(tr '\0' ' ' <"/proc/$(pidof xen-qemu-system-i386)/cmdline")"
   GUEST_TIMEOUT=120
-  must "it has all disks" guest hvm 'modprobe virtio_pci && modprobe virtio_blk && for disk in ours theirs ram; do wait_until disk_called $disk || exit; done'
+  must "it has all disks" guest hvm 'modprobe virtio_pci && modprobe virtio_blk && for disk in ours theirs ram direct; do wait_until disk_called $disk || exit; done'
   check "io_uring is used" uses_io_uring
-  check "by it the disk has what is in its image" has "$(first_mib </dev/ram0)" guest hvm 'sum_of /dev/$(disk_called ram)'
-  check "what the guest writes" eval 'guest hvm "write_noise /dev/\$(disk_called ram)" >/tmp/written'
-  check "is there" has "$(first_mib </dev/ram0)" cat /tmp/written
+  is_right ram /dev/ram0 "by it"
+  is_right direct /dev/ram1 "past the cache"
   measure blk_randread_qd1 requests 'lab-guest disk /dev/$(disk_called WHO) randread 4096 1 2'
   measure blk_randread_qd32 requests 'lab-guest disk /dev/$(disk_called WHO) randread 4096 32 2'
   measure blk_read_seq requests 'lab-guest disk /dev/$(disk_called WHO) read 1048576 1 2'
@@ -47,7 +51,18 @@ END
   check "one reaches dom0" guest hvm 'ping -c 3 -A -W 5 10.0.3.1'
   check "and the other" guest hvm 'ping -c 3 -A -W 5 10.0.4.1'
   ours=10.0.3.1 theirs=10.0.4.1
+  serve 5001 'cat >/dev/null'
+  serve 5002 'cat /dev/zero'
+  measure net_bulk MiB 'lab-guest stream ADDRESS:5001 send 5'
+  measure net_bulk_received MiB 'lab-guest stream ADDRESS:5002 receive 5'
   measure net_ping pings 'per_second 300 ping -q -A -c 300 ADDRESS'
+}
+
+# is_right SERIAL DISK HOW
+is_right() {
+  check "$3 the disk has what is in its image" has "$(first_mib <$2)" guest hvm "sum_of /dev/\$(disk_called $1)"
+  check "what the guest writes" eval "guest hvm 'write_noise /dev/\$(disk_called $1)' >/tmp/written"
+  check "is there" has "$(first_mib <$2)" cat /tmp/written
 }
 
 uses_io_uring() {
@@ -84,14 +99,26 @@ measure() {
 
 is_figure() { echo "$1" | grep -xE '[0-9]+\.[0-9]+'; }
 
-idle() {
-  local daemon before after
-  daemon=$(cat $STATE/pid)
-  before=$(switches "$daemon")
-  sleep 10
-  after=$(switches "$daemon")
-  echo "VALUE idle_switches $((after - before)) per-10s"
-  [ $((after - before)) -le 2 ]
+# serve PORT COMMAND: for each connection
+serve() {
+  printf '#!/bin/sh\nexec %s\n' "$2" >"/tmp/serve.$1"
+  chmod +x "/tmp/serve.$1"
+  nc -ll -p "$1" -e "/tmp/serve.$1" &
 }
 
-switches() { cat /proc/$1/task/*/status | awk '/ctxt_switches/ {sum += $2} END {print sum}'; }
+idle() {
+  local daemon
+  daemon=$(cat $STATE/pid)
+  switches "$daemon" >/tmp/before
+  sleep 10
+  switches "$daemon" | awk 'NR == FNR {before[$1] = $3; next} $3 > before[$1] {print "VALUE idle_switches." $2 " " $3 - before[$1] " per-10s"; n++} END {exit n > 0}' \
+    /tmp/before -
+}
+
+# Of each thread: number, name, how often it has slept or had to wait
+switches() {
+  local task
+  for task in "/proc/$1/task"/*; do
+    echo "${task##*/} $(tr ' ' _ <"$task/comm") $(awk '/ctxt_switches/ {sum += $2} END {print sum}' "$task/status")"
+  done
+}

@@ -8,6 +8,7 @@ mod frontend;
 mod hammer;
 mod misbehave;
 mod random;
+mod stream;
 mod virtio;
 
 use std::error::Error;
@@ -21,6 +22,8 @@ const USAGE: &str = "usage:
   lab-guest hammer DISK JOBS FILE  writes and reads the disk's first blocks, JOBS requests at a time, until FILE exists, and says whether all was right
   lab-guest disk DISK randread|read|write BYTES DEPTH SECONDS
                                  requests of so many bytes, DEPTH at a time; prints how many a second
+  lab-guest stream ADDRESS:PORT send|receive SECONDS
+                                 one TCP connection; prints how many MiB a second
   lab-guest deaf                 plays a PCI frontend that says it handles errors of devices, and answers nothing until it is killed
   lab-guest misbehave SECONDS    plays a PCI frontend, without the kernel's, that is hostile in every way it knows; SECONDS for each
   lab-guest legacy BDF           finds a virtio device's legacy registers the same through BAR 0, ports, and BAR 3, memory
@@ -57,6 +60,12 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
         ["disk", disk, pattern, bytes, depth, seconds] => {
             let time = Duration::from_secs(seconds.parse()?);
             disk::bench(disk, pattern, bytes.parse()?, depth.parse()?, time)?;
+        }
+        ["stream", address, "send", seconds] => {
+            stream::send(address, Duration::from_secs(seconds.parse()?))?;
+        }
+        ["stream", address, "receive", seconds] => {
+            stream::receive(address, Duration::from_secs(seconds.parse()?))?;
         }
         ["deaf"] => misbehave::deaf()?,
         ["misbehave", seconds] => misbehave::misbehave(Duration::from_secs(seconds.parse()?))?,
