@@ -66,8 +66,9 @@ const OFFLOADS: Features = feature::CSUM
     .union(feature::HOST_TSO6)
     .union(feature::HOST_ECN);
 
-/// What every device offers.
-const FEATURES: Features = feature::MAC
+/// What every device offers. Packets keep their order anyway, and with them their buffers.
+const FEATURES: Features = Features::IN_ORDER
+    .union(feature::MAC)
     .union(feature::MRG_RXBUF)
     .union(feature::STATUS)
     .union(feature::CTRL_VQ)

@@ -308,14 +308,14 @@ impl Arriving {
             } else {
                 0
             };
-            if written == 0 {
-                self.give_back(turn, chain, 0)?;
-                self.done = bytes.len();
-                continue;
-            }
             self.done = self.done.saturating_add(written);
             match self.first {
+                None if written == 0 => {
+                    self.give_back(turn, chain, 0)?;
+                    self.done = bytes.len();
+                }
                 None => self.first = Some((chain, written)),
+                // Even one without room waits for its turn.
                 Some(_) => self.others.push((chain, written)),
             }
         }
