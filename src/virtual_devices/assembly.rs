@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use conf_space::emulated::BuildError;
+use virtio::Features;
 use virtio::ioreq::{DomainInterrupts, Placed};
 use virtio::memory::GuestRam;
 use virtio::pci::VirtioFunction;
@@ -73,6 +74,7 @@ pub(super) struct Assembled {
 pub(super) struct Opened {
     seat: Seat,
     kind: &'static str,
+    features: Features,
     backend: Backend,
 }
 
@@ -86,11 +88,14 @@ pub(super) fn open_backends(
 ) -> Result<Vec<Opened>, AssemblyError> {
     let opened = place(devices)?.into_iter().map(|(seat, configured)| {
         let (kind, at) = (configured.model.name(), seat.at());
+        let mut features = RING_FEATURES;
+        features.set(Features::RING_PACKED, configured.packed);
         let kept = KeptFds::new(&setup.fds, setup.domain, &setup.record, at);
         backends::open(&configured.model, setup.domain, &setup.name, &kept)
             .map(|backend| Opened {
                 seat,
                 kind,
+                features,
                 backend,
             })
             .map_err(|source| AssemblyError::Backend { kind, at, source })
@@ -118,6 +123,7 @@ pub(super) fn assemble(
         let Opened {
             seat,
             kind,
+            features,
             backend,
         } = opened;
         let at = seat.at();
@@ -129,7 +135,7 @@ pub(super) fn assemble(
         let parts = Parts {
             name: format!("domain {domain}, {kind} in {at}"),
             device,
-            features: RING_FEATURES,
+            features,
             ram: Arc::clone(ram),
             sink: Arc::new(interrupts),
             notes,

@@ -151,7 +151,7 @@ pub(super) fn settled(devices: &[VirtioDevice]) -> Result<Vec<VirtioDevice>, Pla
     let seated = place(devices)?.into_iter();
     let settled = seated.map(|(seat, device)| VirtioDevice {
         place: seat.place(),
-        model: device.model.clone(),
+        ..device.clone()
     });
     Ok(settled.collect())
 }
@@ -169,7 +169,7 @@ pub(super) fn settle_last(devices: &[&VirtioDevice]) -> Result<(At, VirtioDevice
     let (seat, device) = found.ok_or(PlaceError::Full)?;
     let settled = VirtioDevice {
         place: seat.place(),
-        model: device.model.clone(),
+        ..device.clone()
     };
     Ok((seat.at(), settled))
 }

@@ -185,6 +185,7 @@ mod tests {
             queues = 3
             serial = \"a\"
             mode = \"modern\"
+            packed = true
             [[guest.web.virtio]]
             type = \"rng\"
             transport = \"mmio\"

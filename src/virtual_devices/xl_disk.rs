@@ -137,10 +137,12 @@ mod tests {
     fn a_disk_is_what_libxl_says_and_the_settings_for_it() {
         let settings = XlDisk {
             direct: true,
+            packed: true,
             ..XlDisk::default()
         };
         let device = nodes().device(&settings).unwrap();
         assert!(matches!(device.place, Place::Mmio { slot: None, .. }));
+        assert!(device.packed);
         let Model::Blk(disk) = device.model else {
             panic!("{:?}", device.model)
         };

@@ -31,6 +31,7 @@ use std::thread;
 use std::time::Duration;
 
 use conf_space::Width::{Four, Two};
+use virtio::Features;
 use virtio_drivers::device::blk::VirtIOBlk;
 use virtio_drivers::device::rng::VirtIORng;
 use virtio_drivers::transport::pci::bus::{BarInfo, PciRoot};
@@ -84,6 +85,17 @@ fn a_modern_driver_draws_random_numbers_over_pci() {
         for reach in [Reach::Bars, Reach::Window] {
             use_rng(Modern::find(&machine, DeviceType::EntropySource, reach));
         }
+    }
+}
+
+#[test]
+fn packed_rings_are_offered_where_the_operator_wants_them() {
+    for (settings, offered) in [("", false), ("packed = true", true)] {
+        let house = with_rng(settings);
+        let machine = guest(&house);
+        let mut modern = Modern::find(&machine, DeviceType::EntropySource, Reach::Bars);
+        let features = Features::from_bits_retain(modern.read_device_features());
+        assert_eq!(features.contains(Features::RING_PACKED), offered);
     }
 }
 

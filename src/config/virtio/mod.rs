@@ -8,6 +8,7 @@
 //! mode = "transitional"     # or "modern", "legacy"
 //! layout = "qemu"           # or "compact"
 //! legacy_in_memory = false
+//! packed = false            # packed rings are offered to modern drivers
 //!
 //! [[guest."web".virtio]]
 //! type = "rng"
@@ -78,6 +79,9 @@ pub struct VirtioDevice {
     /// Where, and how it looks to drivers.
     #[serde(flatten)]
     pub place: Place,
+    /// Drivers of the modern interface are offered packed rings.
+    #[serde(default)]
+    pub packed: bool,
     /// What it is.
     #[serde(flatten)]
     pub model: Model,

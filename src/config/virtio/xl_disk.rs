@@ -17,6 +17,9 @@ pub struct XlDisk {
     /// Of its registers.
     #[serde(default = "newest", deserialize_with = "version")]
     pub version: Version,
+    /// Drivers of version 2 are offered packed rings.
+    #[serde(default)]
+    pub packed: bool,
     /// Past the host's cache (O_DIRECT).
     #[serde(default)]
     pub direct: bool,
@@ -33,6 +36,7 @@ impl Default for XlDisk {
         Self {
             slot: None,
             version: newest(),
+            packed: false,
             direct: false,
             queues: super::one(),
             serial: Serial::default(),
@@ -48,6 +52,7 @@ impl XlDisk {
                 slot: self.slot,
                 version: self.version,
             },
+            packed: self.packed,
             model: Model::Blk(Disk {
                 path,
                 read_only,

@@ -1,4 +1,4 @@
-# an HVM guest writes and reads a disk of pcibackd's without a pause while the backend is killed and starts again, many times: nothing is lost, nothing done twice
+# an HVM guest writes and reads a disk of pcibackd's by packed rings without a pause while the backend is killed and starts again, many times: nothing is lost, nothing done twice
 ALONE=yes
 MACHINE=hvm
 TIMEOUT=500
@@ -12,11 +12,13 @@ story() {
 type = "blk"
 path = "/tmp/disk.img"
 queues = 2
+packed = true
 END
   must "the backend starts" start_backend
   must "an HVM guest with two CPUs starts" create_hvm_guest hvm 'vcpus=2'
   check "its driver takes the disk" guest hvm 'modprobe virtio_pci && modprobe virtio_blk && wait_until [ -b /dev/vda ]'
   check "with two queues" has 2 guest hvm 'ls /sys/block/vda/mq | wc -l'
+  check "and packed rings" has RING_PACKED pciback virtio show hvm
   must "six jobs write and read" guest hvm 'start_hammer /dev/vda 6'
   for number in $(seq 8); do
     sleep "$(random_tenths 20)"
