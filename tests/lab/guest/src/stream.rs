@@ -13,11 +13,11 @@ const PIECE: usize = 64 << 10;
 pub fn send(address: &str, time: Duration) -> Result<(), Box<dyn Error>> {
     let mut stream = TcpStream::connect(address)?;
     let piece = vec![0x5a; PIECE];
-    let mut sent = 0;
+    let mut sent = 0usize;
     measure(time, || {
         stream.write_all(&piece)?;
-        sent += PIECE;
-        Ok(sent - waiting(&stream)?)
+        sent = sent.saturating_add(PIECE);
+        Ok(sent.saturating_sub(waiting(&stream)?))
     })
 }
 
@@ -25,13 +25,13 @@ pub fn send(address: &str, time: Duration) -> Result<(), Box<dyn Error>> {
 pub fn receive(address: &str, time: Duration) -> Result<(), Box<dyn Error>> {
     let mut stream = TcpStream::connect(address)?;
     let mut piece = vec![0; PIECE];
-    let mut received = 0;
+    let mut received = 0usize;
     measure(time, || {
         let bytes = stream.read(&mut piece)?;
         if bytes == 0 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        received += bytes;
+        received = received.saturating_add(bytes);
         Ok(received)
     })
 }
@@ -53,7 +53,7 @@ fn measure(
     };
     let (before, _) = for_so_long()?;
     let (after, elapsed) = for_so_long()?;
-    let mib = (after - before) as f64 / f64::from(1 << 20);
+    let mib = after.saturating_sub(before) as f64 / f64::from(1 << 20);
     println!("{:.2}", mib / elapsed.as_secs_f64());
     Ok(())
 }
