@@ -19,6 +19,7 @@ mod mmio;
 #[path = "../embedded/mortal.rs"]
 #[allow(dead_code)]
 mod mortal;
+mod net;
 mod storage;
 // The drivers are those that the transports are tested with.
 #[path = "../../virtio/tests/drivers/transports.rs"]

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use fuser::{
     Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request, Session,
-    SessionACL,
+    IoctlFlags, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyIoctl, ReplyOpen,
+    Request, Session, SessionACL,
 };
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
@@ -28,6 +28,8 @@ const TTL: Duration = Duration::from_secs(1000);
 struct State {
     stalls_opens: bool,
     stalls_reads: bool,
+    /// Nobody is answered before the next time.
+    ioctls: Vec<ReplyIoctl>,
     opens: Vec<ReplyOpen>,
     reads: Vec<(ReplyData, usize)>,
     /// Reads that have come.
@@ -106,6 +108,20 @@ impl Filesystem for Disk {
             reply.data(&vec![0x5a; size]);
         }
     }
+
+    fn ioctl(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        _: IoctlFlags,
+        _: u32,
+        _: &[u8],
+        _: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.0.lock().unwrap().ioctls.push(reply);
+    }
 }
 
 /// The file system, mounted. Dropping it fails what it has not answered.
@@ -173,7 +189,7 @@ impl Storage {
     /// How many wait for it.
     pub fn waiting(&self) -> usize {
         let state = self.state.lock().unwrap();
-        state.opens.len() + state.reads.len()
+        state.opens.len() + state.reads.len() + state.ioctls.len()
     }
 
     /// How many reads have come.
@@ -187,6 +203,9 @@ impl Storage {
         (state.stalls_opens, state.stalls_reads) = (false, false);
         for reply in state.opens.drain(..) {
             reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+        }
+        for reply in state.ioctls.drain(..) {
+            reply.ioctl(0, &[]);
         }
         for (reply, size) in state.reads.drain(..) {
             reply.data(&vec![0x5a; size]);

@@ -16,7 +16,7 @@ use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
 use crate::memory::Words;
 use crate::queue::Queue;
-use crate::served::Served;
+use crate::served::{Served, lock};
 use engine::Engine;
 use port::PortState;
 
@@ -75,7 +75,9 @@ impl Console {
         let queues = usize::from(last.max(CONTROL_TRANSMIT)).saturating_add(1);
         let engine = Engine::new(ports, queues);
         Ok(Self {
-            engine: Served::start("virtio-console".into(), engine, Engine::step)?,
+            engine: Served::start("virtio-console".into(), engine, |engine| {
+                lock(engine).step()
+            })?,
             queue_sizes: vec![QUEUE_SIZE; queues],
             ports: count as u32,
         })

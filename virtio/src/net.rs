@@ -8,13 +8,13 @@ mod control;
 mod link;
 mod pair;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
 use crate::memory::Words;
 use crate::queue::Queue;
-use crate::served::Served;
+use crate::served::{Served, lock};
 use control::{Chosen, Control};
 use pair::{Lane, Pair};
 
@@ -85,7 +85,7 @@ const LINK_UP: u16 = 1;
 
 /// What carries out commands, without a link. For the fuzz target.
 pub(crate) fn fuzz_control() -> Control {
-    Control::new(Arc::new([]), Arc::new(Chosen::new([0; 6])))
+    Control::new(0, Arc::new(Chosen::new([0; 6])))
 }
 
 /// A network card.
@@ -121,12 +121,20 @@ impl Net {
         }
         net.queue_sizes.push(CONTROL_SIZE);
         for index in 0..count {
-            let control =
-                (index == 0).then(|| Control::new(Arc::clone(&links), Arc::clone(&chosen)));
+            let control = (index == 0).then(|| Control::new(count, Arc::clone(&chosen)));
             let pair = Pair::new(index, Arc::clone(&links), control);
             // Used for every packet from the host, and too large for a stack.
             let mut packet = pair::packet();
-            let step = move |pair: &mut Pair| pair.step(&mut packet);
+            let links = Arc::clone(&links);
+            let step = move |pair: &Mutex<Pair>| {
+                loop {
+                    let job = lock(pair).job();
+                    let Some(job) = job else { break };
+                    let done = job.run(index, &links);
+                    lock(pair).done(job, done);
+                }
+                lock(pair).step(&mut packet)
+            };
             net.pairs
                 .push(Served::start(format!("virtio-net{index}"), pair, step)?);
         }
@@ -223,6 +231,7 @@ impl Device for Net {
             } = &activation;
             pair.lock()
                 .activate(Arc::clone(ram), Arc::clone(events), *features);
+            pair.wake();
         }
         for (index, queue) in activation.queues {
             self.set_queue(index, Some(queue));

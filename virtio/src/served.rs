@@ -1,4 +1,4 @@
-//! State that a thread of its own serves without ever waiting for anything but descriptors. So whoever
+//! State that a thread of its own serves. While it has the state it never waits for anything, so whoever
 //! else needs the state waits for no more than a lock.
 
 use std::io;
@@ -41,14 +41,14 @@ pub(crate) struct Served<T> {
 }
 
 impl<T: Send + 'static> Served<T> {
-    /// Starts the thread. `step` does all that can be done at once.
+    /// Starts the thread. `step` does all that can be done. What waits for anything, it does without the lock.
     ///
     /// # Errors
     /// The host has no thread or descriptor left.
     pub fn start<W: Waiting>(
         name: String,
         state: T,
-        mut step: impl FnMut(&mut T) -> W + Send + 'static,
+        mut step: impl FnMut(&Mutex<T>) -> W + Send + 'static,
     ) -> io::Result<Arc<Self>> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let served = Arc::new(Self {
@@ -60,7 +60,7 @@ impl<T: Send + 'static> Served<T> {
         let shared = Arc::clone(&served);
         let thread = thread::Builder::new().name(name).spawn(move || {
             while !shared.stop.load(Ordering::SeqCst) {
-                let waiting = step(&mut shared.lock());
+                let waiting = step(&shared.state);
                 shared.wait(&waiting);
             }
         })?;
@@ -70,7 +70,7 @@ impl<T: Send + 'static> Served<T> {
 
     /// The state, between two steps.
     pub fn lock(&self) -> MutexGuard<'_, T> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Has the thread take another step.
@@ -79,8 +79,7 @@ impl<T: Send + 'static> Served<T> {
         let _ = self.wake.write(1);
     }
 
-    /// Has the thread end, and waits for it, so that its descriptors are free for whoever comes next: it takes no step that waits.
-    /// Before it ends it finds the state as `let_go` leaves it. Not to be called by that thread.
+    /// Has the thread end, and waits for it, so that its descriptors are free for whoever comes next. Before it ends it finds the state as `let_go` leaves it. Not to be called by that thread.
     pub fn end(&self, let_go: impl FnOnce(&mut T)) {
         self.stop.store(true, Ordering::SeqCst);
         let_go(&mut self.lock());
@@ -108,4 +107,9 @@ impl<T: Send + 'static> Served<T> {
         let _ = poll(&mut fds, timeout);
         let _ = self.wake.read();
     }
+}
+
+/// The state, for a step.
+pub(crate) fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,5 +1,6 @@
 //! The control queue (virtio 1.3, section 5.1.6.5).
 
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Link, feature};
@@ -111,18 +112,63 @@ impl Chosen {
 /// What carries out commands.
 #[derive(Debug)]
 pub(crate) struct Control {
-    links: Arc<[Link]>,
+    /// As many pairs as there are.
+    most: u16,
     chosen: Arc<Chosen>,
     chain: Chain,
+    pending: Option<Pending>,
+}
+
+/// A command in `chain` that is not answered yet, for another number of pairs.
+#[derive(Debug, Clone, Copy)]
+enum Pending {
+    /// The kernel is to be told.
+    Asked { before: u16 },
+    /// It was. The answer.
+    Done(bool),
+}
+
+/// What a command comes to.
+enum Outcome {
+    Answer(bool),
+    /// So many pairs are to be used.
+    Pairs(u16),
 }
 
 impl Control {
-    pub fn new(links: Arc<[Link]>, chosen: Arc<Chosen>) -> Self {
+    pub fn new(most: u16, chosen: Arc<Chosen>) -> Self {
         Self {
-            links,
+            most,
             chosen,
             chain: Chain::default(),
+            pending: None,
         }
+    }
+
+    /// How many pairs are to be used.
+    pub fn pairs(&self) -> u16 {
+        self.chosen.pairs()
+    }
+
+    /// How many the kernel is to be told of, before there are more commands.
+    pub fn wanted_pairs(&self) -> Option<u16> {
+        matches!(self.pending, Some(Pending::Asked { .. })).then(|| self.pairs())
+    }
+
+    /// The kernel was told.
+    pub fn attached(&mut self, done: bool) {
+        if let Some(Pending::Asked { before }) = self.pending {
+            if !done {
+                self.chosen.set_pairs(before);
+            }
+            self.pending = Some(Pending::Done(done));
+        }
+    }
+
+    /// The device is reset.
+    pub fn forget(&mut self) {
+        self.pending = None;
+        self.chain.clear();
     }
 
     pub fn serve(
@@ -132,38 +178,55 @@ impl Control {
     ) -> Result<Progress, RingError> {
         let mut chain = std::mem::take(&mut self.chain);
         let progress = self.answer_all(turn, features, &mut chain);
-        chain.clear();
+        if self.pending.is_none() {
+            chain.clear();
+        }
         self.chain = chain;
         progress
     }
 
     fn answer_all(
-        &self,
+        &mut self,
         turn: &mut Turn<'_>,
         features: Features,
         chain: &mut Chain,
     ) -> Result<Progress, RingError> {
         for _ in 0..BATCH {
-            if !turn.pop(chain)? {
-                return turn.end();
-            }
-            let answer = match self.command(chain.reader(), features) {
-                Ok(true) => OK,
-                Ok(false) | Err(TooShort) => ERR,
+            let answer = match self.pending.take() {
+                Some(Pending::Done(answer)) => answer,
+                Some(asked) => {
+                    self.pending = Some(asked);
+                    return Ok(Progress::Host);
+                }
+                None => {
+                    if !turn.pop(chain)? {
+                        return turn.end();
+                    }
+                    match self.command(chain.reader(), features) {
+                        Ok(Outcome::Answer(answer)) => answer,
+                        Ok(Outcome::Pairs(pairs)) => {
+                            let before = self.chosen.pairs();
+                            self.chosen.set_pairs(pairs);
+                            self.pending = Some(Pending::Asked { before });
+                            break;
+                        }
+                        Err(TooShort) => false,
+                    }
+                }
             };
             let mut ack = chain.writer();
             ack.take(ack.len().saturating_sub(1));
-            let written = ack.write(&[answer]);
+            let written = ack.write(&[if answer { OK } else { ERR }]);
             turn.complete(chain, written)?;
         }
         turn.announce()?;
         Ok(Progress::More)
     }
 
-    fn command(&self, mut reader: Reader<'_>, features: Features) -> Result<bool, TooShort> {
+    fn command(&self, mut reader: Reader<'_>, features: Features) -> Result<Outcome, TooShort> {
         let mut header = [0; 2];
         reader.read_exact(&mut header)?;
-        Ok(match header {
+        Ok(Outcome::Answer(match header {
             // All that arrives is given to the driver, which is always allowed.
             [RX, command] if command <= RX_LAST => !reader.is_empty(),
             [MAC, MAC_TABLE_SET] => {
@@ -180,33 +243,28 @@ impl Control {
             [MQ, MQ_VQ_PAIRS_SET] if features.contains(feature::MQ) => {
                 let mut pairs = [0; 2];
                 reader.read_exact(&mut pairs)?;
-                self.set_pairs(u16::from_le_bytes(pairs))
+                let pairs = u16::from_le_bytes(pairs);
+                if (1..=self.most).contains(&pairs) {
+                    return Ok(Outcome::Pairs(pairs));
+                }
+                false
             }
             _ => false,
-        })
+        }))
     }
+}
 
-    fn set_pairs(&self, pairs: u16) -> bool {
-        if pairs == 0 || usize::from(pairs) > self.links.len() {
-            return false;
-        }
-        let before = self.chosen.pairs();
-        self.chosen.set_pairs(pairs);
-        let attached = self.attach_pairs();
-        if !attached {
-            self.chosen.set_pairs(before);
-        }
-        attached
+/// Has the kernel put packets into as many pairs of queues as the driver wants to be used.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn attach(links: &[Link], pairs: u16) -> io::Result<()> {
+    // A tap with one queue cannot let go of it.
+    if links.len() < 2 {
+        return Ok(());
     }
-
-    /// Has the kernel put packets into as many pairs of queues as the driver wants to be used.
-    pub fn attach_pairs(&self) -> bool {
-        let pairs = usize::from(self.chosen.pairs());
-        // A tap with one queue cannot let go of it.
-        let several = self.links.len() > 1;
-        let mut links = self.links.iter().enumerate();
-        links.all(|(index, link)| !several || link.set_attached(index < pairs).is_ok())
-    }
+    let mut links = links.iter().enumerate();
+    links.try_for_each(|(index, link)| link.set_attached(index < usize::from(pairs)))
 }
 
 /// A count and as many addresses.

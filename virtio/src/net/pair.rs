@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use nix::poll::PollFlags;
 
-use super::control::Control;
+use super::control::{Control, attach};
 use super::{Link, feature};
 use crate::device::Events;
 use crate::features::Features;
@@ -48,6 +48,8 @@ pub(super) struct Pair {
     control: Option<Control>,
     queues: [Option<(u16, Queue)>; 3],
     live: Option<Live>,
+    /// How often the device was activated.
+    life: u64,
     chain: Chain,
     arriving: Arriving,
 }
@@ -56,6 +58,47 @@ struct Live {
     ram: Arc<GuestRam>,
     events: Arc<dyn Events>,
     features: Features,
+    /// The tap does what was agreed on.
+    is_set_up: bool,
+}
+
+/// What the kernel does as soon as others leave network devices alone: nobody who needs the pair waits for that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Job {
+    /// Of which life of the device.
+    life: u64,
+    task: Task,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Task {
+    /// Has the tap do what was agreed on, and pass packets to so many pairs.
+    SetUp {
+        features: Features,
+        pairs: Option<u16>,
+    },
+    /// Has it pass packets to so many pairs.
+    Attach { pairs: u16 },
+}
+
+impl Job {
+    /// Does it, which may take a while.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn run(&self, index: u16, links: &[Link]) -> io::Result<()> {
+        match self.task {
+            Task::SetUp { features, pairs } => {
+                if let Some(link) = links.get(usize::from(index)) {
+                    link.configure(header(features), features)?;
+                }
+                // As many as can be had: packets come by the first in any case.
+                let _ = pairs.map(|pairs| attach(links, pairs));
+                Ok(())
+            }
+            Task::Attach { pairs } => attach(links, pairs),
+        }
+    }
 }
 
 /// A packet on its way to the driver.
@@ -115,34 +158,67 @@ impl Pair {
             control,
             queues: [None, None, None],
             live: None,
+            life: 0,
             chain: Chain::default(),
             arriving: Arriving::default(),
         }
     }
 
     pub fn activate(&mut self, ram: Arc<GuestRam>, events: Arc<dyn Events>, features: Features) {
-        let header = header(features);
-        let link = self.links.get(usize::from(self.index));
-        if let Some(Err(error)) = link.map(|link| link.configure(header, features)) {
-            events.needs_reset(&format_args!(
-                "the tap does not do what was agreed on: {error}"
-            ));
-            return;
-        }
-        if let Some(control) = &self.control {
-            control.attach_pairs();
-        }
+        self.life = self.life.wrapping_add(1);
         self.live = Some(Live {
             ram,
             events,
             features,
+            is_set_up: false,
         });
+    }
+
+    /// What is to be done first, without the pair.
+    pub fn job(&self) -> Option<Job> {
+        let live = self.live.as_ref()?;
+        let control = self.control.as_ref();
+        let task = if live.is_set_up {
+            let pairs = control?.wanted_pairs()?;
+            Task::Attach { pairs }
+        } else {
+            let features = live.features;
+            let pairs = control.map(Control::pairs);
+            Task::SetUp { features, pairs }
+        };
+        let life = self.life;
+        Some(Job { life, task })
+    }
+
+    /// It is done. Nobody wants to know any more if the device was reset meanwhile.
+    pub fn done(&mut self, job: Job, done: io::Result<()>) {
+        let Some(live) = self.live.as_mut().filter(|_| job.life == self.life) else {
+            return;
+        };
+        match (job.task, done) {
+            (Task::SetUp { .. }, Ok(())) => live.is_set_up = true,
+            (Task::SetUp { .. }, Err(error)) => {
+                let events = Arc::clone(&live.events);
+                self.deactivate();
+                events.needs_reset(&format_args!(
+                    "the tap does not do what was agreed on: {error}"
+                ));
+            }
+            (Task::Attach { .. }, done) => {
+                if let Some(control) = &mut self.control {
+                    control.attached(done.is_ok());
+                }
+            }
+        }
     }
 
     pub fn deactivate(&mut self) {
         self.live = None;
         self.queues = [None, None, None];
         self.arriving = Arriving::default();
+        if let Some(control) = &mut self.control {
+            control.forget();
+        }
         // It holds the guest's memory if the driver broke its ring in the middle of a packet.
         self.chain.clear();
     }
@@ -168,7 +244,7 @@ impl Pair {
             next: Next::default(),
             packets: false,
         };
-        let Some(live) = &self.live else {
+        let Some(live) = self.live.as_ref().filter(|live| live.is_set_up) else {
             return waiting;
         };
         let (ram, events) = (Arc::clone(&live.ram), Arc::clone(&live.events));
