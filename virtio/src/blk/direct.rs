@@ -8,12 +8,12 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::memory::{Reader, Writer};
 
 /// As aligned as any storage needs it.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4096))]
 struct Page([u8; 4096]);
 
@@ -28,7 +28,7 @@ thread_local! {
 fn with_memory<T>(access: impl FnOnce(&mut [u8]) -> io::Result<T>) -> io::Result<T> {
     MEMORY.with_borrow_mut(|memory| {
         if memory.is_empty() {
-            *memory = Page::new_vec_zeroed(PAGES).map_err(|_| io::ErrorKind::OutOfMemory)?;
+            *memory = vec![Page([0; 4096]); PAGES];
         }
         access(memory.as_mut_bytes())
     })
