@@ -4,6 +4,16 @@ EDU=0000:03:01.0
 CARD=0000:03:02.0
 both_on_vfio() { driven_by vfio-pci $EDU && driven_by vfio-pci $CARD; }
 
+hidden() { pciback list | grep "^$1 " | grep -q hidden; }
+both_hidden() { hidden $EDU && hidden $CARD; }
+in_use_elsewhere() {
+  bind_vfio $EDU || return
+  exec 9<>"/dev/vfio/$1" || return
+  refused "fuser" pciback hide --group $EDU || return
+  exec 9>&-
+  unbind_vfio $EDU
+}
+
 story() {
   local group
   must "pcibackd runs on the embedded Xen with the machine's devices" start_backend
@@ -14,9 +24,11 @@ story() {
   check "and with the remedy" refused "pciback hide --group $EDU" pciback hide $EDU
   check "nothing has changed" driven_by e1000 $CARD
   check "edu has no driver still" not driven_by vfio-pci $EDU
+  check "what another program has open is refused, and the remedy told" in_use_elsewhere "$group"
+  check "nothing stays half-way" driven_by e1000 $CARD
   check "the group is hidden as a whole" has "with $CARD" pciback hide --group $EDU
   check "both are bound to vfio-pci" both_on_vfio
-  check "both are listed as hidden" has "$CARD" pciback status
+  check "both are listed as hidden" both_hidden
   check "the bridge above stays as it was" not driven_by vfio-pci 0000:02:00.0
   check "one alone is not given back" refused "goes back to dom0 together" pciback unhide $CARD
   check "edu is reset with its bus" has "reset" pciback reset --method bus $EDU
@@ -27,7 +39,7 @@ story() {
   check "is bound to vfio-pci" driven_by vfio-pci 0000:00:05.0
   check "and can be read" has "Vendor ID" pciback show 0000:00:05.0
   check "after a kill it is taken up again" restart_killed
-  check "and is hidden still" has "0000:00:05.0" pciback status
+  check "and is hidden still" hidden 0000:00:05.0
   check "it is given back" pciback unhide 0000:00:05.0
   check "without a driver, as before" not driven_by vfio-pci 0000:00:05.0
 }
