@@ -9,7 +9,8 @@ use serde::de::{Deserializer, Error};
 use toml::Spanned;
 
 use super::settings::{
-    AerSetting, InterruptControl, Partial, PermissiveSetting, QuirkList, ResetChoice,
+    AerSetting, HostChoice, InterruptControl, Intx, Partial, PermissiveSetting, QuirkList,
+    ResetChoice,
 };
 
 /// What holds for all devices that nothing else is said of.
@@ -109,6 +110,8 @@ impl<'de> Deserialize<'de> for DeviceTable {
             allow_shared_interrupt: Option<bool>,
             allow_shared_pages: Option<bool>,
             aer: Option<AerSetting>,
+            host: Option<HostChoice>,
+            intx: Option<Intx>,
         }
         let table = Table::deserialize(deserializer)?;
         let id = table.id.map(|text| {
@@ -139,6 +142,8 @@ impl<'de> Deserialize<'de> for DeviceTable {
                 allow_shared_interrupt: table.allow_shared_interrupt,
                 allow_shared_pages: table.allow_shared_pages,
                 aer: table.aer,
+                host: table.host,
+                intx: table.intx,
             },
         })
     }

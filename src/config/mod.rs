@@ -57,7 +57,8 @@ pub use self::device::{Defaults, DeviceEntry, Keys};
 pub use self::live::Live;
 pub use self::origin::{Origin, Setting};
 pub use self::settings::{
-    AerPolicy, AerSetting, DeviceSettings, InterruptControl, OnFailure, ResetChoice,
+    AerPolicy, AerSetting, DeviceSettings, HostChoice, InterruptControl, Intx, OnFailure,
+    ResetChoice,
 };
 
 pub use self::virtio::{

@@ -25,6 +25,10 @@ pub enum Setting {
     Reset,
     /// `aer`.
     Aer,
+    /// `host`.
+    Host,
+    /// `intx`.
+    Intx,
 }
 
 /// What in the configuration a setting comes from.
@@ -107,6 +111,8 @@ impl Partial {
             Setting::SharedPages => self.allow_shared_pages.is_some(),
             Setting::Reset => self.reset.is_some(),
             Setting::Aer => self.aer.is_some(),
+            Setting::Host => self.host.is_some(),
+            Setting::Intx => self.intx.is_some(),
         }
     }
 }

@@ -26,6 +26,55 @@ pub struct DeviceSettings {
     pub allow_shared_pages: bool,
     /// What becomes of a guest whose device has had an error.
     pub aer: AerPolicy,
+    /// How the device is reached.
+    pub host: HostChoice,
+    /// Whether the guest gets its INTx line.
+    pub intx: Intx,
+}
+
+/// How a device is reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HostChoice {
+    /// As the platform does: sysfs under Xen, VFIO where Linux has the IOMMU.
+    #[default]
+    Auto,
+    /// Through sysfs, or not at all.
+    Sysfs,
+    /// Through VFIO, or not at all.
+    Vfio,
+}
+
+impl HostChoice {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Sysfs => "sysfs",
+            Self::Vfio => "vfio",
+        }
+    }
+}
+
+/// Whether a guest gets its device's INTx line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Intx {
+    /// If nobody else uses it.
+    #[default]
+    Auto,
+    /// Never: its driver uses MSI or MSI-X.
+    Off,
+}
+
+impl Intx {
+    /// As it is written.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// Whether a guest may set the MSI, MSI-X and INTx enable bits of its device itself. A qemu in a stub domain has to.
@@ -187,6 +236,8 @@ pub(super) struct Partial {
     pub allow_shared_interrupt: Option<bool>,
     pub allow_shared_pages: Option<bool>,
     pub aer: Option<AerSetting>,
+    pub host: Option<HostChoice>,
+    pub intx: Option<Intx>,
 }
 
 impl Partial {
@@ -211,6 +262,12 @@ impl Partial {
         }
         if let Some(aer) = self.aer {
             aer.apply_to(&mut settings.aer);
+        }
+        if let Some(host) = self.host {
+            settings.host = host;
+        }
+        if let Some(intx) = self.intx {
+            settings.intx = intx;
         }
     }
 }

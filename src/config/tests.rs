@@ -147,6 +147,8 @@ fn what_is_not_understood_is_refused_with_its_place() {
         ),
         ("[defaults]\nid = \"8086:10d3\"", "id"),
         ("[defaults]\nreset = \"hard\"", "hard"),
+        ("[defaults]\nhost = \"qemu\"", "vfio"),
+        ("[defaults]\nintx = \"on\"", "off"),
         ("[defaults]\naer = { timeout = 0 }", "nonzero"),
         ("[commands]\nkill = []", "program"),
         ("[commands]\nkil = [\"xl\"]", "kil"),
@@ -202,7 +204,7 @@ fn what_is_not_said_of_a_device_comes_from_the_defaults_setting_by_setting() {
     let settings = parse(
         "[defaults]\nreset = \"pm\"\naer = { on_failure = \"kill\" }\n\
          [[device]]\nid = \"8086:10d3\"\naer = { timeout = 3 }\nallow_interrupt_control = true\n\
-         allow_shared_interrupt = true\nallow_shared_pages = true\n\
+         allow_shared_interrupt = true\nallow_shared_pages = true\nhost = \"vfio\"\nintx = \"off\"\n\
          [[device]]\nid = \"8086:ffff\"\nreset = \"none\"\n",
     )
     .unwrap()
@@ -212,6 +214,8 @@ fn what_is_not_said_of_a_device_comes_from_the_defaults_setting_by_setting() {
         allow_interrupt_control: InterruptControl::Yes,
         allow_shared_interrupt: true,
         allow_shared_pages: true,
+        host: HostChoice::Vfio,
+        intx: Intx::Off,
         aer: AerPolicy {
             mmio_enabled: false,
             on_failure: OnFailure::Kill,

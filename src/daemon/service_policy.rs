@@ -178,6 +178,18 @@ fn lines(config: &Config, names: &DeviceNames, run_time: &RunTime) -> Vec<Settin
             run_time.reset.is_some(),
         ),
         line(
+            "host",
+            Setting::Host,
+            settings.host.name().to_owned(),
+            false,
+        ),
+        line(
+            "intx",
+            Setting::Intx,
+            settings.intx.name().to_owned(),
+            false,
+        ),
+        line(
             "aer",
             Setting::Aer,
             format!(

@@ -10,7 +10,8 @@ use crate::host::devices::RESERVED_FOR;
 use crate::host::record::{Flags, Phase};
 use crate::host::reset::{Way, names, way};
 use crate::host::sharing::Holder;
-use crate::host::{Function, HostError, is_bridge};
+use crate::host::vfio::group::Group;
+use crate::host::{Backend, Function, HostError, backend, is_bridge};
 use crate::text::chain;
 
 /// Judges the facts.
@@ -25,6 +26,7 @@ pub fn judge(facts: &DeviceFacts) -> Vec<Finding> {
         return findings.into_list();
     }
     holder(&mut findings, facts, bdf);
+    host(&mut findings, facts, bdf);
     driver_override(&mut findings, facts, bdf);
     needed(&mut findings, facts);
     match &facts.registers {
@@ -111,6 +113,65 @@ fn holder(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
         (Phase::Hidden, _) => findings.ok(CHECK, "nobody: it can be given to a guest"),
         (phase, _) => findings.ok(CHECK, format!("nobody for now: {}", phase.name())),
     }
+}
+
+/// How it is reached, and why so.
+fn host(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
+    const CHECK: &str = "host";
+    let choice = facts.settings.map(|settings| settings.host);
+    if let Err(wrong) = backend::check(choice.unwrap_or_default(), facts.backend) {
+        return findings.problem(
+            CHECK,
+            wrong.to_string(),
+            format!(
+                "take 'host' out of its settings: pciback set {bdf} shows where they come from"
+            ),
+        );
+    }
+    match (facts.backend, &facts.group) {
+        (Backend::Simulated, _) => findings.not_applicable(CHECK, "it is simulated"),
+        (Backend::Sysfs, None) => findings.ok(
+            CHECK,
+            "sysfs: Linux has no IOMMU group of it, as under Xen, which keeps its DMA in bounds itself",
+        ),
+        (Backend::Sysfs, Some(group)) => findings.ok(
+            CHECK,
+            format!(
+                "sysfs, as under Xen; Linux has it in IOMMU group {}, so a pcibackd without Xen (--platform vfio) would reach it through VFIO",
+                group.number
+            ),
+        ),
+        (Backend::Vfio, None) => {
+            findings.problem(
+                CHECK,
+                "VFIO, and Linux has no IOMMU group of it",
+                "switch the IOMMU on in the firmware, and in Linux: intel_iommu=on or amd_iommu=on on its command line",
+            );
+        }
+        (Backend::Vfio, Some(group)) => match group.check(&[bdf]) {
+            Ok(()) => findings.ok(
+                CHECK,
+                format!("VFIO: Linux has the IOMMU; group {}{}", group.number, others(group, bdf)),
+            ),
+            Err(others) => findings.warning(
+                CHECK,
+                format!("VFIO: Linux has the IOMMU; it cannot be given to a guest alone: {others}"),
+                format!("pciback hide --group {bdf}"),
+            ),
+        },
+    }
+}
+
+fn others(group: &Group, bdf: Bdf) -> String {
+    let others = group.endpoints().filter(|other| *other != bdf);
+    let others: Vec<String> = others.map(|other| other.to_string()).collect();
+    if others.is_empty() {
+        return String::new();
+    }
+    format!(
+        ", which goes to one guest together with {}",
+        others.join(", ")
+    )
 }
 
 fn driver_override(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {

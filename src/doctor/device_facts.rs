@@ -11,7 +11,8 @@ use xenbus::DomId;
 use crate::config::DeviceSettings;
 use crate::host::record::{Flags, Owner, Phase, Record};
 use crate::host::sharing::{Hidden, Holder, Shared, in_pages, neighbours, on_line};
-use crate::host::{Bus, Description, Function, HostError};
+use crate::host::vfio::group::Group;
+use crate::host::{Backend, Bus, Description, Function, HostError};
 use crate::text::chain;
 
 /// Where a hidden device is, as its record says.
@@ -47,6 +48,10 @@ impl Standing {
 pub struct DeviceFacts {
     /// What the bus knows of it.
     pub description: Description,
+    /// How it is reached.
+    pub backend: Backend,
+    /// Its IOMMU group, if Linux has one.
+    pub group: Option<Group>,
     /// Where it is; `None`: it is not hidden.
     pub standing: Option<Standing>,
     /// What it is reserved for.
@@ -138,6 +143,8 @@ impl DeviceFacts {
         };
         let resources = &description.identity.resources;
         Ok(Self {
+            backend: bus.backend(),
+            group: bus.group(bdf),
             standing: own,
             driver_override: bus.driver_override(bdf).ok().flatten(),
             registers: registers(bus, &description),

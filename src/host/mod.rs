@@ -3,6 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | this one | the bus they are on, as an interface ([`Bus`]) |
+//! | [`backend`] | which bus, and why |
 //! | [`sysfs`] | the machine's own bus |
 //! | [`vfio`] | the machine's own bus through VFIO, for the embedded platform |
 //! | [`sim`] | a simulated one, for the embedded platform |
@@ -14,6 +15,7 @@
 //! | [`config_state`] | saving and restoring configuration space |
 //! | [`interrupts`] | a hidden device's MSI and MSI-X |
 
+pub mod backend;
 mod config_file;
 pub mod config_state;
 pub mod devices;
@@ -27,9 +29,11 @@ pub mod sim;
 pub mod sysfs;
 pub mod vfio;
 
+pub use self::backend::Backend;
 pub use self::read_only::ReadOnly;
 
 use self::sharing::Occupancy;
+use self::vfio::group::Group;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -82,6 +86,14 @@ pub enum HostError {
         /// Why.
         #[source]
         source: AccessError,
+    },
+    /// It is not to be reached in the way that this platform has.
+    #[error("{bdf}: {why}")]
+    WrongHost {
+        /// The device.
+        bdf: Bdf,
+        /// Which.
+        why: backend::WrongHost,
     },
     /// Nothing keeps its DMA in bounds.
     #[error(
@@ -167,17 +179,6 @@ pub fn is_bridge(class: u32) -> bool {
     const BRIDGE: u32 = 0x06;
     const OTHER: u32 = 0x80;
     class >> 16 == BRIDGE && class >> 8 & 0xff != OTHER
-}
-
-/// How host devices are reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Backend {
-    /// Through Linux's sysfs: Xen has the IOMMU and the interrupts.
-    Sysfs,
-    /// Through VFIO: Linux has them.
-    Vfio,
-    /// They are simulated.
-    Simulated,
 }
 
 /// The bus that host devices are on. Every method may block for as long as the kernel takes; [`Bus::reset`] up to a minute.
@@ -321,6 +322,11 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// # Errors
     /// When that cannot be found out.
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError>;
+
+    /// The device's IOMMU group, if Linux has one.
+    fn group(&self, _bdf: Bdf) -> Option<Group> {
+        None
+    }
 
     /// The devices that a guest gets only with this one or not at all, this one among them.
     ///

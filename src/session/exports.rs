@@ -11,6 +11,7 @@ use xenbus::{DomId, Xen};
 
 use super::aer::Work;
 use super::policy::CurrentPolicy;
+use crate::config::Intx;
 use crate::host::config_state;
 use crate::host::devices::{Claim, Device, DeviceError, Devices, Line, silence};
 use crate::host::interrupts::Interrupts;
@@ -319,6 +320,9 @@ impl Exports {
                 page: shared.what,
                 with: shared.to_string(),
             });
+        }
+        if settings.intx == Intx::Off {
+            return Ok(Line::Refused);
         }
         match sharing.line.first() {
             Some(shared) if !settings.allow_shared_interrupt => {

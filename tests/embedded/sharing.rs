@@ -84,6 +84,18 @@ fn a_line_that_dom0_uses_is_kept_from_a_guest_and_messages_go_on() {
 }
 
 #[test]
+fn a_guest_that_is_to_have_no_line_gets_messages_alone() {
+    let house = beside(21, "[defaults]\nintx = \"off\"");
+    let (_, mut frontend) = house.boot(&[MSI_ONLY]);
+    frontend.enable_device(FIRST).unwrap();
+    assert_eq!(line(&mut frontend, FIRST), (0, 0));
+    assert!(is_silent(&house, MSI_ONLY));
+    frontend.enable_msi(FIRST).unwrap();
+    assert!(house.bus.raise_interrupt(MSI_ONLY, 0));
+    assert!(frontend.wait_for_interrupt(FIRST, 0, LONG).unwrap());
+}
+
+#[test]
 fn a_guest_keeps_the_line_that_it_has_when_somebody_else_comes_to_it() {
     let house = beside(21, "");
     let (domain, mut frontend) = house.boot(&[INTX_ONLY]);

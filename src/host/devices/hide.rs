@@ -9,10 +9,10 @@ use xenbus::{DomId, XenError};
 use super::device::Parts;
 use super::reset::not_free;
 use super::{Device, DeviceError, Devices, for_xen};
-use crate::host::Function;
 use crate::host::config_state;
 use crate::host::is_bridge;
 use crate::host::record::{Flags, Phase, Record};
+use crate::host::{Function, HostError, backend};
 use crate::text::chain;
 
 /// The name that `driver_override` reserves a hidden device for. The kernel's own backend and libvirt use the same.
@@ -180,6 +180,9 @@ impl Devices {
                 return Err(DeviceError::Needed { bdf, reason });
             }
         }
+        let choice = self.config.get().settings_for(&before.names()).host;
+        backend::check(choice, self.bus.backend())
+            .map_err(|why| HostError::WrongHost { bdf, why })?;
         self.bus.check_together(bdf, together)?;
         // They go with its driver. Not even by force while guests have them: who insists takes them from the guests first.
         self.take_back_functions(bdf)?;

@@ -25,7 +25,8 @@ use super::errors::ErrorReports;
 use super::errors::counters::{self, Counters};
 use super::errors::tracepoint::Tracepoint;
 use super::sharing::Occupancy;
-use super::{Backend, Bus, Config, Description, Function, HostError};
+use super::vfio::group::{self, Group, Member};
+use super::{Backend, Bus, Config, Description, Function, HostError, is_bridge};
 use crate::facade::RealDrivers;
 use crate::text::chain;
 
@@ -71,11 +72,6 @@ impl Sysfs {
         self.drivers
             .as_ref()
             .is_some_and(|drivers| drivers.exists(driver))
-    }
-
-    /// Where the kernel has all that it tells.
-    pub(super) fn root(&self) -> &Path {
-        &self.root
     }
 
     /// A device's directory.
@@ -466,6 +462,23 @@ impl Bus for Sysfs {
             },
             remedy: "the file sriov_numvfs in its sysfs directory is mounted over itself, read-only, while guests have virtual functions",
             source,
+        })
+    }
+
+    fn group(&self, bdf: Bdf) -> Option<Group> {
+        let number = group::number_of(&self.device(bdf))?;
+        let found = group::devices_of(&self.root, number);
+        let members = found.into_iter().filter_map(|bdf| {
+            let description = self.describe(bdf).ok()?;
+            Some(Member {
+                bdf,
+                is_bridge: is_bridge(description.class),
+                driver: description.driver,
+            })
+        });
+        Some(Group {
+            number,
+            members: members.collect(),
         })
     }
 

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::config::VfioConfig;
 use super::errors::Errors;
+use super::group::Group;
 use super::reset::BUS;
 use super::{DRIVER, VfioBus, binding, lock};
 use crate::host::errors::ErrorReports;
@@ -204,12 +205,18 @@ impl Bus for VfioBus {
         self.sysfs.needed_by_dom0(bdf)
     }
 
+    fn group(&self, bdf: Bdf) -> Option<Group> {
+        self.sysfs.group(bdf)
+    }
+
     fn together(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
-        Ok(self.group(bdf)?.endpoints().collect())
+        let group = self.group(bdf).ok_or(HostError::NoIommu { bdf })?;
+        Ok(group.endpoints().collect())
     }
 
     fn check_together(&self, bdf: Bdf, taken: &[Bdf]) -> Result<(), HostError> {
-        self.group(bdf)?
+        self.group(bdf)
+            .ok_or(HostError::NoIommu { bdf })?
             .check(taken)
             .map_err(|others| HostError::NotViable { bdf, others })
     }

@@ -87,13 +87,13 @@ impl Group {
 }
 
 /// The number of a device's group; `None` without an IOMMU that Linux uses.
-pub(super) fn number_of(device: &Path) -> Option<u32> {
+pub(in crate::host) fn number_of(device: &Path) -> Option<u32> {
     let link = fs::read_link(device.join("iommu_group")).ok()?;
     link.file_name()?.to_str()?.parse().ok()
 }
 
 /// The addresses of a group's devices, in order.
-pub(super) fn devices_of(sys: &Path, number: u32) -> Vec<Bdf> {
+pub(in crate::host) fn devices_of(sys: &Path, number: u32) -> Vec<Bdf> {
     let path = sys.join(format!("kernel/iommu_groups/{number}/devices"));
     let entries = fs::read_dir(path).into_iter().flatten();
     let mut found: Vec<Bdf> = entries

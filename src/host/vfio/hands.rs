@@ -16,11 +16,11 @@ use xenbus::sim::DmaMemory;
 use xenbus::{DomId, Gsi};
 
 use super::device::{Open, Slot};
-use super::group::{self, Group, Member};
+use super::group;
 use super::interrupts::Listener;
 use super::space::{self, Space};
 use super::{VfioBus, binding, ioctl, lock, refused};
-use crate::host::{Bus, HostError, is_bridge};
+use crate::host::{Bus, HostError};
 
 /// A group that is in a space, as long as something of it is open.
 #[derive(Debug)]
@@ -69,27 +69,6 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 impl VfioBus {
-    /// A device's IOMMU group, as it is now.
-    ///
-    /// # Errors
-    /// [`HostError::NoIommu`].
-    pub(super) fn group(&self, bdf: Bdf) -> Result<Group, HostError> {
-        let number = group::number_of(&self.sysfs.device(bdf)).ok_or(HostError::NoIommu { bdf })?;
-        let found = group::devices_of(self.sysfs.root(), number);
-        let members = found.into_iter().filter_map(|bdf| {
-            let description = self.sysfs.describe(bdf).ok()?;
-            Some(Member {
-                bdf,
-                is_bridge: is_bridge(description.class),
-                driver: description.driver,
-            })
-        });
-        Ok(Group {
-            number,
-            members: members.collect(),
-        })
-    }
-
     /// A device that vfio-pci has, opened if it is not yet: in a space with nothing in it, or in that of its group.
     ///
     /// # Errors
@@ -99,7 +78,7 @@ impl VfioBus {
         if let Some(slot) = self.slot(bdf) {
             return Ok(slot);
         }
-        let group = self.group(bdf)?;
+        let group = self.group(bdf).ok_or(HostError::NoIommu { bdf })?;
         group
             .check(&[bdf])
             .map_err(|others| HostError::NotViable { bdf, others })?;

@@ -22,6 +22,7 @@ story() {
   check "and e1000 has its driver" driven_by e1000 $CARD
   check "edu alone is refused, with what is in the way" refused "group $group also holds $CARD, bound to e1000" pciback hide $EDU
   check "and with the remedy" refused "pciback hide --group $EDU" pciback hide $EDU
+  check "doctor says how it is reached, and what is in the way" has "group $group also holds $CARD" pciback doctor $EDU
   check "nothing has changed" driven_by e1000 $CARD
   check "edu has no driver still" not driven_by vfio-pci $EDU
   check "what another program has open is refused, and the remedy told" in_use_elsewhere "$group"
