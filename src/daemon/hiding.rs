@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use conf_space::address::Bdf;
 use conf_space::selector::{self, DeviceNames};
 use log::{error, info, warn};
 use mio::Waker;
@@ -103,8 +104,20 @@ fn hide_listed(config: &Config, before: Option<&Config>, devices: &Arc<Devices>)
             if before.is_some_and(|before| is_listed(before, device)) {
                 continue;
             }
-            match devices.hide(device.bdf, false, Quarantine::Ours) {
-                Ok(_) => info!("{} is hidden", device.bdf),
+            // Of an IOMMU group either all are named, or the others are in dom0's hands.
+            let group = devices.bus().together(device.bdf).unwrap_or_default();
+            let named = |bdf: &Bdf| {
+                let mut known = existing.iter();
+                known.any(|device| device.bdf == *bdf && is_listed(config, device))
+            };
+            let hidden = if group.len() > 1 && group.iter().all(named) {
+                devices.hide_group(device.bdf, false).map(drop)
+            } else {
+                let alone = devices.hide(device.bdf, false, Quarantine::Ours);
+                alone.map(drop)
+            };
+            match hidden {
+                Ok(()) => info!("{} is hidden", device.bdf),
                 Err(error) => error!("configuration, hide: {}", chain(&error)),
             }
         }

@@ -215,10 +215,11 @@ impl Bus for VfioBus {
     }
 
     fn check_together(&self, bdf: Bdf, taken: &[Bdf]) -> Result<(), HostError> {
-        self.group(bdf)
-            .ok_or(HostError::NoIommu { bdf })?
+        let group = self.group(bdf).ok_or(HostError::NoIommu { bdf })?;
+        group
             .check(taken)
-            .map_err(|others| HostError::NotViable { bdf, others })
+            .map_err(|others| HostError::NotViable { bdf, others })?;
+        self.check_unused(bdf, &group)
     }
 
     fn forget(&self, bdf: Bdf) {

@@ -16,10 +16,10 @@ use xenbus::sim::DmaMemory;
 use xenbus::{DomId, Gsi};
 
 use super::device::{Open, Slot};
-use super::group;
+use super::group::{self, Group, Member};
 use super::interrupts::Listener;
 use super::space::{self, Space};
-use super::{VfioBus, binding, ioctl, lock, refused};
+use super::{DRIVER, VfioBus, binding, ioctl, lock, refused};
 use crate::host::{Bus, HostError};
 
 /// A group that is in a space, as long as something of it is open.
@@ -47,6 +47,17 @@ fn open_group(number: u32) -> io::Result<File> {
         .open(group_path(number))
 }
 
+/// Whether another process has a group open, or a device of it. Whatever else keeps us from opening it is another matter.
+///
+/// # Errors
+/// EBUSY.
+fn is_elsewhere(number: u32) -> io::Result<()> {
+    match open_group(number) {
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 /// What an operator can do about a group that cannot be opened.
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw) {
@@ -69,6 +80,23 @@ fn remedy(error: &io::Error) -> &'static str {
 }
 
 impl VfioBus {
+    /// Refuses a group that another process has open: what is bound to vfio-pci could then neither be opened nor given back.
+    ///
+    /// # Errors
+    /// EBUSY.
+    pub(super) fn check_unused(&self, bdf: Bdf, group: &Group) -> Result<(), HostError> {
+        let by_vfio = |member: &Member| member.driver.as_deref() == Some(DRIVER);
+        let hands = lock(&self.hands);
+        if hands.groups.contains_key(&group.number) || !group.members.iter().any(by_vfio) {
+            return Ok(());
+        }
+        is_elsewhere(group.number).map_err(|error| {
+            let action = format!("take its IOMMU group {}", group.number);
+            let remedy = remedy(&error);
+            refused(bdf, action, remedy)(error)
+        })
+    }
+
     /// A device that vfio-pci has, opened if it is not yet: in a space with nothing in it, or in that of its group.
     ///
     /// # Errors
@@ -164,8 +192,7 @@ impl VfioBus {
         let number = group::number_of(&self.sysfs.device(bdf)).ok_or(HostError::NoIommu { bdf })?;
         self.close(&mut hands, number);
         self.forget_slot(bdf);
-        let free = open_group(number).map(drop);
-        let result = free
+        let result = is_elsewhere(number)
             .map_err(|error| {
                 let remedy = remedy(&error);
                 refused(bdf, "take it from vfio-pci", remedy)(error)

@@ -9,9 +9,21 @@ both_hidden() { hidden $EDU && hidden $CARD; }
 in_use_elsewhere() {
   bind_vfio $EDU || return
   exec 9<>"/dev/vfio/$1" || return
-  refused "fuser" pciback hide --group $EDU || return
+  refused "fuser" pciback hide --group $CARD || return
   exec 9>&-
   unbind_vfio $EDU
+}
+without_vfio() {
+  mv /dev/vfio/vfio /dev/vfio/away
+  refused "modprobe vfio-pci" pciback hide --group $EDU
+  local status=$?
+  mv /dev/vfio/away /dev/vfio/vfio
+  return $status
+}
+at_start() {
+  mkdir -p /etc/pciback
+  echo "hide = [\"$CARD\", \"$EDU\"]" >/etc/pciback/pcibackd.toml
+  restart_killed && wait_for 20 both_hidden
 }
 
 story() {
@@ -27,6 +39,9 @@ story() {
   check "edu has no driver still" not driven_by vfio-pci $EDU
   check "what another program has open is refused, and the remedy told" in_use_elsewhere "$group"
   check "nothing stays half-way" driven_by e1000 $CARD
+  check "nor is anything taken without VFIO" without_vfio
+  check "and nothing stays half-way" driven_by e1000 $CARD
+  check "nor of edu" not driven_by vfio-pci $EDU
   check "the group is hidden as a whole" has "with $CARD" pciback hide --group $EDU
   check "both are bound to vfio-pci" both_on_vfio
   check "both are listed as hidden" both_hidden
@@ -43,4 +58,5 @@ story() {
   check "and is hidden still" hidden 0000:00:05.0
   check "it is given back" pciback unhide 0000:00:05.0
   check "without a driver, as before" not driven_by vfio-pci 0000:00:05.0
+  check "a group that the configuration names as a whole is hidden at start" at_start
 }
