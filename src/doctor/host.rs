@@ -60,7 +60,7 @@ fn xen(findings: &mut Findings, facts: &HostFacts) {
         Role::None => findings.problem(
             "Xen",
             "this system does not run on Xen",
-            "boot it by Xen (on Debian: the entry 'with Xen hypervisor'); for a try without: pciback demo",
+            "boot it by Xen (on Debian: the entry 'with Xen hypervisor'); for a try without: pciback demo. Without Xen, and with an IOMMU: pcibackd --platform vfio",
         ),
     }
     if !facts.role.is_dom0() {

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | this one | what a finding is |
 //! | [`host`], [`host_facts`] | Xen, IOMMU, the kernel, the facade |
+//! | [`vfio`] | the same for a daemon without Xen |
 //! | [`device`], [`device_facts`] | one device |
 //! | [`offline`] | devices, when no daemon answers |
 //! | [`modules`] | whether the kernel's own backend can come up |
@@ -18,6 +19,7 @@ pub mod host;
 pub mod host_facts;
 pub mod modules;
 pub mod offline;
+pub mod vfio;
 
 use conf_space::address::Bdf;
 use serde::{Deserialize, Serialize};

@@ -8,6 +8,7 @@ use pcibackd::control::client;
 use pcibackd::control::protocol::{DaemonStatus, Request, Response};
 use pcibackd::daemon::{PlatformKind, records};
 use pcibackd::doctor::host_facts::{HostFacts, RunningDaemon, run_xl};
+use pcibackd::doctor::vfio::{self, VfioFacts};
 use pcibackd::doctor::{Finding, Verdict, host, offline};
 use pcibackd::host::sysfs::Sysfs;
 use pcibackd::text::{chain, printable};
@@ -52,12 +53,16 @@ pub fn run(run_dir: &Path, arguments: &Doctor) -> Result<Outcome, CommandError> 
         Response::Status(status) => Some(status),
         _ => None,
     });
-    let embedded = status
-        .as_ref()
-        .is_ok_and(|status| status.platform == PlatformKind::Sim.name());
-    let mut findings = if embedded {
+    let runs_on = |kind: PlatformKind| {
+        status
+            .as_ref()
+            .is_ok_and(|status| status.platform == kind.name())
+    };
+    let mut findings = if runs_on(PlatformKind::Sim) {
         // The host is none of its business.
         Vec::new()
+    } else if runs_on(PlatformKind::Vfio) {
+        vfio::judge(&VfioFacts::gather(Path::new("/")))
     } else {
         examine_host(&status)
     };
