@@ -185,6 +185,11 @@ impl ErrorReports for Counters {
             .collect())
     }
 
+    fn delay(&self) -> Duration {
+        // It may just have been looked when the error came, and the kernel may count it later than it tells drivers.
+        PERIOD.saturating_mul(2)
+    }
+
     fn close(self: Box<Self>, _keep: bool) {}
 }
 

@@ -17,6 +17,7 @@ pub mod tracepoint;
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use conf_space::address::Bdf;
 
@@ -95,6 +96,11 @@ pub trait ErrorReports: Send + fmt::Debug {
     /// # Errors
     /// The kernel's; there will be no more reports then.
     fn take(&mut self, assigned: &[(Bdf, Vec<Bdf>)]) -> io::Result<Vec<ErrorReport>>;
+
+    /// How long after an error its report may come.
+    fn delay(&self) -> Duration {
+        Duration::ZERO
+    }
 
     /// The daemon stops. `keep`: guests have devices, and the next daemon wants to know what happened meanwhile.
     fn close(self: Box<Self>, keep: bool);

@@ -1,9 +1,10 @@
 //! Errors that devices report: from the kernel's trace, as on any host, and from VFIO, which tells of those that the trace is silent about.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use conf_space::Bdf;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -45,7 +46,11 @@ pub(super) struct Errors {
     traced: Box<dyn ErrorReports>,
     /// Readable when one of the two is.
     either: Epoll,
+    /// What VFIO has told of, and when, until it is clear whether a report speaks of it.
+    told: Told,
 }
+
+type Told = BTreeMap<Bdf, Instant>;
 
 impl Errors {
     /// # Errors
@@ -59,32 +64,33 @@ impl Errors {
             shared,
             traced,
             either,
+            told: BTreeMap::new(),
         })
     }
 }
 
-/// What VFIO has told, and no report speaks of. The kernel traces an error before it tells the drivers of it, so what is in the trace is there
-/// already. How bad it is VFIO does not say.
+/// Forgets of what VFIO has told what reports speak of, and takes from it what they would speak of by now. How bad that is VFIO does not say.
 fn unheard(
-    told: BTreeSet<Bdf>,
+    told: &mut Told,
     heard: &[ErrorReport],
     assigned: &[(Bdf, Vec<Bdf>)],
+    is_due: impl Fn(Instant) -> bool,
 ) -> Vec<ErrorReport> {
     let ports_of = |bdf: Bdf| {
         let found = assigned.iter().find(|(device, _)| *device == bdf);
         found.map_or(&[][..], |(_, ports)| ports)
     };
-    told.into_iter()
-        .filter(|bdf| {
-            !heard
-                .iter()
-                .any(|report| report.concerns(*bdf, ports_of(*bdf), ports_of(report.source)))
-        })
-        .map(|source| ErrorReport {
-            source,
-            severity: Severity::NonFatal,
-        })
-        .collect()
+    told.retain(|bdf, _| {
+        !heard
+            .iter()
+            .any(|report| report.concerns(*bdf, ports_of(*bdf), ports_of(report.source)))
+    });
+    let due = told.extract_if(.., |_, since| is_due(*since));
+    due.map(|(source, _)| ErrorReport {
+        source,
+        severity: Severity::NonFatal,
+    })
+    .collect()
 }
 
 impl ErrorReports for Errors {
@@ -93,10 +99,16 @@ impl ErrorReports for Errors {
     }
 
     fn take(&mut self, assigned: &[(Bdf, Vec<Bdf>)]) -> io::Result<Vec<ErrorReport>> {
-        // In this order: what VFIO tells of is in the trace by then.
-        let told = self.shared.errors.take();
+        let now = Instant::now();
+        // In this order: the kernel traces an error before it tells the drivers of it.
+        for bdf in self.shared.errors.take() {
+            self.told.entry(bdf).or_insert(now);
+        }
         let mut reports = self.traced.take(assigned)?;
-        reports.extend(unheard(told, &reports, assigned));
+        let delay = self.traced.delay();
+        let is_due = |since: Instant| now.saturating_duration_since(since) >= delay;
+        let unheard = unheard(&mut self.told, &reports, assigned, is_due);
+        reports.extend(unheard);
         Ok(reports)
     }
 
@@ -109,9 +121,12 @@ impl ErrorReports for Errors {
 mod tests {
     use super::*;
 
+    fn bdf(text: &str) -> Bdf {
+        text.parse().unwrap()
+    }
+
     #[test]
     fn an_error_that_both_tell_of_is_reported_once() {
-        let bdf = |text: &str| -> Bdf { text.parse().unwrap() };
         let (port, one, other) = (bdf("00:01.0"), bdf("01:00.0"), bdf("02:00.0"));
         let assigned = [(one, vec![port]), (other, vec![])];
         let traced = |source| {
@@ -120,14 +135,29 @@ mod tests {
                 severity: Severity::Fatal,
             }]
         };
-        let told = BTreeSet::from([one, other]);
+        let now = Instant::now();
         let sources = |heard: &[ErrorReport]| -> Vec<Bdf> {
-            let found = unheard(told.clone(), heard, &assigned);
+            let mut told = BTreeMap::from([(one, now), (other, now)]);
+            let found = unheard(&mut told, heard, &assigned, |_| true);
+            assert!(told.is_empty());
             found.into_iter().map(|report| report.source).collect()
         };
         assert_eq!(sources(&[]), [one, other]);
         assert_eq!(sources(&traced(one)), [other]);
         assert_eq!(sources(&traced(port)), [other]);
         assert_eq!(sources(&traced(other)), [one]);
+    }
+
+    #[test]
+    fn what_a_report_may_still_speak_of_is_waited_for() {
+        let one = bdf("01:00.0");
+        let mut told = BTreeMap::from([(one, Instant::now())]);
+        assert_eq!(unheard(&mut told, &[], &[], |_| false), []);
+        let report = ErrorReport {
+            source: one,
+            severity: Severity::Fatal,
+        };
+        assert_eq!(unheard(&mut told, &[report], &[], |_| true), []);
+        assert_eq!(unheard(&mut told, &[], &[], |_| true), []);
     }
 }

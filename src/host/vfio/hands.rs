@@ -75,6 +75,9 @@ fn remedy(error: &io::Error) -> &'static str {
         Some(Errno::ENOSYS) => {
             "the kernel's VFIO has no IOMMU driver of type 1, version 2: modprobe vfio_iommu_type1"
         }
+        Some(Errno::EPROTO | Errno::EOVERFLOW) => {
+            "what the kernel's VFIO says of the device makes no sense, so it is not used: see the kernel's log (dmesg), and try another kernel"
+        }
         _ => "see the kernel's log (dmesg)",
     }
 }
@@ -391,6 +394,7 @@ mod tests {
         assert!(told(Errno::EACCES).contains("DeviceAllow=char-vfio"));
         assert!(told(Errno::EBUSY).contains("fuser"));
         assert!(told(Errno::ENOSYS).contains("vfio_iommu_type1"));
+        assert!(told(Errno::EPROTO).contains("makes no sense"));
         assert!(told(Errno::EIO).contains("dmesg"));
     }
 }
