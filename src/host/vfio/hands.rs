@@ -347,6 +347,14 @@ impl VfioBus {
 }
 
 fn map(space: &Space, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
+    if let Some(why) = space.obstacle(memory) {
+        log::error!(
+            "domain {domain}'s memory at {:#x} ({:#x} bytes) cannot be mapped for DMA: {why}",
+            memory.address,
+            memory.size
+        );
+        return Err(Errno::EINVAL.into());
+    }
     space.map(memory).inspect_err(|error| {
         log::error!(
             "domain {domain}'s memory at {:#x} cannot be mapped for DMA ({error}): {}",

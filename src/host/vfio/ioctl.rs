@@ -16,17 +16,18 @@ use vfio_bindings::bindings::vfio::{
     VFIO_IRQ_SET_DATA_NONE, VFIO_TYPE,
 };
 
-/// A call whose argument begins with its size.
+/// A call whose argument begins with its size. What it does depends on what it is asked of.
 #[derive(Debug, Clone, Copy)]
-enum Sized {
-    GroupGetStatus = 3,
-    DeviceGetInfo = 7,
-    DeviceGetRegionInfo = 8,
-    DeviceGetIrqInfo = 9,
-    DeviceSetIrqs = 10,
-    DeviceGetPciHotResetInfo = 12,
-    DevicePciHotReset = 13,
-}
+struct Sized(u32);
+
+const GROUP_GET_STATUS: Sized = Sized(3);
+const DEVICE_GET_INFO: Sized = Sized(7);
+const DEVICE_GET_REGION_INFO: Sized = Sized(8);
+const DEVICE_GET_IRQ_INFO: Sized = Sized(9);
+const DEVICE_SET_IRQS: Sized = Sized(10);
+const DEVICE_GET_PCI_HOT_RESET_INFO: Sized = Sized(12);
+const DEVICE_PCI_HOT_RESET: Sized = Sized(13);
+const IOMMU_GET_INFO: Sized = Sized(12);
 
 /// Numbers of the others.
 const SET_IOMMU: u32 = 2;
@@ -52,7 +53,7 @@ fn exchange(file: BorrowedFd<'_>, call: Sized, words: &mut [u32]) -> io::Result<
     };
     *first = size;
     // SAFETY: the kernel reads and writes no more than the bytes that the first word says, which are those of `words`.
-    let result = unsafe { libc::ioctl(file.as_raw_fd(), request(call as u32), words.as_mut_ptr()) };
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), request(call.0), words.as_mut_ptr()) };
     u32::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
@@ -68,7 +69,7 @@ fn long(words: &[u32], index: usize) -> u64 {
 /// `VFIO_GROUP_GET_STATUS`: the group's flags.
 pub(super) fn group_status(group: &File) -> io::Result<u32> {
     let mut status = [0; 2];
-    exchange(group.as_fd(), Sized::GroupGetStatus, &mut status)?;
+    exchange(group.as_fd(), GROUP_GET_STATUS, &mut status)?;
     Ok(word(&status, 1))
 }
 
@@ -125,7 +126,7 @@ pub(super) struct DeviceInfo {
 
 pub(super) fn device_info(device: &File) -> io::Result<DeviceInfo> {
     let mut info = [0; 4];
-    exchange(device.as_fd(), Sized::DeviceGetInfo, &mut info)?;
+    exchange(device.as_fd(), DEVICE_GET_INFO, &mut info)?;
     Ok(DeviceInfo {
         flags: word(&info, 1),
         regions: word(&info, 2),
@@ -147,26 +148,11 @@ pub(super) struct RegionInfo {
 }
 
 pub(super) fn region_info(device: &File, index: u32) -> io::Result<RegionInfo> {
-    /// Without capabilities.
-    const LEAST: usize = 8;
-    /// What a region with any number of areas in it may need: more is no answer.
-    const MOST: usize = 64 * 1024;
-    let mut words = vec![0; LEAST];
-    loop {
-        if let Some(slot) = words.get_mut(2) {
-            *slot = index;
-        }
-        exchange(device.as_fd(), Sized::DeviceGetRegionInfo, &mut words)?;
-        // The kernel says how much it has to say.
-        let wanted = usize::try_from(word(&words, 0)).unwrap_or(usize::MAX) / WORD;
-        if wanted <= words.len() {
-            break;
-        }
-        if wanted > MOST {
-            return Err(Errno::EOVERFLOW.into());
-        }
-        words = vec![0; wanted];
-    }
+    let words = described(
+        device.as_fd(),
+        DEVICE_GET_REGION_INFO,
+        [0, 0, index, 0, 0, 0, 0, 0],
+    )?;
     Ok(RegionInfo {
         flags: word(&words, 1),
         capabilities: word(&words, 3),
@@ -176,10 +162,54 @@ pub(super) fn region_info(device: &File, index: u32) -> io::Result<RegionInfo> {
     })
 }
 
+/// What `VFIO_IOMMU_GET_INFO` says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct IommuInfo {
+    /// A bit for each size of pages.
+    pub page_sizes: u64,
+    /// All that was said, its capabilities too.
+    pub words: Vec<u32>,
+    /// Offset in bytes of the first capability; 0: none.
+    pub capabilities: u32,
+}
+
+pub(super) fn iommu_info(container: BorrowedFd<'_>) -> io::Result<IommuInfo> {
+    let words = described(container, IOMMU_GET_INFO, [0; 6])?;
+    Ok(IommuInfo {
+        page_sizes: long(&words, 2),
+        capabilities: word(&words, 4),
+        words,
+    })
+}
+
+/// Asks for a description with all of its capabilities: the kernel says how much it has to say.
+fn described<const N: usize>(
+    file: BorrowedFd<'_>,
+    call: Sized,
+    question: [u32; N],
+) -> io::Result<Vec<u32>> {
+    /// Words of any description there is: more is no answer.
+    const MOST: usize = 64 * 1024;
+    let mut words = question.to_vec();
+    loop {
+        exchange(file, call, &mut words)?;
+        let wanted = usize::try_from(word(&words, 0)).unwrap_or(usize::MAX);
+        let wanted = wanted.div_ceil(WORD);
+        if wanted <= words.len() {
+            return Ok(words);
+        }
+        if wanted > MOST {
+            return Err(Errno::EOVERFLOW.into());
+        }
+        words = question.to_vec();
+        words.resize(wanted, 0);
+    }
+}
+
 /// What `VFIO_DEVICE_GET_IRQ_INFO` says: flags and count.
 pub(super) fn irq_info(device: &File, index: u32) -> io::Result<(u32, u32)> {
     let mut info = [0, 0, index, 0];
-    exchange(device.as_fd(), Sized::DeviceGetIrqInfo, &mut info)?;
+    exchange(device.as_fd(), DEVICE_GET_IRQ_INFO, &mut info)?;
     Ok((word(&info, 1), word(&info, 3)))
 }
 
@@ -212,7 +242,7 @@ pub(super) fn set_triggers<'a>(
     if let (Some(slot), Ok(count)) = (words.get_mut(4), u32::try_from(count)) {
         *slot = count;
     }
-    match exchange(device.as_fd(), Sized::DeviceSetIrqs, &mut words)? {
+    match exchange(device.as_fd(), DEVICE_SET_IRQS, &mut words)? {
         0 => Ok(()),
         // So many vectors there would be.
         _ => Err(Errno::ENOSPC.into()),
@@ -223,7 +253,7 @@ pub(super) fn set_triggers<'a>(
 pub(super) fn disable_interrupts(device: &File, index: u32) -> io::Result<()> {
     let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER;
     let mut words = [0, flags, index, 0, 0];
-    exchange(device.as_fd(), Sized::DeviceSetIrqs, &mut words).map(drop)
+    exchange(device.as_fd(), DEVICE_SET_IRQS, &mut words).map(drop)
 }
 
 /// `VFIO_DEVICE_SET_IRQS`: unmasks the line, which the kernel masks with each interrupt.
@@ -231,7 +261,7 @@ pub(super) fn unmask_line(device: &File) -> io::Result<()> {
     use vfio_bindings::bindings::vfio::VFIO_PCI_INTX_IRQ_INDEX;
     let flags = VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_UNMASK;
     let mut words = [0, flags, VFIO_PCI_INTX_IRQ_INDEX, 0, 1];
-    exchange(device.as_fd(), Sized::DeviceSetIrqs, &mut words).map(drop)
+    exchange(device.as_fd(), DEVICE_SET_IRQS, &mut words).map(drop)
 }
 
 /// `VFIO_DEVICE_RESET`.
@@ -257,14 +287,14 @@ pub(super) fn hot_reset_info(device: &File) -> io::Result<Vec<Affected>> {
     /// Functions on a bus.
     const MOST: usize = 256;
     let mut words = vec![0; HEADER];
-    match exchange(device.as_fd(), Sized::DeviceGetPciHotResetInfo, &mut words) {
+    match exchange(device.as_fd(), DEVICE_GET_PCI_HOT_RESET_INFO, &mut words) {
         Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
             let count = usize::try_from(word(&words, 2)).unwrap_or(usize::MAX);
             if count > MOST {
                 return Err(Errno::EOVERFLOW.into());
             }
             words = vec![0; HEADER.saturating_add(count.saturating_mul(2))];
-            exchange(device.as_fd(), Sized::DeviceGetPciHotResetInfo, &mut words)?;
+            exchange(device.as_fd(), DEVICE_GET_PCI_HOT_RESET_INFO, &mut words)?;
         }
         other => {
             other?;
@@ -298,7 +328,7 @@ pub(super) fn hot_reset<'a>(
     if let (Some(slot), Ok(count)) = (words.get_mut(2), u32::try_from(count)) {
         *slot = count;
     }
-    exchange(device.as_fd(), Sized::DevicePciHotReset, &mut words).map(drop)
+    exchange(device.as_fd(), DEVICE_PCI_HOT_RESET, &mut words).map(drop)
 }
 
 #[cfg(test)]
@@ -308,8 +338,8 @@ mod tests {
     #[test]
     fn calls_have_the_numbers_of_the_kernels_header() {
         assert_eq!(request(SET_IOMMU), 0x3b66);
-        assert_eq!(request(Sized::DeviceSetIrqs as u32), 0x3b6e);
-        assert_eq!(request(Sized::DevicePciHotReset as u32), 0x3b71);
+        assert_eq!(request(DEVICE_SET_IRQS.0), 0x3b6e);
+        assert_eq!(request(DEVICE_PCI_HOT_RESET.0), 0x3b71);
     }
 
     #[test]

@@ -19,7 +19,7 @@
 //! | `interrupts` | its interrupts |
 //! | `reset` | resetting it with others |
 //! | `errors` | errors that it reports |
-//! | `ioctl` | VFIO's system calls |
+//! | `ioctl`, `info` | VFIO's system calls, and what they answer |
 
 mod binding;
 mod bus;
@@ -29,6 +29,7 @@ mod errors;
 pub mod group;
 mod hands;
 mod hardware;
+mod info;
 mod interrupts;
 mod ioctl;
 mod regions;

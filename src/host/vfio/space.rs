@@ -13,11 +13,13 @@ use std::sync::{Arc, Mutex};
 use nix::errno::Errno;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::sys::resource::{Resource, getrlimit};
-use vfio_bindings::bindings::vfio::VFIO_TYPE1v2_IOMMU;
+use vfio_bindings::bindings::vfio::{VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE, VFIO_TYPE1v2_IOMMU};
 use vfio_ioctls::{VfioContainer, VfioError};
 use xenbus::sim::DmaMemory;
 
-use super::{ioctl, lock};
+use super::info::{self, Broken};
+use super::ioctl::{self, IommuInfo};
+use super::lock;
 
 /// A container. What is mapped in it is pinned.
 pub(super) struct Space {
@@ -25,8 +27,60 @@ pub(super) struct Space {
     state: Mutex<State>,
 }
 
+/// What an IOMMU can map.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Reach {
+    /// Bytes of its smallest pages; 0: it does not say.
+    page: u64,
+    /// From the first to the last address; none: it does not say.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Reach {
+    fn of(info: &IommuInfo) -> Result<Self, Broken> {
+        let ranges = info::pairs(
+            &info.words,
+            info.capabilities,
+            VFIO_IOMMU_TYPE1_INFO_CAP_IOVA_RANGE,
+        )?;
+        Ok(Self {
+            page: 1u64
+                .checked_shl(info.page_sizes.trailing_zeros())
+                .unwrap_or(0),
+            ranges: ranges.unwrap_or_default(),
+        })
+    }
+
+    /// Why memory cannot be mapped, if it cannot.
+    fn obstacle(&self, address: u64, size: u64, offset: u64) -> Option<String> {
+        let is_whole = |number: u64| self.page == 0 || number.checked_rem(self.page) == Some(0);
+        if ![address, size, offset].into_iter().all(is_whole) {
+            return Some(format!(
+                "the host's IOMMU maps pages of {} bytes: memory is to be given in whole ones",
+                self.page
+            ));
+        }
+        let last = address.checked_add(size.saturating_sub(1));
+        let holds =
+            |(from, to): &(u64, u64)| *from <= address && last.is_some_and(|last| last <= *to);
+        if self.ranges.is_empty() || self.ranges.iter().any(holds) {
+            return None;
+        }
+        let ranges: Vec<String> = self
+            .ranges
+            .iter()
+            .map(|(from, to)| format!("{from:#x} to {to:#x}"))
+            .collect();
+        Some(format!(
+            "the host's IOMMU maps addresses from {} only: give memory at others",
+            ranges.join(", ")
+        ))
+    }
+}
+
 #[derive(Default)]
 struct State {
+    reach: Reach,
     /// Mapping needs an IOMMU, and there is one as soon as there is a group.
     has_iommu: bool,
     parts: BTreeMap<u64, Part>,
@@ -105,7 +159,17 @@ impl Space {
             ioctl::set_iommu(self.as_fd(), VFIO_TYPE1v2_IOMMU)?;
             state.has_iommu = true;
         }
+        // Each group may have another IOMMU.
+        if let Ok(info) = ioctl::iommu_info(self.as_fd()) {
+            state.reach = Reach::of(&info).unwrap_or_default();
+        }
         Ok(())
+    }
+
+    /// Why memory cannot be mapped, as far as the IOMMU itself says.
+    pub fn obstacle(&self, memory: &DmaMemory) -> Option<String> {
+        let reach = &lock(&self.state).reach;
+        reach.obstacle(memory.address, memory.size, memory.offset)
     }
 
     /// Maps a guest's memory. There must be a group in the space.
@@ -177,11 +241,6 @@ fn advice(errno: Option<Errno>, size: u64, limit: u64) -> String {
         Some(Errno::ENOMEM) => {
             format!("{size} bytes are to be locked for its devices: the host has too little memory")
         }
-        Some(Errno::EINVAL) => {
-            "the IOMMU cannot map memory at these addresses: some it keeps to itself (0xfee00000 to 0xfeefffff, for interrupts), and others are \
-             more than it has; the host's are in /sys/kernel/iommu_groups/N/reserved_regions"
-                .into()
-        }
         Some(Errno::ENOSPC) => {
             "it has more parts than the kernel maps (parameter dma_entry_limit of the module vfio_iommu_type1)".into()
         }
@@ -206,8 +265,36 @@ mod tests {
         }
         let text = advice(Some(Errno::ENOMEM), 1 << 30, u64::MAX);
         assert!(text.contains("too little memory"), "{text}");
-        let text = advice(Some(Errno::EINVAL), 1 << 30, u64::MAX);
-        assert!(text.contains("reserved_regions"), "{text}");
+    }
+
+    #[test]
+    fn memory_that_the_iommu_does_not_map_is_told_with_what_it_does() {
+        // 4 KiB and 2 MiB; two ranges, around the interrupts'.
+        let mut words = vec![72, 3, 0x20_1000, 0, 24, 0, 1, 0, 2, 0];
+        for address in [0u64, 0xfedf_ffff, 0xfef0_0000, 0x7f_ffff_ffff] {
+            let bytes = address.to_ne_bytes();
+            let halves = bytes.chunks_exact(4);
+            words.extend(halves.map(|half| u32::from_ne_bytes(half.try_into().unwrap())));
+        }
+        let info = IommuInfo {
+            page_sizes: 0x20_1000,
+            words,
+            capabilities: 24,
+        };
+        let reach = Reach::of(&info).unwrap();
+        assert_eq!(reach.obstacle(0, 0xfee0_0000, 0), None);
+        assert_eq!(reach.obstacle(0x1_0000_0000, 1 << 30, 4096), None);
+        let across = reach.obstacle(0xfed0_0000, 1 << 30, 0).unwrap();
+        assert!(
+            across.contains("0x0 to 0xfedfffff, 0xfef00000 to"),
+            "{across}"
+        );
+        assert!(reach.obstacle(u64::MAX - 0xfff, 0x2000, 0).is_some());
+        let odd = reach.obstacle(0x1000, 0x1800, 0).unwrap();
+        assert!(odd.contains("4096 bytes"), "{odd}");
+        // One that does not say lets the kernel decide.
+        let silent = Reach::of(&IommuInfo::default()).unwrap();
+        assert_eq!(silent.obstacle(0x1000, 0x1800, 0), None);
     }
 
     #[test]
