@@ -1,4 +1,4 @@
-# A device goes while it is hidden, and while a guest uses it: everybody lets go of it, and nothing hangs
+# Devices that nobody has go while they are hidden: removed, unbound by hand, pulled out of their slots
 MACHINE=linux
 EDU=0000:00:05.0
 REMOVABLE=0000:04:00.0
