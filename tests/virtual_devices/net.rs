@@ -37,6 +37,7 @@ fn nobody_waits_while_the_kernel_sets_a_tap_up() {
     let ram = Arc::new(GuestRam::new(Arc::new(Memfd::new(512).unwrap()), 1));
     let told = Arc::new(Told::default());
     let activate = |net: &mut Net| {
+        storage.stall_ioctls();
         net.activate(Activation {
             ram: Arc::clone(&ram),
             queues: Vec::new(),

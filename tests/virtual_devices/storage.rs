@@ -28,7 +28,7 @@ const TTL: Duration = Duration::from_secs(1000);
 struct State {
     stalls_opens: bool,
     stalls_reads: bool,
-    /// Nobody is answered before the next time.
+    stalls_ioctls: bool,
     ioctls: Vec<ReplyIoctl>,
     opens: Vec<ReplyOpen>,
     reads: Vec<(ReplyData, usize)>,
@@ -120,7 +120,12 @@ impl Filesystem for Disk {
         _: u32,
         reply: ReplyIoctl,
     ) {
-        self.0.lock().unwrap().ioctls.push(reply);
+        let mut state = self.0.lock().unwrap();
+        if state.stalls_ioctls {
+            state.ioctls.push(reply);
+        } else {
+            reply.ioctl(0, &[]);
+        }
     }
 }
 
@@ -186,6 +191,11 @@ impl Storage {
         self.state.lock().unwrap().stalls_reads = true;
     }
 
+    /// Nobody who has something set is.
+    pub fn stall_ioctls(&self) {
+        self.state.lock().unwrap().stalls_ioctls = true;
+    }
+
     /// How many wait for it.
     pub fn waiting(&self) -> usize {
         let state = self.state.lock().unwrap();
@@ -200,7 +210,7 @@ impl Storage {
     /// It answers again.
     pub fn go_on(&self) {
         let mut state = self.state.lock().unwrap();
-        (state.stalls_opens, state.stalls_reads) = (false, false);
+        (state.stalls_opens, state.stalls_reads, state.stalls_ioctls) = (false, false, false);
         for reply in state.opens.drain(..) {
             reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
         }
