@@ -496,7 +496,8 @@ impl Session {
         server.serve_all()?;
         let mut events = Events::with_capacity(8);
         while !self.shared.is_stopping() {
-            match self.poll.poll(&mut events, None) {
+            let pause = server.is_holding().then_some(LOOK);
+            match self.poll.poll(&mut events, pause) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 other => other.map_err(SessionError::Poll)?,
             }
@@ -507,6 +508,7 @@ impl Session {
                     server.serve(event.token().0)?;
                 }
             }
+            server.go_on()?;
             if let Some(problem) = server.take_problem()
                 && self.log_limit.allow()
             {

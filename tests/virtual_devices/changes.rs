@@ -207,3 +207,40 @@ fn a_read_under_way_when_another_disk_goes_is_done_once() {
         driver.read_blocks(1, &mut data).unwrap();
     }
 }
+
+#[test]
+fn a_driver_that_resets_a_device_waits_for_its_requests_and_other_cpus_do_not() {
+    let Some(storage) = Storage::mount() else {
+        return;
+    };
+    let house = house("");
+    let machine = create(&house, "web");
+    let id = domain(&machine);
+    house
+        .machine
+        .virtio_disk_add(id, &disk('e', &storage.path()))
+        .unwrap();
+    house.machine.unpause_domain(id).unwrap();
+    let mut driver = VirtIOBlk::<GuestHal, _>::new(slot(&machine, 0)).unwrap();
+    let storage = storage;
+    storage.stall_reads();
+    let (mut request, mut response) = (BlkReq::default(), BlkResp::default());
+    let mut data = [0; 512];
+    // SAFETY: all three live until the end of the test, which nothing of the device outlives.
+    unsafe { driver.read_blocks_nb(3, &mut request, &mut data, &mut response) }.unwrap();
+    until("the read is under way", || storage.waiting() == 1);
+    const STATUS: u64 = 0xfe70_0070;
+    let second = machine.guest().vcpu(1);
+    thread::scope(|scope| {
+        let reset = scope.spawn(|| machine.vcpu().memory_write(STATUS, 4, 0));
+        for _ in 0..20 {
+            let begun = Instant::now();
+            assert_eq!(second.memory_read(0xfe70_0000, 4), Ok(0x7472_6976));
+            assert!(begun.elapsed() < Duration::from_millis(500));
+        }
+        assert!(!reset.is_finished());
+        storage.go_on();
+        reset.join().unwrap().unwrap();
+        assert_eq!(second.memory_read(STATUS, 4), Ok(0));
+    });
+}

@@ -233,6 +233,10 @@ impl Target for VirtioFunction {
         }
     }
 
+    fn holds(&mut self, _: Window, _: u64) -> bool {
+        self.core.holds()
+    }
+
     fn halt(&mut self) -> bool {
         self.core.halt()
     }

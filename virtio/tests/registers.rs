@@ -439,6 +439,10 @@ fn a_legacy_driver_is_held_until_the_reset_is_done() {
         }
     });
     target.write(LEGACY, 18, One, 0);
+    assert!(target.holds(LEGACY, 18));
+    while target.holds(LEGACY, 18) {
+        std::thread::yield_now();
+    }
     assert!(!life.busy.load(Ordering::SeqCst));
     assert_eq!(target.read(LEGACY, 18, One), 0);
     target.write(LEGACY, 14, Two, 1);

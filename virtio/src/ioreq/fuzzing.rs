@@ -78,7 +78,7 @@ pub fn requests(data: &[u8]) {
         };
         match Request::decode(&ioreq) {
             Ok(Request::Access(access)) => {
-                let outcome = spaces.access(&access, &memory.view());
+                let outcome = spaces.access(&access, 0, &memory.view());
                 if ioreq.flags().contains(Flags::DATA_IS_PTR) {
                     assert_eq!(outcome.data, u64::MAX, "nothing was asked for");
                 } else {

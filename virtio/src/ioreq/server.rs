@@ -13,8 +13,8 @@ use xenbus::{DomId, EventPort, Xen, XenError};
 
 use super::ledger::Ledger;
 use super::ranges::{join, subtract};
-use super::request::{BadRequest, Request};
-use super::spaces::Spaces;
+use super::request::{Access, BadRequest, Request};
+use super::spaces::{Hold, Spaces};
 use super::target::Placed;
 use crate::inspect::DeviceView;
 use crate::memory::GuestRam;
@@ -81,6 +81,8 @@ pub struct Server {
 struct Channel {
     port: Box<dyn EventPort>,
     masked: bool,
+    /// Its request is begun, and a target holds the CPU.
+    held: Option<(Access, Hold)>,
 }
 
 impl Server {
@@ -173,10 +175,10 @@ impl Server {
         self.problem.take()
     }
 
-    /// Whether a CPU waits.
+    /// Whether a CPU waits, and is not held.
     pub fn pending(&self) -> bool {
-        let mut slots = 0..self.channels.len();
-        slots.any(|slot| waits(self.page.state(slot)))
+        let mut slots = self.channels.iter().enumerate();
+        slots.any(|(slot, channel)| channel.held.is_none() && waits(self.page.state(slot)))
     }
 
     /// Answers a CPU, if it asks for something. True: it did.
@@ -192,15 +194,13 @@ impl Server {
         channel.masked |= channel.port.take().map_err(failed)?;
         let event = channel.masked;
         let state = self.page.state(vcpu);
-        let asked = waits(state);
-        if asked {
-            self.answer(vcpu);
-        }
+        let asked = channel.held.is_none() && waits(state);
+        let answered = asked && self.answer(vcpu);
         let Some(channel) = self.channels.get_mut(vcpu) else {
             return Ok(asked);
         };
         // One that was answered already has not heard of it, if whoever did so was killed at that.
-        if asked || (event && state == Some(State::Answered)) {
+        if answered || (event && state == Some(State::Answered)) {
             channel.port.notify().map_err(failed)?;
         }
         if channel.masked {
@@ -208,6 +208,37 @@ impl Server {
             channel.port.unmask().map_err(failed)?;
         }
         Ok(asked)
+    }
+
+    /// Whether a target holds a CPU: [`Server::go_on`] is to be called every now and then.
+    pub fn is_holding(&self) -> bool {
+        self.channels.iter().any(|channel| channel.held.is_some())
+    }
+
+    /// Answers those CPUs that were held and may go on.
+    ///
+    /// # Errors
+    /// [`ServerError::Channel`].
+    pub fn go_on(&mut self) -> Result<(), ServerError> {
+        for slot in 0..self.channels.len() {
+            let channel = self.channels.get_mut(slot);
+            let Some((access, hold)) = channel.and_then(|channel| channel.held) else {
+                continue;
+            };
+            if self.spaces.holds(&hold) {
+                continue;
+            }
+            let Some(data) = self.access(slot, access, hold.next) else {
+                continue;
+            };
+            self.finish(slot, data);
+            if let Some(channel) = self.channels.get(slot) {
+                let domain = self.domain;
+                let notified = channel.port.notify();
+                notified.map_err(|source| ServerError::Channel { domain, source })?;
+            }
+        }
+        Ok(())
     }
 
     /// Answers every CPU that asks for something. True: one did.
@@ -222,38 +253,46 @@ impl Server {
         Ok(any)
     }
 
-    /// Carries out what stands in a slot, and answers. There is no way out of here without that.
-    fn answer(&mut self, slot: usize) {
+    /// Carries out what stands in a slot, and answers. There is no way out of here without that, but that a target holds the CPU: false. Then
+    /// [`Server::go_on`] answers.
+    fn answer(&mut self, slot: usize) -> bool {
         self.page.set_state(slot, State::InProcess);
         let data = match Request::decode(&self.page.fetch(slot)) {
-            Ok(request) => self.carry_out(&request),
+            Ok(Request::Access(access)) => self.access(slot, access, 0),
+            Ok(Request::Invalidate) => {
+                self.memory.invalidate();
+                Some(0)
+            }
+            Ok(Request::TimeOffset) => Some(0),
             Err(why) => {
                 self.problem = Some(why.into());
-                u64::MAX
+                Some(u64::MAX)
             }
         };
+        if let Some(data) = data {
+            self.finish(slot, data);
+        }
+        data.is_some()
+    }
+
+    fn finish(&mut self, slot: usize, data: u64) {
         self.page.set_data(slot, data);
         self.page.set_state(slot, State::Answered);
     }
 
-    fn carry_out(&mut self, request: &Request) -> u64 {
-        match request {
-            Request::Access(access) => {
-                let outcome = self.spaces.access(access, &self.memory.view());
-                if outcome.fault {
-                    self.problem = Some(Problem::Fault);
-                }
-                if outcome.configured {
-                    self.claim();
-                }
-                outcome.data
-            }
-            Request::Invalidate => {
-                self.memory.invalidate();
-                0
-            }
-            Request::TimeOffset => 0,
+    /// Carries an access out, from its element `first` on. `None`: a target holds the CPU.
+    fn access(&mut self, slot: usize, access: Access, first: u32) -> Option<u64> {
+        let outcome = self.spaces.access(&access, first, &self.memory.view());
+        if outcome.fault {
+            self.problem = Some(Problem::Fault);
         }
+        if outcome.configured {
+            self.claim();
+        }
+        if let Some(channel) = self.channels.get_mut(slot) {
+            channel.held = outcome.held.map(|hold| (access, hold));
+        }
+        outcome.held.is_none().then_some(outcome.data)
     }
 
     /// Takes what the last process has left: of the ranges in the ledger Xen may have each or not,
@@ -361,8 +400,11 @@ fn connect(
     let slots = 0..usize::try_from(count).unwrap_or(SLOTS).min(SLOTS);
     let channel = |slot| {
         let port = xen.bind_interdomain(domain, page.port(slot))?;
-        let masked = false;
-        Ok(Channel { port, masked })
+        Ok(Channel {
+            port,
+            masked: false,
+            held: None,
+        })
     };
     let channels: Result<_, XenError> = slots.map(channel).collect();
     Ok((page, channels?))

@@ -28,10 +28,24 @@ pub(super) struct Outcome {
     pub configured: bool,
     /// The guest's side of the data is not in its memory: not all elements were moved.
     pub fault: bool,
+    /// A target holds the CPU, before the rest of the access.
+    pub held: Option<Hold>,
+}
+
+/// Where a CPU is held in the middle of an access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Hold {
+    /// Who holds it.
+    target: usize,
+    window: Window,
+    offset: u64,
+    /// The element that is next.
+    pub next: u32,
 }
 
 /// Where an element goes.
 struct Place<'a> {
+    index: usize,
     target: &'a mut dyn Target,
     window: Window,
     offset: u64,
@@ -132,20 +146,28 @@ impl Spaces {
         };
         let window = claim.window;
         Some(Place {
+            index: *index,
             target: self.targets.get_mut(*index)?.target.as_mut(),
             window,
             offset,
         })
     }
 
-    /// Carries an access out. What nobody answers reads as all ones.
-    pub(super) fn access(&mut self, access: &Access, memory: &View) -> Outcome {
+    /// Whether a CPU is not to go on yet.
+    pub(super) fn holds(&mut self, hold: &Hold) -> bool {
+        let target = self.targets.get_mut(hold.target);
+        target.is_some_and(|target| target.target.holds(hold.window, hold.offset))
+    }
+
+    /// Carries an access out, from its element `first` on. What nobody answers reads as all ones.
+    pub(super) fn access(&mut self, access: &Access, first: u32, memory: &View) -> Outcome {
         let mut outcome = Outcome {
             data: u64::MAX,
             configured: false,
             fault: false,
+            held: None,
         };
-        for index in 0..access.count {
+        for index in first..access.count {
             let Some(at) = access.element(index) else {
                 break;
             };
@@ -173,9 +195,21 @@ impl Spaces {
                     };
                     if let Some(mut place) = place {
                         place.write(access.size, value);
-                        if place.window == Window::Config {
+                        let Place { window, offset, .. } = place;
+                        let hold = Hold {
+                            target: place.index,
+                            window,
+                            offset,
+                            next: index.saturating_add(1),
+                        };
+                        let is_held = place.target.holds(window, offset);
+                        if window == Window::Config {
                             outcome.configured = true;
                             self.refresh();
+                        }
+                        if is_held {
+                            outcome.held = Some(hold);
+                            break;
                         }
                     }
                 }

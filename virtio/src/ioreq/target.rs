@@ -37,9 +37,7 @@ pub struct Claim {
 /// arrives as two of 4, lower half first; a string instruction as its elements.
 ///
 /// The guest's CPU waits until the call returns, and so do its other CPUs if they access a device: nothing
-/// here may wait for anything. There is one exception, with a bound: a reset by a driver that frees its
-/// memory at once, as legacy ones do, waits for the requests under way, for up to a second
-/// (`transport::core`).
+/// here may wait for anything. A CPU that is to wait by itself is held ([`Target::holds`]).
 pub trait Target: Send + Debug {
     /// Reads. What is not there reads as all ones in the target's own view of the matter: zero for
     /// a reserved register, all ones beyond the end.
@@ -47,6 +45,13 @@ pub trait Target: Send + Debug {
 
     /// Writes.
     fn write(&mut self, window: Window, offset: u64, width: Width, value: u32);
+
+    /// Whether the CPU that has written there is not to go on for now: the driver counts on the end of what it has begun, as legacy
+    /// ones do that free their memory after a reset. Asked after each write, and again every now and then until the CPU may go on, which
+    /// is to be within a second or so. Other CPUs are served meanwhile.
+    fn holds(&mut self, _window: Window, _offset: u64) -> bool {
+        false
+    }
 
     /// Adds to `claims` what it answers now, but for configuration space: see [`Placed`]. Only a write
     /// to [`Window::Config`] may change that.

@@ -32,6 +32,8 @@ enum Deed {
 #[derive(Debug)]
 struct Inner {
     deeds: Vec<Deed>,
+    /// CPUs that write to port 8 of it are held.
+    holds: bool,
     /// Where its memory is; a write to configuration register 0x10 moves it.
     bar: Option<u64>,
 }
@@ -45,6 +47,7 @@ impl Device {
         let bar = Some(BAR);
         Self(Arc::new(Mutex::new(Inner {
             deeds: Vec::new(),
+            holds: false,
             bar,
         })))
     }
@@ -58,6 +61,10 @@ impl Device {
 
     fn deeds(&self) -> Vec<Deed> {
         std::mem::take(&mut self.0.lock().unwrap().deeds)
+    }
+
+    fn hold(&self, holds: bool) {
+        self.0.lock().unwrap().holds = holds;
     }
 }
 
@@ -88,6 +95,10 @@ impl Target for Device {
         if (window, offset) == (Window::Config, 0x10) {
             state.bar = (value != 0).then(|| value.into());
         }
+    }
+
+    fn holds(&mut self, window: Window, offset: u64) -> bool {
+        (window, offset) == (Window::Region(0), 8) && self.0.lock().unwrap().holds
     }
 
     fn claims(&self, claims: &mut Vec<Claim>) {
@@ -168,6 +179,7 @@ impl Serving {
                     .collect();
                 poll(&mut fds, PollTimeout::from(5u8)).unwrap();
                 server.serve_all().unwrap();
+                server.go_on().unwrap();
             }
             server
         });
@@ -381,6 +393,67 @@ fn broadcasts_are_answered_and_memory_is_mapped_anew() {
     setup.guest.read(0x4000, &mut byte).unwrap();
     assert_eq!(byte, [0x01]);
     setup.guest.set_clock(&vcpu, 3600).unwrap();
+}
+
+#[test]
+fn a_cpu_that_is_held_waits_while_the_others_are_served() {
+    let setup = setup();
+    let serving = setup.serve();
+    setup.device.hold(true);
+    let held = setup.vcpu();
+    let writes = thread::spawn(move || held.port_write(0xc008, 2, 5));
+    let begun = Deed::Write(Window::Region(0), 8, Width::Two, 5);
+    while setup.device.deeds() != [begun] {
+        thread::yield_now();
+    }
+    let other = setup.guest.vcpu(1);
+    for _ in 0..3 {
+        assert!(other.port_read(0xc000, 2).is_ok());
+        assert!(other.port_write(0xc004, 2, 1).is_ok());
+    }
+    thread::sleep(Duration::from_millis(20));
+    assert!(!writes.is_finished());
+    // The next process begins anew what is not answered, and holds the CPU, too.
+    drop(serving.stop());
+    setup.device.deeds();
+    let serving = Serving::start(setup.open());
+    while setup.device.deeds() != [begun] {
+        thread::yield_now();
+    }
+    assert!(other.port_read(0xc000, 2).is_ok());
+    assert!(!writes.is_finished());
+    setup.device.hold(false);
+    assert_eq!(writes.join().unwrap(), Ok(()));
+    setup.device.deeds();
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(setup.device.deeds(), [], "nothing is done again");
+    drop(serving);
+}
+
+#[test]
+fn an_instruction_goes_on_where_its_cpu_was_held() {
+    let setup = setup();
+    let _serving = setup.serve();
+    setup.device.hold(true);
+    let held = setup.vcpu();
+    let ioreq = Ioreq {
+        addr: 0xc008,
+        data: 7,
+        count: 3,
+        size: 2,
+        kind: Kind::Port as u8,
+        ..Ioreq::default()
+    };
+    let writes = thread::spawn(move || held.issue(ioreq));
+    let element = Deed::Write(Window::Region(0), 8, Width::Two, 7);
+    while setup.device.deeds() != [element] {
+        thread::yield_now();
+    }
+    thread::sleep(Duration::from_millis(20));
+    assert_eq!(setup.device.deeds(), []);
+    setup.device.hold(false);
+    assert!(writes.join().unwrap().is_ok());
+    assert_eq!(setup.device.deeds(), [element; 2]);
 }
 
 #[test]

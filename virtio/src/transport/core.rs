@@ -28,8 +28,6 @@ const LEGACY_ONLY: Features = Features::ANY_LAYOUT.union(Features::NOTIFY_ON_EMP
 /// Bits that the legacy interface can offer: the low half.
 const LEGACY_MASK: u64 = 0xffff_ffff;
 
-const RESET_POLL: Duration = Duration::from_micros(100);
-
 /// Whether the driver waits until the status register reads zero after it has written zero there.
 /// It decides how long its CPU is held until the device is reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +80,8 @@ pub(crate) struct Core {
     signals: Arc<Signals>,
     offered: Features,
     phase: Phase,
+    /// While a reset is under way: so long a CPU that writes is held for it at most.
+    held_until: Option<Instant>,
     interface: Interface,
     pub device_feature_select: u32,
     pub driver_feature_select: u32,
@@ -154,6 +154,7 @@ impl Core {
             ram: parts.ram,
             signals: Arc::new(signals),
             phase: Phase::Idle,
+            held_until: None,
             interface: Interface::Modern,
             device_feature_select: 0,
             driver_feature_select: 0,
@@ -283,15 +284,21 @@ impl Core {
 
     fn reset(&mut self, before: Status, wait: ResetWait) {
         self.phase = Phase::Resetting(before);
+        self.held_until = Instant::now().checked_add(wait.patience());
         // Whoever comes after a kill goes on with the reset.
         self.save();
         self.device.reset();
         self.poll_reset();
-        let start = Instant::now();
-        while self.is_resetting() && start.elapsed() < wait.patience() {
-            std::thread::sleep(RESET_POLL);
-            self.poll_reset();
+    }
+
+    /// Whether a CPU that has written is to wait for the end of a reset. To be asked again until it is not.
+    pub fn holds(&mut self) -> bool {
+        if !self.is_resetting() {
+            return false;
         }
+        self.poll_reset();
+        let is_due = |until| Instant::now() < until;
+        self.is_resetting() && self.held_until.is_some_and(is_due)
     }
 
     fn is_resetting(&self) -> bool {

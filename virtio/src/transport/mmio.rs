@@ -155,6 +155,11 @@ impl Target for Board {
         }
     }
 
+    fn holds(&mut self, _: Window, offset: u64) -> bool {
+        let slot = self.slot(offset);
+        slot.is_some_and(|(device, _)| device.is_some_and(|device| device.core.holds()))
+    }
+
     fn halt(&mut self) -> bool {
         let mut halted = true;
         for device in self.slots.iter_mut().flatten() {

@@ -130,7 +130,7 @@ impl Machine {
 
     pub fn write_config(&self, offset: u64, width: Width, value: u32) {
         let mut inner = self.0.lock().unwrap();
-        inner.target().write(Window::Config, offset, width, value);
+        write(inner.target(), Window::Config, offset, width, value);
     }
 
     /// All that it answers now.
@@ -164,7 +164,15 @@ impl Machine {
         if let Some((window, offset)) = self.find(space, address) {
             let mut inner = self.0.lock().unwrap();
             let value = value & width.mask();
-            inner.target().write(window, offset, width, value);
+            write(inner.target(), window, offset, width, value);
         }
+    }
+}
+
+/// As a CPU does, which goes on when it is let.
+fn write(target: &mut dyn Target, window: Window, offset: u64, width: Width, value: u32) {
+    target.write(window, offset, width, value);
+    while target.holds(window, offset) {
+        std::thread::yield_now();
     }
 }

@@ -189,7 +189,12 @@ impl Machine {
     }
 
     fn write(&mut self, window: Window, offset: u64, width: Width, value: u32) {
-        self.access(|target| target.write(window, offset, width, value));
+        self.access(|target| {
+            target.write(window, offset, width, value);
+            while target.holds(window, offset) {
+                std::thread::yield_now();
+            }
+        });
     }
 
     fn read(&mut self, window: Window, offset: u64, width: Width) -> u32 {

@@ -5,8 +5,9 @@
 //! restart everything is said again. Spurious interrupts do no harm.
 
 use std::sync::Arc;
+use std::time::Instant;
 
-use super::{Core, Phase, QueuePhase, QueueState};
+use super::{Core, Phase, QueuePhase, QueueState, ResetWait};
 use crate::memory::Words;
 use crate::status::{DeviceStatus, Interface, Status};
 use crate::transport::NO_VECTOR;
@@ -66,6 +67,8 @@ impl Core {
             }
         }
         if self.is_resetting() {
+            // The CPU that has asked for it may wait, and asks again.
+            self.held_until = Instant::now().checked_add(ResetWait::Expects.patience());
             self.device.reset();
             self.poll_reset();
         }
