@@ -20,8 +20,8 @@ use xenbus::{DomId, Gsi};
 
 use super::interrupts::{Listener, Wiring};
 use super::ioctl::{self, RegionInfo};
-use super::lock;
 use super::regions::{self, Kept, Span};
+use super::{Complaints, lock};
 use crate::host::config_file::ConfigFile;
 
 /// BARs 0 to 5 and, last, the expansion ROM. The kernel numbers its regions so, too.
@@ -211,6 +211,7 @@ pub(super) struct Slot {
     open: RwLock<Option<Open>>,
     owner: Mutex<Option<DomId>>,
     gone: AtomicBool,
+    pub complaints: Complaints,
 }
 
 impl Slot {
@@ -223,6 +224,7 @@ impl Slot {
             open: RwLock::new(None),
             owner: Mutex::new(None),
             gone: AtomicBool::new(false),
+            complaints: Complaints::new(),
         }
     }
 
@@ -275,11 +277,13 @@ impl Slot {
         if let Some(open) = &*self.open()
             && let Err(error) = open.wiring.set_line(wanted)
         {
-            log::warn!(
-                "{}: its guest has no interrupts by its INTx line ({error}), only by MSI or MSI-X; another device may use the same line in the \
-                 host: see /proc/interrupts",
-                self.bdf
-            );
+            self.complaints.warn(|| {
+                format!(
+                    "{}: its guest has no interrupts by its INTx line ({error}), only by MSI or MSI-X; another device may use the same line in \
+                     the host: see /proc/interrupts",
+                    self.bdf
+                )
+            });
         }
     }
 

@@ -347,20 +347,19 @@ impl VfioBus {
 }
 
 fn map(space: &Space, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
-    if let Some(why) = space.obstacle(memory) {
-        log::error!(
-            "domain {domain}'s memory at {:#x} ({:#x} bytes) cannot be mapped for DMA: {why}",
-            memory.address,
-            memory.size
-        );
-        return Err(Errno::EINVAL.into());
-    }
-    space.map(memory).inspect_err(|error| {
-        log::error!(
-            "domain {domain}'s memory at {:#x} cannot be mapped for DMA ({error}): {}",
-            memory.address,
-            space::explain(error, memory.size)
-        );
+    let (address, size) = (memory.address, memory.size);
+    let result = match space.obstacle(memory) {
+        Some(why) => Err((Errno::EINVAL.into(), why)),
+        None => space.map(memory).map_err(|error| {
+            let why = space::explain(&error, size);
+            (error, why)
+        }),
+    };
+    result.map_err(|(error, why)| {
+        space.complaints.warn(|| {
+            format!("domain {domain}'s memory at {address:#x} ({size} bytes) cannot be mapped for DMA ({error}): {why}")
+        });
+        error
     })
 }
 

@@ -38,16 +38,19 @@ impl Plugged {
         self.slot(device)?.with(action)
     }
 
+    /// Tells what failed, of what a guest may have asked for.
+    fn tell(&self, device: PciDevice, what: &str, result: io::Result<()>) {
+        if let Err(error) = result
+            && error.raw_os_error() != Some(libc::ENODEV)
+            && let Ok(slot) = self.slot(device)
+        {
+            slot.complaints
+                .warn(|| format!("{}: {what}: {error}", slot.bdf));
+        }
+    }
+
     fn config(&self, device: PciDevice) -> Option<VfioConfig> {
         self.slot(device).ok().map(VfioConfig)
-    }
-}
-
-fn tell(device: PciDevice, what: &str, result: io::Result<()>) {
-    if let Err(error) = result
-        && error.raw_os_error() != Some(libc::ENODEV)
-    {
-        log::error!("{}: {what}: {error}", bdf_of(device));
     }
 }
 
@@ -65,20 +68,21 @@ impl Hardware for Plugged {
     fn config_write(&self, device: PciDevice, offset: u16, width: u8, value: u32) {
         if let (Some(width), Some(config)) =
             (Width::from_bytes(u32::from(width)), self.config(device))
-            && let Err(error) = config.write(offset, width, value)
         {
-            log::error!("{}: {error}", bdf_of(device));
+            let done = config.write(offset, width, value);
+            let done = done.map_err(super::device::from_access);
+            self.tell(device, "its configuration cannot be written", done);
         }
     }
 
     fn program_msi(&self, device: PciDevice, target: MsiTarget) {
         let done = self.with(device, |open| open.wiring.program(target));
-        tell(device, "an interrupt cannot be wired", done);
+        self.tell(device, "an interrupt cannot be wired", done);
     }
 
     fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {
         let done = self.with(device, |open| open.wiring.clear(entry));
-        tell(device, "an interrupt cannot be cleared", done);
+        self.tell(device, "an interrupt cannot be cleared", done);
     }
 
     fn reset(&self, device: PciDevice) {
@@ -89,7 +93,7 @@ impl Hardware for Plugged {
                 Ok(())
             }
         });
-        tell(device, "it cannot be reset", done);
+        self.tell(device, "it cannot be reset", done);
     }
 
     fn assign(&self, domain: DomId, device: PciDevice, memory: &[DmaMemory]) -> io::Result<()> {

@@ -39,6 +39,7 @@ mod space;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
 
 use conf_space::Bdf;
 use xenbus::sim::Machine;
@@ -49,10 +50,27 @@ use self::hands::Hands;
 use self::interrupts::Listener;
 use super::HostError;
 use super::sysfs::Sysfs;
+use crate::rate_limit::RateLimit;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 /// The kernel's driver that gives devices to user space.
 pub(super) const DRIVER: &str = "vfio-pci";
+
+/// What a guest can make us say: so much, and no more.
+#[derive(Debug)]
+struct Complaints(Mutex<RateLimit>);
+
+impl Complaints {
+    fn new() -> Self {
+        Self(Mutex::new(RateLimit::new(10, Duration::from_secs(10))))
+    }
+
+    fn warn(&self, text: impl FnOnce() -> String) {
+        if lock(&self.0).allow() {
+            log::warn!("{}", text());
+        }
+    }
+}
 
 /// What the threads of the devices reach as well.
 #[derive(Debug)]

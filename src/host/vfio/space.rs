@@ -19,12 +19,13 @@ use xenbus::sim::DmaMemory;
 
 use super::info::{self, Broken};
 use super::ioctl::{self, IommuInfo};
-use super::lock;
+use super::{Complaints, lock};
 
 /// A container. What is mapped in it is pinned.
 pub(super) struct Space {
     container: VfioContainer,
     state: Mutex<State>,
+    pub complaints: Complaints,
 }
 
 /// What an IOMMU can map.
@@ -140,6 +141,7 @@ impl Space {
         Ok(Arc::new(Self {
             container,
             state: Mutex::default(),
+            complaints: Complaints::new(),
         }))
     }
 
