@@ -31,6 +31,8 @@ pub struct VirtioLine {
     pub configured: VirtioDevice,
     /// How its driver has it; `None`: it is not served now.
     pub driven: Option<Driven>,
+    /// It waits for what it is made of, and so does whoever uses it in the guest: why. `None`: it does not.
+    pub waiting: Option<String>,
     /// The pseudo-terminals of a console's ports.
     pub terminals: Vec<TerminalLine>,
 }

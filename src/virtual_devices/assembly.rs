@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use conf_space::emulated::BuildError;
 use virtio::Features;
+use virtio::device::Device;
 use virtio::ioreq::{DomainInterrupts, Placed};
+use virtio::late::Late;
 use virtio::memory::GuestRam;
 use virtio::pci::VirtioFunction;
 use virtio::transport::mmio::{MmioDevice, PlugError};
@@ -14,11 +16,13 @@ use xenbus::{DomId, PciDevice, Xen};
 
 use super::backends::{self, Backend, BackendError, Terminal};
 use super::kept::KeptFds;
+use super::missing::Missing;
 use super::mmio;
 use super::place::{At, PlaceError, Seat, place};
 use super::record::Record;
 use super::session::Setup;
 use crate::config::VirtioDevice;
+use crate::text::chain;
 
 /// A guest's devices cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -78,29 +82,46 @@ pub(super) struct Opened {
     backend: Backend,
 }
 
-/// Opens what a guest's devices are made of, all of it or nothing.
+/// Opens what a guest's devices are made of: all of it or nothing, of a guest that `runs` as much as there is.
 ///
 /// # Errors
 /// [`AssemblyError`].
 pub(super) fn open_backends(
     setup: &Setup,
+    runs: bool,
     devices: &[VirtioDevice],
-) -> Result<Vec<Opened>, AssemblyError> {
+) -> Result<(Vec<Opened>, Vec<Missing>), AssemblyError> {
+    let mut missing = Vec::new();
     let opened = place(devices)?.into_iter().map(|(seat, configured)| {
-        let (kind, at) = (configured.model.name(), seat.at());
+        let model = &configured.model;
+        let (kind, at) = (model.name(), seat.at());
+        let failed = |source| AssemblyError::Backend { kind, at, source };
+        let kept = KeptFds::new(&setup.fds, setup.domain, &setup.record, at);
+        let backend = match backends::open(model, setup.domain, &setup.name, &kept) {
+            Err(error) if runs => {
+                let stand_in = backends::stand_in(model, &setup.name, at).map_err(failed)?;
+                let (late, supply) = Late::new(stand_in);
+                missing.push(Missing {
+                    at,
+                    model: model.clone(),
+                    supply,
+                    why: chain(&error),
+                });
+                (Box::new(late) as Box<dyn Device>).into()
+            }
+            other => other.map_err(failed)?,
+        };
         let mut features = RING_FEATURES;
         features.set(Features::RING_PACKED, configured.packed);
-        let kept = KeptFds::new(&setup.fds, setup.domain, &setup.record, at);
-        backends::open(&configured.model, setup.domain, &setup.name, &kept)
-            .map(|backend| Opened {
-                seat,
-                kind,
-                features,
-                backend,
-            })
-            .map_err(|source| AssemblyError::Backend { kind, at, source })
+        Ok(Opened {
+            seat,
+            kind,
+            features,
+            backend,
+        })
     });
-    opened.collect()
+    let opened = opened.collect::<Result<_, AssemblyError>>()?;
+    Ok((opened, missing))
 }
 
 /// Makes a guest's devices. They come to life where the guest had them at work before a restart.

@@ -15,6 +15,7 @@ use virtio::rng::Rng;
 use xenbus::DomId;
 
 use super::kept::KeptFds;
+use super::place::At;
 use crate::command;
 use crate::config::{Card, CardLink, Console, Disk, HostPath, Interface, Mac, Model};
 
@@ -118,7 +119,7 @@ pub(super) fn open(
     let host = |what| move |source| BackendError::Host { what, source };
     match model {
         Model::Rng {} => {
-            let rng = Rng::new().map_err(host("source of random numbers"))?;
+            let rng = Rng::new().map_err(no_random_numbers)?;
             Ok((Box::new(rng) as Box<dyn Device>).into())
         }
         Model::Blk(disk) => {
@@ -127,28 +128,73 @@ pub(super) fn open(
         }
         Model::Net(card) => {
             let place = kept.place();
-            let mac = card.mac.unwrap_or_else(|| default_mac(guest, &place));
+            let mac = address(card, guest, &place);
             let links = open_links(card, &format!("vif{domain}.{place}"), kept)?;
             let net = Net::new(links, mac.bytes()).map_err(host("thread for a network card"))?;
-            let net = if card.offloads {
-                net
-            } else {
-                net.without_offloads()
-            };
-            Ok((Box::new(net) as Box<dyn Device>).into())
+            Ok((Box::new(offloading(net, card)) as Box<dyn Device>).into())
         }
         Model::Console(console) => open_console(console, kept),
     }
 }
 
+/// What can be seen of the device in a guest's place while what it is made of is gone.
+///
+/// # Errors
+/// The host has nothing left for it.
+pub(super) fn stand_in(
+    model: &Model,
+    guest: &str,
+    at: At,
+) -> Result<Box<dyn Device>, BackendError> {
+    Ok(match model {
+        Model::Rng {} => Box::new(Rng::new().map_err(no_random_numbers)?),
+        Model::Blk(disk) => Box::new(Blk::without_image(disk.read_only, &options(disk))),
+        Model::Net(card) => {
+            let mac = address(card, guest, &at.tag()).bytes();
+            let net = Net::without_links(card.queues.get().into(), mac);
+            Box::new(offloading(net, card))
+        }
+        Model::Console(console) => {
+            let ports = console.ports.len().saturating_add(1);
+            let console = console::Console::without_ports(ports).map_err(no_console_thread)?;
+            Box::new(console)
+        }
+    })
+}
+
+fn no_random_numbers(source: io::Error) -> BackendError {
+    let what = "source of random numbers";
+    BackendError::Host { what, source }
+}
+
+fn no_console_thread(source: io::Error) -> BackendError {
+    let what = "thread for a console";
+    BackendError::Host { what, source }
+}
+
+fn address(card: &Card, guest: &str, place: &str) -> Mac {
+    card.mac.unwrap_or_else(|| default_mac(guest, place))
+}
+
+fn offloading(net: Net, card: &Card) -> Net {
+    if card.offloads {
+        net
+    } else {
+        net.without_offloads()
+    }
+}
+
 fn open_disk(disk: &Disk) -> Result<Blk, ImageError> {
     let image = Image::open(&disk.path, disk.read_only, disk.direct)?;
-    let options = blk::Options {
+    Ok(Blk::new(image, &options(disk)))
+}
+
+fn options(disk: &Disk) -> blk::Options {
+    blk::Options {
         queues: disk.queues.get().into(),
         serial: disk.serial.as_str().to_owned(),
         ..blk::Options::default()
-    };
-    Ok(Blk::new(image, &options))
+    }
 }
 
 /// Where it is the sandbox that does not let us, that is not to be found by looking at the image.
@@ -242,10 +288,7 @@ fn open_console(console: &Console, kept: &KeptFds) -> Result<Backend, BackendErr
         let name = name.unwrap_or_default().to_owned();
         ports.push(console::Port { name, endpoint });
     }
-    let console = console::Console::new(ports).map_err(|source| BackendError::Host {
-        what: "thread for a console",
-        source,
-    })?;
+    let console = console::Console::new(ports).map_err(no_console_thread)?;
     Ok(Backend {
         device: Box::new(console),
         terminals,

@@ -109,7 +109,7 @@ impl KeptFds {
         let is_whole = fds.len() == usize::from(queues);
         let links: Result<Vec<_>, _> = fds.into_iter().map(Link::of_tap).collect();
         match links {
-            Ok(links) if is_whole => Some(links),
+            Ok(links) if is_whole && links.iter().all(Link::is_of_tap) => Some(links),
             // Somebody has taken the tap away.
             _ => {
                 self.forget(TAP);

@@ -9,6 +9,8 @@
 //! | `mmio` | where virtio-mmio is in a guest |
 //! | `backends` | what the host has for them: images, taps, pseudo-terminals |
 //! | `kept` | what of that is kept open over a restart |
+//! | `missing` | what of it is gone after a restart |
+//! | `terminals` | where consoles are |
 //! | `xl_disk` | disks of xl's configuration, as libxl describes them |
 //! | `report` | what operators ask of devices, and wish for them |
 //! | `qemu` | what the guest's own device model has in which slot |
@@ -21,12 +23,14 @@ mod assembly;
 mod backends;
 mod guests;
 mod kept;
+mod missing;
 pub mod mmio;
 mod place;
 mod qemu;
 mod record;
 mod report;
 mod session;
+mod terminals;
 mod xl_disk;
 
 pub use assembly::AssemblyError;

@@ -307,6 +307,7 @@ fn of_session(domain: DomId, name: String, record: &Path, session: &Watched) -> 
     let views = session.ask().map(|answer| answer.devices);
     let mut views = views.unwrap_or_default().into_iter();
     let terminals = session.terminals();
+    let mut missing = session.missing();
     let mut placed = place(&devices).unwrap_or_default();
     // As they are in the guest: functions in their order, then virtio-mmio by slot.
     placed.sort_by_key(|(seat, _)| match seat.at() {
@@ -319,6 +320,7 @@ fn of_session(domain: DomId, name: String, record: &Path, session: &Watched) -> 
             place: seat.at().to_string(),
             configured: device.clone(),
             driven: views.next().map(|view| driven(&view)),
+            waiting: missing.remove(&seat.at()),
             terminals: of_place
                 .map(|(_, terminal)| TerminalLine {
                     port: terminal.port.clone(),

@@ -3,6 +3,7 @@
 //! It shares nothing with another guest's, and nobody waits for it but who asks how it is: what takes time when it begins, as opening an
 //! image on slow storage, holds up its own guest alone. What takes time later is done by the devices' own threads.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -18,14 +19,15 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use virtio::inspect::DeviceView;
 use virtio::ioreq::{Problem, Server, ServerError};
 use virtio::memory::{Budget, DomainMemory, Exhausted, GuestRam};
-use xenbus::xenstore::Store;
 use xenbus::{DomId, Xen};
 
 use super::assembly::{AssemblyError, assemble, open_backends};
 use super::backends::Terminal;
 use super::kept;
+use super::missing::{Missing, Search};
 use super::place::{At, settled};
 use super::record::Record;
+use super::terminals::announce;
 use crate::config::VirtioDevice;
 use crate::fdstore::FdStore;
 use crate::rate_limit::RateLimit;
@@ -35,8 +37,8 @@ use crate::text::{chain, printable};
 const WAKE: Token = Token(usize::MAX >> 1);
 
 /// After a failure the guest's CPUs wait for so long, and twice as long each time: what has failed several times will mostly fail again.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(20);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// A session that does not tell how its devices are within this time is in the middle of something.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -90,6 +92,8 @@ pub(super) enum SessionError {
     Claim(#[source] Problem),
     #[error("cannot wait for its CPUs")]
     Poll(#[source] io::Error),
+    #[error("there is no thread to look for those of its devices that are missing")]
+    Search(#[source] io::Error),
     #[error("cannot keep its records in {path}")]
     Record {
         path: PathBuf,
@@ -113,7 +117,7 @@ pub(super) enum Phase {
 
 /// What the session's thread and others have in common.
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     /// Here, for what it has woken is only seen as long as it is there.
     waker: Waker,
     phase: Mutex<Phase>,
@@ -124,6 +128,8 @@ struct Shared {
     /// Requests have not ended with it.
     is_left_busy: AtomicBool,
     terminals: Mutex<Vec<(At, Terminal)>>,
+    /// Devices that are still to be opened, and why they are not.
+    missing: Mutex<BTreeMap<At, String>>,
     questions: Mutex<Vec<mpsc::Sender<Answer>>>,
 }
 
@@ -147,6 +153,15 @@ impl Shared {
     fn set(&self, phase: Phase) {
         *lock(&self.phase) = phase;
         self.changed.notify_all();
+    }
+
+    pub fn set_missing(&self, missing: &[Missing]) {
+        let reasons = missing.iter().map(|device| (device.at, device.why.clone()));
+        *lock(&self.missing) = reasons.collect();
+    }
+
+    pub fn add_terminals(&self, terminals: Vec<(At, Terminal)>) {
+        lock(&self.terminals).extend(terminals);
     }
 
     fn is_stopping(&self) -> bool {
@@ -204,6 +219,7 @@ impl Handle {
             is_open: Mutex::new(false),
             is_left_busy: AtomicBool::new(false),
             terminals: Mutex::default(),
+            missing: Mutex::default(),
             questions: Mutex::default(),
         });
         let session = Session {
@@ -263,6 +279,11 @@ impl Watched {
     /// Where the ports of its consoles are, with their slots.
     pub fn terminals(&self) -> Vec<(At, Terminal)> {
         lock(&self.0.terminals).clone()
+    }
+
+    /// The devices that wait for what they are made of, and why.
+    pub fn missing(&self) -> BTreeMap<At, String> {
+        lock(&self.0.missing).clone()
     }
 
     /// How its devices are; `None`: it does not serve them now.
@@ -330,12 +351,13 @@ impl Session {
         let mut server = None;
         while !self.shared.is_stopping() {
             let failed = match self.open() {
-                Ok(opened) => {
+                Ok((opened, search)) => {
                     self.setup.is_new = false;
                     self.shared.set(Phase::Serving);
                     let opened = server.insert(opened);
                     let begun = Instant::now();
                     let served = self.serve(opened);
+                    drop(search);
                     if begun.elapsed() > LONGEST_PAUSE {
                         pause = FIRST_PAUSE;
                     }
@@ -426,7 +448,7 @@ impl Session {
     }
 
     /// First what can fail: what the devices are made of, and Xen's side. Only then the devices come to life.
-    fn open(&self) -> Result<Server, SessionError> {
+    fn open(&self) -> Result<(Server, Option<Search>), SessionError> {
         let setup = &self.setup;
         *lock(&self.shared.is_open) = false;
         let failed = |source| SessionError::Record {
@@ -444,7 +466,9 @@ impl Session {
         };
         devices.extend(record.disks().map_err(failed)?.into_values());
         let (xen, domain) = (&setup.xen, setup.domain);
-        let opened = open_backends(setup, &devices)?;
+        let info = xen.domain_info(domain).ok().flatten();
+        let runs = !setup.is_new && info.is_some_and(|info| info.has_run);
+        let (opened, missing) = open_backends(setup, runs, &devices)?;
         if !self.shared.go_on() {
             return Err(SessionError::Stopped);
         }
@@ -455,7 +479,7 @@ impl Session {
         let mut server = Server::open(Arc::clone(xen), domain, Arc::clone(&ram), ledger)?;
         let assembled = assemble(xen, domain, &ram, &record, opened);
         let placed = assembled.map_err(SessionError::from).and_then(|assembled| {
-            announce(setup, &assembled.terminals);
+            announce(&**xen, domain, &assembled.terminals);
             *lock(&self.shared.terminals) = assembled.terminals;
             server.place(assembled.targets);
             match server.take_problem() {
@@ -468,7 +492,10 @@ impl Session {
             }
         });
         match placed {
-            Ok(()) => Ok(server),
+            Ok(()) => {
+                let search = Search::start(setup, &self.shared, missing);
+                Ok((server, search.map_err(SessionError::Search)?))
+            }
             // The guest is to have nothing of it.
             Err(error) if setup.is_new => {
                 server.destroy()?;
@@ -531,28 +558,4 @@ impl Session {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Tells `xl console -t serial -n NUMBER` where a console is. Nobody needs it to have the console, so a failure is only logged.
-fn announce(setup: &Setup, terminals: &[(At, Terminal)]) {
-    let domain = setup.domain;
-    for (at, terminal) in terminals {
-        let path = terminal.path.display();
-        let Some(port) = &terminal.port else {
-            info!("domain {domain}: the console in {at} is at {path}");
-            let node = format!("/local/domain/{domain}/serial/{}/tty", at.number());
-            let written = setup
-                .xen
-                .connect_xenstore()
-                .and_then(|mut store| store.write(&node, path.to_string()));
-            if let Err(error) = written {
-                warn!(
-                    "domain {domain}: xl console does not know of it: {}",
-                    chain(&error)
-                );
-            }
-            continue;
-        };
-        info!("domain {domain}: the port {port} in {at} is at {path}");
-    }
 }

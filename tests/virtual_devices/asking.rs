@@ -38,7 +38,7 @@ fn placed(response: Response) -> Result<Vec<String>, String> {
     }
 }
 
-fn shown(house: &House, guest: Option<&str>) -> Vec<VirtioGuest> {
+pub fn shown(house: &House, guest: Option<&str>) -> Vec<VirtioGuest> {
     let guest = guest.map(str::to_owned);
     match house.ask(&Request::Virtio { guest }) {
         Response::Virtio { guests } => guests,

@@ -23,7 +23,10 @@ use crate::transports::{Modern, Reach};
 use crate::{SHORT, guest, house};
 
 /// What is said at one end is heard at the other.
-fn talk<T: Transport>(console: &mut VirtIOConsole<GuestHal, T>, host: &mut (impl Read + Write)) {
+pub fn talk<T: Transport>(
+    console: &mut VirtIOConsole<GuestHal, T>,
+    host: &mut (impl Read + Write),
+) {
     host.write_all(b"hello guest").unwrap();
     hear(console, b"hello guest");
     console.send_bytes(b"hello host").unwrap();
@@ -56,7 +59,7 @@ fn keep_open(house: &House) {
 }
 
 /// The guest goes away without a word of its driver.
-fn die(house: &House, machine: &Machine, driver: impl Sized) {
+pub fn die(house: &House, machine: &Machine, driver: impl Sized) {
     std::mem::forget(driver);
     machine.let_go();
     let domain = machine.guest().domain();
@@ -182,13 +185,13 @@ fn a_path_that_something_else_is_at_is_no_console_s() {
     assert!(file.path().exists());
 }
 
-fn ip(arguments: &str) {
+pub fn ip(arguments: &str) {
     let status = Command::new("ip").args(arguments.split(' ')).status();
     assert!(status.unwrap().success(), "ip {arguments}");
 }
 
 /// Runs a test in a network of its own with the bridge `br0`, in which the host is 10.0.0.1; not where that is not allowed.
-fn in_own_network(test: impl FnOnce() + Send + 'static) {
+pub fn in_own_network(test: impl FnOnce() + Send + 'static) {
     let run = || {
         if unshare(CloneFlags::CLONE_NEWNET).is_err() {
             eprintln!("skipped: making networks takes root");
@@ -203,14 +206,14 @@ fn in_own_network(test: impl FnOnce() + Send + 'static) {
 }
 
 /// A card with a buffer for what arrives.
-struct Card<T: Transport> {
+pub struct Card<T: Transport> {
     card: VirtIONetRaw<GuestHal, T, 16>,
     buffer: Box<[u8; 2048]>,
     token: u16,
 }
 
 impl<T: Transport> Card<T> {
-    fn new(transport: T) -> Self {
+    pub fn new(transport: T) -> Self {
         let mut card = VirtIONetRaw::new(transport).unwrap();
         let mut buffer = Box::new([0; 2048]);
         // SAFETY: the buffer stays where it is until it is complete.
@@ -223,7 +226,7 @@ impl<T: Transport> Card<T> {
     }
 
     /// Asks who has 10.0.0.1 until the host answers.
-    fn ask(&mut self) {
+    pub fn ask(&mut self) {
         let mac = self.card.mac_address();
         let mut request = vec![0xff; 6];
         request.extend(mac);

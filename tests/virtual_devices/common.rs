@@ -65,7 +65,14 @@ impl Machine {
     /// What is decoded of the BARs.
     pub fn claims(&self) -> Vec<IoRange> {
         let mut claimed = self.claimed();
-        claimed.retain(|range| range.space != IoSpace::Config);
+        claimed.retain(|range| range.space != IoSpace::Config && !is_mmio(range));
+        claimed
+    }
+
+    /// The row of slots of virtio-mmio.
+    pub fn row(&self) -> Vec<IoRange> {
+        let mut claimed = self.claimed();
+        claimed.retain(is_mmio);
         claimed
     }
 
@@ -106,6 +113,10 @@ impl Machine {
             }
         }
     }
+}
+
+fn is_mmio(range: &IoRange) -> bool {
+    range.space == IoSpace::Memory && (0xfe70_0000..0xfe80_0000).contains(&range.first)
 }
 
 struct Memory {

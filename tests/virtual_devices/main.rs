@@ -15,6 +15,7 @@ mod common;
 #[path = "../embedded/house.rs"]
 #[allow(dead_code)]
 mod house;
+mod missing;
 mod mmio;
 #[path = "../embedded/mortal.rs"]
 #[allow(dead_code)]
@@ -333,27 +334,4 @@ fn a_guest_whose_disk_is_missing_gets_no_devices_at_all() {
     assert!(!web.is_served());
     let records = house.machine.run_dir().join("virtual");
     assert_eq!(std::fs::read_dir(&records).unwrap().count(), 1);
-}
-
-#[test]
-fn a_guest_that_runs_is_served_again_as_soon_as_its_disk_is_there() {
-    let image = tempfile::NamedTempFile::new().unwrap();
-    image.as_file().set_len(4096).unwrap();
-    let path = image.path();
-    let settings = format!(
-        "[[guest.web.virtio]]\ntype = \"blk\"\npath = \"{}\"",
-        path.display()
-    );
-    let house = house(&settings);
-    let machine = guest(&house);
-    house.kill();
-    let away = path.with_extension("away");
-    std::fs::rename(path, &away).unwrap();
-    house.start();
-    let waiting = machine.clone();
-    let cpu = thread::spawn(move || waiting.vcpu().config_read(0xf8, 0, 4));
-    thread::sleep(SHORT);
-    assert!(!cpu.is_finished());
-    std::fs::rename(&away, path).unwrap();
-    assert_eq!(cpu.join().unwrap(), Ok(0x1001_1af4));
 }

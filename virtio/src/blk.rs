@@ -13,11 +13,13 @@ use zerocopy::IntoBytes;
 
 use crate::device::{Activation, Device, DeviceKind, read_bytes};
 use crate::features::Features;
-use crate::memory::Words;
-use crate::queue::Queue;
+use crate::memory::{TooShort, Words};
+use crate::queue::{Chain, Queue};
 use crate::worker::{Handler, Service, Workers};
 use config::Config;
 use request::Executor;
+
+use image::Geometry;
 
 pub use image::{Image, ImageError};
 
@@ -91,6 +93,11 @@ const CACHE_DEFAULT: u8 = 0;
 const CACHE_WRITE_THROUGH: u8 = 1;
 const CACHE_WRITE_BACK: u8 = 2;
 
+/// The words that a disk keeps: what the driver has set of the cache, and what the image is like, which is still to be seen when that is missing.
+const KEPT_CACHE: usize = 0;
+const KEPT_SECTORS: usize = 1;
+const KEPT_BLOCK_SIZE: usize = 2;
+
 impl Default for Negotiated {
     /// Until it is agreed on, a driver is taken to know how to flush.
     fn default() -> Self {
@@ -138,12 +145,22 @@ pub(crate) fn fuzz_handler() -> Option<Arc<dyn Handler>> {
     )))
 }
 
+/// Carries out nothing.
+struct Nobody;
+
+impl Handler for Nobody {
+    fn handle(&self, _: &Chain) -> Result<u32, TooShort> {
+        Err(TooShort)
+    }
+}
+
 /// A disk.
 #[derive(Debug)]
 pub struct Blk {
-    image: Arc<Image>,
+    geometry: Geometry,
+    /// This only stands in: the geometry is what is kept.
+    is_missing: bool,
     negotiated: Arc<Negotiated>,
-    /// One, for what the driver has set of the cache.
     kept: Option<Words>,
     queue_sizes: Vec<u16>,
     workers: Workers,
@@ -152,26 +169,49 @@ pub struct Blk {
 impl Blk {
     /// A disk of `image`, not active.
     pub fn new(image: Image, options: &Options) -> Self {
-        let image = Arc::new(image);
+        let geometry = image.geometry();
         let negotiated = Arc::new(Negotiated::default());
-        let executor = Executor::new(Arc::clone(&image), Arc::clone(&negotiated), options);
+        let executor = Executor::new(Arc::new(image), Arc::clone(&negotiated), options);
+        Self::with(geometry, negotiated, Arc::new(executor), options)
+    }
+
+    /// What can be seen of a disk whose image is missing now: it is as large as what it keeps says. It does nothing with its queues: see
+    /// [`crate::late`].
+    pub fn without_image(read_only: bool, options: &Options) -> Self {
+        let geometry = Geometry {
+            sectors: 0,
+            block_size: SECTOR as u32,
+            read_only,
+        };
+        let mut disk = Self::with(geometry, Arc::default(), Arc::new(Nobody), options);
+        disk.is_missing = true;
+        disk
+    }
+
+    fn with(
+        geometry: Geometry,
+        negotiated: Arc<Negotiated>,
+        handler: Arc<dyn Handler>,
+        options: &Options,
+    ) -> Self {
         let service = Service {
             threads: options.threads,
             poll: options.poll,
         };
         Self {
-            image,
+            geometry,
+            is_missing: false,
             negotiated,
             kept: None,
             queue_sizes: vec![options.queue_size; options.queues.max(1).into()],
-            workers: Workers::new(Arc::new(executor), service),
+            workers: Workers::new(handler, service),
         }
     }
 
     fn config(&self) -> Config {
         let queue_size = self.queue_sizes.first().copied().unwrap_or(0);
         Config::new(
-            &self.image,
+            &self.geometry,
             queue_size,
             self.queue_sizes.len() as u16,
             self.negotiated.writeback(),
@@ -180,7 +220,7 @@ impl Blk {
 
     fn set_cache(&self, cache: u8) {
         if let Some(kept) = &self.kept {
-            kept.set(0, cache.into());
+            kept.set(KEPT_CACHE, cache.into());
         }
         self.negotiated.cache.store(cache, Ordering::Relaxed);
     }
@@ -194,7 +234,7 @@ impl Device for Blk {
     fn features(&self) -> Features {
         let mut features =
             feature::SEG_MAX | feature::BLK_SIZE | feature::FLUSH | feature::TOPOLOGY;
-        if self.image.is_read_only() {
+        if self.geometry.read_only {
             features |= feature::RO;
         } else {
             features |= feature::CONFIG_WCE | feature::DISCARD | feature::WRITE_ZEROES;
@@ -226,11 +266,18 @@ impl Device for Blk {
     }
 
     fn kept_words(&self) -> usize {
-        1
+        3
     }
 
     fn keep(&mut self, words: Words) {
-        let cache = (words.get(0) & 0xff) as u8;
+        if self.is_missing {
+            self.geometry.sectors = words.get(KEPT_SECTORS);
+            self.geometry.block_size = (words.get(KEPT_BLOCK_SIZE) & 0xffff_ffff) as u32;
+        } else {
+            words.set(KEPT_SECTORS, self.geometry.sectors);
+            words.set(KEPT_BLOCK_SIZE, self.geometry.block_size.into());
+        }
+        let cache = (words.get(KEPT_CACHE) & 0xff) as u8;
         self.negotiated.cache.store(cache, Ordering::Relaxed);
         self.kept = Some(words);
     }

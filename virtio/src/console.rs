@@ -71,6 +71,18 @@ impl Console {
     /// The host has no thread or descriptor left.
     pub fn new(ports: Vec<Port>) -> std::io::Result<Self> {
         let count = ports.len();
+        Self::with(count, ports)
+    }
+
+    /// What can be seen of a device with so many ports. It does nothing with its queues: see [`crate::late`].
+    ///
+    /// # Errors
+    /// As [`Console::new`].
+    pub fn without_ports(count: usize) -> std::io::Result<Self> {
+        Self::with(count, Vec::new())
+    }
+
+    fn with(count: usize, ports: Vec<Port>) -> std::io::Result<Self> {
         let (_, last) = queues_of_port(count.saturating_sub(1));
         let queues = usize::from(last.max(CONTROL_TRANSMIT)).saturating_add(1);
         let engine = Engine::new(ports, queues);

@@ -17,6 +17,7 @@ pub mod features;
 pub mod fuzzing;
 pub mod inspect;
 pub mod ioreq;
+pub mod late;
 pub mod memory;
 pub mod net;
 pub mod pci;

@@ -92,8 +92,9 @@ pub(crate) fn fuzz_control() -> Control {
 #[derive(Debug)]
 pub struct Net {
     chosen: Arc<Chosen>,
-    /// Each with its thread.
+    /// Each with its thread; none, if this only stands in.
     pairs: Vec<Arc<Served<Pair>>>,
+    count: u16,
     queue_sizes: Vec<u16>,
     features: Features,
     /// The driver knows of more than one pair.
@@ -107,21 +108,9 @@ impl Net {
     /// The host has no thread or descriptor left.
     pub fn new(links: Vec<Link>, mac: [u8; 6]) -> std::io::Result<Self> {
         let links: Arc<[Link]> = links.into();
-        let chosen = Arc::new(Chosen::new(mac));
-        let count = links.len() as u16;
-        let mut net = Self {
-            chosen: Arc::clone(&chosen),
-            pairs: Vec::new(),
-            queue_sizes: vec![QUEUE_SIZE; usize::from(count).saturating_mul(2)],
-            features: FEATURES | OFFLOADS,
-            multiqueue: false,
-        };
-        if count > 1 {
-            net.features |= feature::MQ;
-        }
-        net.queue_sizes.push(CONTROL_SIZE);
-        for index in 0..count {
-            let control = (index == 0).then(|| Control::new(count, Arc::clone(&chosen)));
+        let mut net = Self::without_links(links.len() as u16, mac);
+        for index in 0..net.count {
+            let control = (index == 0).then(|| Control::new(net.count, Arc::clone(&net.chosen)));
             let pair = Pair::new(index, Arc::clone(&links), control);
             // Used for every packet from the host, and too large for a stack.
             let mut packet = pair::packet();
@@ -139,6 +128,24 @@ impl Net {
                 .push(Served::start(format!("virtio-net{index}"), pair, step)?);
         }
         Ok(net)
+    }
+
+    /// What can be seen of a card with so many pairs of queues. It does nothing with them: see [`crate::late`].
+    pub fn without_links(count: u16, mac: [u8; 6]) -> Self {
+        let mut queue_sizes = vec![QUEUE_SIZE; usize::from(count).saturating_mul(2)];
+        queue_sizes.push(CONTROL_SIZE);
+        let mut features = FEATURES | OFFLOADS;
+        if count > 1 {
+            features |= feature::MQ;
+        }
+        Self {
+            chosen: Arc::new(Chosen::new(mac)),
+            pairs: Vec::new(),
+            count,
+            queue_sizes,
+            features,
+            multiqueue: false,
+        }
     }
 
     /// The same with every packet whole and its checksum computed, in both directions.
@@ -197,7 +204,7 @@ impl Device for Net {
     /// Address, state of the link, the most pairs (section 5.1.4).
     fn read_config(&self, offset: usize, data: &mut [u8]) {
         let [s0, s1] = LINK_UP.to_le_bytes();
-        let [p0, p1] = (self.pairs.len() as u16).to_le_bytes();
+        let [p0, p1] = self.count.to_le_bytes();
         let [m0, m1, m2, m3, m4, m5] = self.chosen.mac();
         let config = [m0, m1, m2, m3, m4, m5, s0, s1, p0, p1];
         read_bytes(&config, offset, data);

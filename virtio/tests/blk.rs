@@ -314,7 +314,7 @@ fn writeback(device: &Blk) -> u8 {
 #[test]
 fn what_the_driver_has_set_of_the_cache_outlives_a_restart_and_not_a_reset() {
     let image = image();
-    let words = Words::volatile(1).unwrap();
+    let words = Words::volatile(3).unwrap();
     let restarted = || {
         let mut device = blk(image.path(), false, true);
         device.keep(words.clone());

@@ -63,6 +63,20 @@ END
   check "the guest has seen no change of its link" has "$guest_link" guest hvm 'cat /sys/class/net/eth0/carrier_changes'
   check "and the disk still reads" guest hvm 'sum_of /dev/vda'
   check "and the network is there" guest hvm 'ping -c 5 -A -W 5 10.0.3.1'
+  must "it is killed once more" kill_backend
+  mv /tmp/disk.img /tmp/gone.img
+  must "and starts without the disk's image" start_backend
+  check "the disk waits for it" is_waiting
+  check "and the log says so" wait_for 10 grep "blk device in slot 1e has to wait" $LOG
+  guest hvm 'sum_of /dev/vda' >/tmp/read 2>&1 &
+  reading=$!
+  check "the network is there all the same" ping -c 5 -A -W 5 10.0.3.2
+  check "and so is the terminal" [ "$(port)" = "$terminal" ]
+  check "who reads the disk waits" nothing_is_read
+  mv /tmp/gone.img /tmp/disk.img
+  wait $reading
+  check "when it is back he reads what is in it" has "$(first_mib </tmp/disk.img)" cat /tmp/read
+  check "and the disk is served" is_list_whole
   check "a guest that runs gets no more" has "runs already" eval 'pciback virtio add hvm --type rng 2>&1; true'
   check "the guest is destroyed" destroy hvm
   check "its tap is gone, and its terminal" wait_for 10 nothing_is_kept
@@ -80,6 +94,9 @@ PORT='port=$(basename $(dirname $(grep -l lab /sys/class/virtio-ports/*/name)))'
 state_of_link() { (cd "$tap" && cat ifindex carrier carrier_changes | tr '\n' ' '); }
 
 pings_went_on() { cat /tmp/ping; [ "$(grep -c 'bytes from' /tmp/ping)" -ge 38 ]; }
+
+is_waiting() { pciback virtio list | grep -E 'slot 1e +blk +waiting +modern +.*disk.img' || { pciback virtio list; return 1; }; }
+nothing_is_read() { sleep 3 && [ ! -s /tmp/read ]; }
 
 # A terminal that is hung up takes nothing
 nothing_is_kept() { [ ! -e "$tap" ] && ! echo >&3; }

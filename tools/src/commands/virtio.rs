@@ -154,9 +154,16 @@ fn list(guests: &[VirtioGuest], paint: Paint) -> String {
                 name.as_str().into(),
                 device.place.as_str().into(),
                 device.configured.model.name().into(),
-                state(),
+                match &device.waiting {
+                    Some(_) => Cell::new("waiting", Style::Bad),
+                    None => state(),
+                },
                 driver(device.driven.as_ref()),
-                backend(device).into(),
+                device
+                    .waiting
+                    .clone()
+                    .unwrap_or_else(|| backend(device))
+                    .into(),
             ]);
         }
     }
@@ -221,6 +228,9 @@ fn show(guest: &VirtioGuest, paint: Paint) -> String {
             paint.paint(Style::Heading, &title),
             backend(device)
         );
+        if let Some(why) = &device.waiting {
+            text += &format!("  waiting   {why}\n");
+        }
         let Some(driven) = &device.driven else {
             text += "  not served now\n";
             continue;
@@ -322,6 +332,7 @@ mod tests {
                     not_chosen: vec![],
                     queues: vec![queue(0, true), queue(1, false)],
                 }),
+                waiting: None,
                 terminals: vec![],
             }],
         }
@@ -329,6 +340,11 @@ mod tests {
 
     #[test]
     fn a_list_says_who_has_what_and_why_not() {
+        let mut waiting = guest();
+        (waiting.domain, waiting.name) = (5, "mail".into());
+        for device in &mut waiting.devices {
+            device.waiting = Some("cannot open the disk image /disk".into());
+        }
         let refused = VirtioGuest {
             domain: 4,
             name: "db".into(),
@@ -337,11 +353,12 @@ mod tests {
             devices: vec![],
         };
         let expected = "\
-GUEST  PLACE    TYPE  STATE    DRIVER  BACKEND
-3 web  slot 1f  blk   served   modern  /disk (read-only)
-4 db   -        -     refused  -       it runs already
+GUEST   PLACE    TYPE  STATE    DRIVER  BACKEND
+3 web   slot 1f  blk   served   modern  /disk (read-only)
+4 db    -        -     refused  -       it runs already
+5 mail  slot 1f  blk   waiting  modern  cannot open the disk image /disk
 ";
-        assert_eq!(list(&[guest(), refused], Paint::NONE), expected);
+        assert_eq!(list(&[guest(), refused, waiting], Paint::NONE), expected);
     }
 
     #[test]

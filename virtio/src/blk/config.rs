@@ -5,7 +5,7 @@ use std::mem::offset_of;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
-use super::image::Image;
+use super::image::Geometry;
 use super::request::{MAX_DISCARD_SECTORS, MAX_DISCARD_SEGMENTS, MAX_ZERO_SECTORS};
 
 /// `struct virtio_blk_config`, as far as features offered here use it.
@@ -51,10 +51,10 @@ impl Config {
     /// Where the byte is that the driver may write.
     pub const WRITEBACK: usize = offset_of!(Config, writeback);
 
-    pub fn new(image: &Image, queue_size: u16, queues: u16, writeback: bool) -> Self {
-        let block = image.block_size();
+    pub fn new(disk: &Geometry, queue_size: u16, queues: u16, writeback: bool) -> Self {
+        let block = disk.block_size;
         Self {
-            capacity: image.sectors().into(),
+            capacity: disk.sectors.into(),
             size_max: 0.into(),
             // Without a table, header and status take a descriptor each.
             seg_max: u32::from(queue_size.saturating_sub(2)).max(1).into(),

@@ -10,6 +10,16 @@ use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use super::{SECTOR, direct};
 use crate::memory::{Reader, Ring, Writer};
 
+/// What a disk is like.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Geometry {
+    /// Of 512 bytes.
+    pub sectors: u64,
+    /// The unit in which it is best accessed, in bytes.
+    pub block_size: u32,
+    pub read_only: bool,
+}
+
 /// A disk image that is open, and locked against others.
 #[derive(Debug)]
 pub struct Image {
@@ -144,19 +154,17 @@ impl Image {
         self.without_waiting.then_some(&self.file)
     }
 
+    pub(super) fn geometry(&self) -> Geometry {
+        Geometry {
+            sectors: self.sectors,
+            block_size: self.block_size,
+            read_only: self.read_only,
+        }
+    }
+
     /// Nothing may be written to it.
     pub fn is_read_only(&self) -> bool {
         self.read_only
-    }
-
-    /// How many whole sectors of 512 bytes it has.
-    pub fn sectors(&self) -> u64 {
-        self.sectors
-    }
-
-    /// The unit in which it is best accessed, in bytes.
-    pub fn block_size(&self) -> u32 {
-        self.block_size
     }
 
     /// Where `len` bytes from `sector` on begin, if they are all within the disk.

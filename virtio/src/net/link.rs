@@ -116,17 +116,20 @@ impl Link {
         Ok(link)
     }
 
-    /// A tap's queue that was opened before, and is used as it is.
+    /// A tap's queue that was opened before.
     ///
     /// # Errors
-    /// Somebody has taken the tap away, or it is none.
+    /// Its flags cannot be changed.
     pub fn of_tap(queue: OwnedFd) -> io::Result<Self> {
-        let link = Self {
+        Ok(Self {
             is_tap: true,
             ..Self::of_socket(queue)?
-        };
-        link.request(libc::TUNGETIFF, "", 0)?;
-        Ok(link)
+        })
+    }
+
+    /// Whether there still is a tap of which it is a queue: somebody may have taken it away.
+    pub fn is_of_tap(&self) -> bool {
+        self.request(libc::TUNGETIFF, "", 0).is_ok()
     }
 
     /// A socket that keeps packets apart, at whose other end somebody reads and writes them with their
