@@ -1,6 +1,7 @@
 //! Which guests have virtio devices of ours: a session for each.
 
 mod change;
+mod conflicts;
 mod disks;
 mod turns;
 
@@ -62,6 +63,8 @@ pub struct VirtualGuests {
     pub(super) turns: Arc<Turns>,
     /// Guests that ran when they were found, and are not served: that has been said.
     pub(super) refused: Mutex<BTreeMap<DomId, VirtioGuest>>,
+    /// Guests that see a device of QEMU's where one of ours is to be: which.
+    pub(super) conflicts: Mutex<BTreeMap<DomId, String>>,
     /// When to look again, if nothing is announced.
     retry: Mutex<Option<Instant>>,
 }
@@ -106,6 +109,7 @@ impl VirtualGuests {
             sessions: Mutex::default(),
             turns: Arc::default(),
             refused: Mutex::default(),
+            conflicts: Mutex::default(),
             retry: Mutex::default(),
         }
     }
@@ -195,6 +199,7 @@ impl VirtualGuests {
             info!("domain {domain} is gone, and with it its virtio devices");
         }
         lock(&self.refused).retain(|domain, _| !self.is_gone(*domain));
+        lock(&self.conflicts).retain(|domain, _| !self.is_gone(*domain));
         // Waited for: the next guest may want the same tap or socket.
         self.fds
             .retain(|name| record::owner(name).is_none_or(|domain| !self.is_gone(domain)));
@@ -279,7 +284,11 @@ impl VirtualGuests {
     }
 
     /// As [`VirtualGuests::ensure`].
-    pub(super) fn ensure_in(&self, turn: &Turn, store: &mut Client) -> Result<(), StoreError> {
+    pub(super) fn ensure_in(
+        self: &Arc<Self>,
+        turn: &Turn,
+        store: &mut Client,
+    ) -> Result<(), StoreError> {
         let domain = turn.domain();
         if lock(&self.sessions).contains_key(&domain)
             || lock(&self.refused).contains_key(&domain)
@@ -312,6 +321,8 @@ impl VirtualGuests {
         if let Err(error) = self.begin(domain, &guest, is_new, true) {
             error!("domain {domain}: no session for its virtio devices, trying again: {error}");
             self.try_again();
+        } else if is_new {
+            self.look_for_conflicts(domain);
         }
         Ok(())
     }
@@ -376,6 +387,12 @@ impl VirtualGuests {
         let sessions = lock(&self.sessions);
         let session = sessions.get(&domain)?;
         Some(session.handle.watched())
+    }
+
+    /// Where the files of a guest that is served are.
+    pub(super) fn record_of(&self, domain: DomId) -> Option<PathBuf> {
+        let sessions = lock(&self.sessions);
+        Some(sessions.get(&domain)?.record.clone())
     }
 
     /// Whether nobody in it has looked for devices yet.

@@ -43,6 +43,16 @@ pub(super) fn is_kept(directory: &Path) -> bool {
     directory.join(DEVICES).exists()
 }
 
+/// The devices of a guest whose files are there: those of the configuration and of the operator, then disks of xl's.
+pub(super) fn devices_of(directory: &Path) -> Vec<VirtioDevice> {
+    let Ok(record) = Record::open(directory.to_owned()) else {
+        return Vec::new();
+    };
+    let mut devices = record.devices().ok().flatten().unwrap_or_default();
+    devices.extend(record.disks().unwrap_or_default().into_values());
+    devices
+}
+
 /// Whose files a directory of this name has.
 pub(super) fn owner(name: &str) -> Option<DomId> {
     name.split_once('-')?.0.parse().ok()

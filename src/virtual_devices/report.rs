@@ -12,8 +12,8 @@ use xenbus::{DomId, XenError};
 use super::assembly::AssemblyError;
 use super::guests::{ChangeError, DOMAINS, PATIENCE, Turn, VirtualGuests, lock};
 use super::place::{At, place};
-use super::qemu;
-use super::record::Record;
+use super::qemu::Function;
+use super::record::devices_of;
 use super::session::{Answer, Phase, Watched};
 use crate::config::VirtioDevice;
 use crate::control::virtio::{Driven, QueueLine, TerminalLine, VirtioGuest, VirtioLine};
@@ -130,6 +130,11 @@ impl VirtualGuests {
             .into_iter()
             .map(|(domain, name, record, session)| of_session(domain, name, &record, &session))
             .collect();
+        for guest in &mut guests {
+            let conflicts = lock(&self.conflicts);
+            let conflict = conflicts.get(&DomId(guest.domain)).cloned();
+            guest.reason = guest.reason.take().or(conflict);
+        }
         guests.extend(lock(&self.refused).values().cloned());
         if let Some(wanted) = guest {
             guests.retain(|guest| guest.name == wanted || guest.domain.to_string() == wanted);
@@ -169,6 +174,15 @@ impl VirtualGuests {
         match self.give(turn, &known, device, None, PATIENCE) {
             Ok(at) => Ok(at.to_string()),
             Err(ChangeError::Runs) => Err(VirtioError::Runs { guest: owned() }),
+            Err(ChangeError::Qemu(Function { slot, what })) => Err(VirtioError::Qemu {
+                guest: owned(),
+                slot,
+                what,
+            }),
+            Err(ChangeError::Ask(source)) => Err(VirtioError::Ask {
+                guest: owned(),
+                source,
+            }),
             Err(why) => Err(VirtioError::Failed {
                 guest: owned(),
                 why: chain(&why),
@@ -210,27 +224,19 @@ impl VirtualGuests {
                 why: reason.unwrap_or_else(|| "the daemon's log says why".to_owned()),
             });
         }
-        let record = lock(&self.sessions)
-            .get(&domain)
-            .map(|session| session.record.clone());
+        let record = self.record_of(domain);
         let devices = record.map(|record| devices_of(&record)).unwrap_or_default();
         let seated = place(&devices).map_err(AssemblyError::from)?;
-        let ours: Vec<_> = seated.iter().map(|(seat, _)| seat.at()).collect();
-        let theirs = qemu::functions(&qemu::socket(domain)).map_err(|source| VirtioError::Ask {
-            guest: guest.to_owned(),
-            source,
-        })?;
-        for function in theirs {
-            let is_there = |at: &At| matches!(at, At::Pci(slot) if slot.number() == function.slot);
-            if ours.iter().any(is_there) {
-                return Err(VirtioError::Qemu {
-                    guest: guest.to_owned(),
-                    slot: function.slot,
-                    what: function.what,
-                });
-            }
+        let is_ours = |slot| seated.iter().any(|(seat, _)| seat.at() == At::Pci(slot));
+        let guest = guest.to_owned();
+        match Self::conflict(domain, is_ours) {
+            Ok(None) => Ok(seated
+                .iter()
+                .map(|(seat, _)| seat.at().to_string())
+                .collect()),
+            Ok(Some(Function { slot, what })) => Err(VirtioError::Qemu { guest, slot, what }),
+            Err(source) => Err(VirtioError::Ask { guest, source }),
         }
-        Ok(ours.iter().map(At::to_string).collect())
     }
 
     /// The domain of this number or name.
@@ -281,16 +287,6 @@ impl VirtualGuests {
             None => Err(VirtioError::TooLong { guest }),
         }
     }
-}
-
-/// Those that the guest was made with.
-fn devices_of(record: &Path) -> Vec<VirtioDevice> {
-    let Ok(record) = Record::open(record.to_owned()) else {
-        return Vec::new();
-    };
-    let mut devices = record.devices().ok().flatten().unwrap_or_default();
-    devices.extend(record.disks().unwrap_or_default().into_values());
-    devices
 }
 
 fn of_session(domain: DomId, name: String, record: &Path, session: &Watched) -> VirtioGuest {

@@ -21,6 +21,7 @@ mod mmio;
 #[allow(dead_code)]
 mod mortal;
 mod net;
+mod qemu;
 mod storage;
 // The drivers are those that the transports are tested with.
 #[path = "../../virtio/tests/drivers/transports.rs"]

@@ -129,6 +129,15 @@ impl Filesystem for Disk {
     }
 }
 
+/// What this thread, and those that it starts from now on, mount is theirs alone. False where that may not be done.
+pub fn has_own_mounts() -> bool {
+    let private = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
+        let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+        mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
+    });
+    private.is_ok()
+}
+
 /// The file system, mounted. Dropping it fails what it has not answered.
 pub struct Storage {
     directory: TempDir,
@@ -140,11 +149,7 @@ impl Storage {
     /// For this thread and those that it starts from now on, which it is to be called before. `None` where that may not be done.
     pub fn mount() -> Option<Self> {
         let fuse = File::options().read(true).write(true).open("/dev/fuse");
-        let private = unshare(CloneFlags::CLONE_NEWNS).and_then(|()| {
-            let flags = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
-            mount(None::<&str>, "/", None::<&str>, flags, None::<&str>)
-        });
-        let (Ok(fuse), Ok(())) = (fuse, private) else {
+        let (Ok(fuse), true) = (fuse, has_own_mounts()) else {
             eprintln!("SKIPPED: no FUSE, or no mount namespace here; run as root");
             return None;
         };

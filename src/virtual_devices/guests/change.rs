@@ -15,6 +15,7 @@ use super::{Guest, StartError, VirtualGuests, lock};
 use crate::config::{Model, Place, VirtioDevice};
 use crate::text::chain;
 use crate::virtual_devices::place::{At, PlaceError, settle_last, settled};
+use crate::virtual_devices::qemu::Function;
 use crate::virtual_devices::record::Record;
 use crate::virtual_devices::session::{End, Phase};
 
@@ -35,6 +36,12 @@ pub(in crate::virtual_devices) enum ChangeError {
     /// There is no place for it.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// QEMU has a function where it is to be.
+    #[error("slot {:02x} is taken by QEMU ({})", .0.slot, .0.what)]
+    Qemu(Function),
+    /// QEMU cannot be asked.
+    #[error("cannot ask QEMU which slots it has taken")]
+    Ask(#[source] io::Error),
     /// It cannot be made.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -112,6 +119,12 @@ impl VirtualGuests {
         }
         let all: Vec<_> = wanted.all().chain([device]).collect();
         let (at, device) = settle_last(&all)?;
+        if let At::Pci(slot) = at
+            && let Some(function) =
+                Self::conflict(domain, |theirs| theirs == slot).map_err(ChangeError::Ask)?
+        {
+            return Err(ChangeError::Qemu(function));
+        }
         self.try_out(turn, &device, patience)?;
         // That may have taken a while.
         if !self.may_be_equipped(domain) {
