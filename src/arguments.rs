@@ -30,6 +30,9 @@ pub struct Arguments {
     /// What to run on: this machine's Xen, or one embedded in the process with simulated devices, or with this machine's by VFIO
     #[arg(long, value_enum, default_value = "xen")]
     pub platform: PlatformKind,
+    /// With an embedded Xen: guests may map their devices' memory. What they get for that lets them do all that pcibackd can with the device
+    #[arg(long)]
+    pub map_bars: bool,
     /// Where the sockets and the records of hidden devices are; not to be cleared while guests run
     #[arg(long, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,

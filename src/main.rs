@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let options = Options {
         config,
         platform: arguments.platform,
+        map_bars: arguments.map_bars,
         run_dir: arguments.run_dir,
         sandboxed: arguments.sandboxed,
         fdstore: fdstore::Starts::of_daemon(),

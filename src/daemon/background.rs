@@ -90,6 +90,7 @@ impl Background {
                 sandboxed: false,
                 // This program is another one.
                 fdstore: Starts::Others,
+                map_bars: false,
             };
             let signals = Signals {
                 stop: stopped.as_fd(),

@@ -125,6 +125,8 @@ pub struct Options {
     pub config: Config,
     /// Real Xen or the embedded one.
     pub platform: PlatformKind,
+    /// Guests of an embedded Xen may map their devices' memory ([`xenbus::sim::MachineOptions::map_windows`]).
+    pub map_bars: bool,
     /// Sockets, lock and records.
     pub run_dir: PathBuf,
     /// It runs in a mount namespace of its own: a facade for everybody is laid from outside (`pciback facade`).
@@ -161,7 +163,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         stop: stop.as_fd(),
         reload: reload.as_fd(),
     };
-    let platform = Platform::start(options.platform, &options.run_dir)?;
+    let platform = Platform::start(options.platform, &options.run_dir, options.map_bars)?;
     let running = serve(options, &platform, signals, || {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -215,6 +217,7 @@ fn serve(
         run_dir,
         sandboxed,
         fdstore,
+        map_bars: _,
     } = options;
     let live = Arc::new(Live::new(config));
     let topologies = Topologies::take_up(&run_dir, Arc::clone(&live));

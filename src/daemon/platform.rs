@@ -50,11 +50,15 @@ pub struct Platform {
 const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/xen-pciback";
 
 impl Platform {
-    /// Opens the real platform, or starts the embedded one with its sockets in `run_dir`.
+    /// Opens the real platform, or starts the embedded one with its sockets in `run_dir`, whose guests may map memory of their devices or not.
     ///
     /// # Errors
     /// [`DaemonError`].
-    pub fn start(kind: Kind, run_dir: &Path) -> Result<Self, DaemonError> {
+    pub fn start(kind: Kind, run_dir: &Path, map_bars: bool) -> Result<Self, DaemonError> {
+        let machine = MachineOptions {
+            map_windows: map_bars,
+            ..MachineOptions::default()
+        };
         match kind {
             Kind::Xen => {
                 if Path::new(KERNEL_BACKEND).exists() {
@@ -70,14 +74,14 @@ impl Platform {
                 })
             }
             Kind::Sim => {
-                let machine = Machine::new(run_dir).map_err(DaemonError::Sim)?;
+                let machine = Machine::with_options(run_dir, machine).map_err(DaemonError::Sim)?;
                 let bus = SimBus::with_example_devices(&machine);
                 Ok(Self::embedded(&machine, bus))
             }
             Kind::Vfio => {
                 let options = MachineOptions {
                     gsis: vfio::LINES,
-                    ..MachineOptions::default()
+                    ..machine
                 };
                 let machine = Machine::with_options(run_dir, options).map_err(DaemonError::Sim)?;
                 let sysfs = Sysfs::new("/sys", RealDrivers::open()?);

@@ -100,6 +100,30 @@ impl PciDevice {
     }
 }
 
+impl FromStr for PciDevice {
+    type Err = ParseNumberError;
+
+    /// Reads `segment:bus:device.function` in hexadecimal digits, as it is displayed.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (segment, rest) = text.split_once(':')?;
+            let (bus, rest) = rest.split_once(':')?;
+            let (slot, function) = rest.split_once('.')?;
+            let slot = u8::from_str_radix(slot, 16).ok()?;
+            let function = u8::from_str_radix(function, 16).ok()?;
+            Some(Self {
+                segment: u16::from_str_radix(segment, 16).ok()?,
+                bus: u8::from_str_radix(bus, 16).ok()?,
+                devfn: (slot < 32 && function < 8).then_some(slot << 3 | function)?,
+            })
+        };
+        parse().ok_or_else(|| ParseNumberError {
+            what: "PCI address",
+            text: text.chars().take(32).collect(),
+        })
+    }
+}
+
 impl fmt::Display for PciDevice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -135,5 +159,9 @@ mod tests {
         };
         assert_eq!(device.sbdf(), 0x0001_030a);
         assert_eq!(device.to_string(), "0001:03:01.2");
+        assert_eq!("0001:03:01.2".parse(), Ok(device));
+        for text in ["", "03:01.2", "0001:03:20.0", "0001:03:1.8", "10000:0:0.0"] {
+            assert!(text.parse::<PciDevice>().is_err(), "{text}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use conf_space::capabilities::{Capabilities, CapabilityId};
-use conf_space::registers::header::{self, command};
+use conf_space::registers::header;
 use conf_space::registers::{msi, msix};
 use conf_space::{AccessError, Bdf, ConfigSize, ConfigSpace, Resource, Width};
 use nix::errno::Errno;
@@ -308,23 +308,11 @@ impl Slot {
             .collect()
     }
 
-    /// The parts of a window that a guest may map now. None while the device interrupts by its line: who serves it accesses the device, and
-    /// that is how we see that it was served.
+    /// The parts of a window that a guest may map, while it interrupts by its line too: the embedded Xen is told when the line was served.
     ///
     /// # Errors
     /// ENODEV; when descriptors have run out.
     pub fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
-        self.with(|open| {
-            if open.wiring.is_line_on() && !intx_is_disabled(open) {
-                return Ok(Vec::new());
-            }
-            open.areas(bar)
-        })
+        self.with(|open| open.areas(bar))
     }
-}
-
-fn intx_is_disabled(open: &Open) -> bool {
-    let register = &header::COMMAND;
-    let value = open.config.read(register.offset, register.width);
-    value.is_ok_and(|value| value & u32::from(command::INTX_DISABLE) != 0)
 }

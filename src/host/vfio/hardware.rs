@@ -139,12 +139,7 @@ impl Hardware for Plugged {
     }
 
     fn window_read(&self, device: PciDevice, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
-        self.with(device, |open| {
-            let value = open.read_memory(bar, offset, width)?;
-            // Whoever serves the line accesses the device; if it was not served yet, it interrupts again.
-            open.wiring.end_of_interrupt();
-            Ok(value)
-        })
+        self.with(device, |open| open.read_memory(bar, offset, width))
     }
 
     fn window_write(
@@ -155,10 +150,6 @@ impl Hardware for Plugged {
         width: u8,
         value: u64,
     ) -> io::Result<()> {
-        self.with(device, |open| {
-            open.write_memory(bar, offset, width, value)?;
-            open.wiring.end_of_interrupt();
-            Ok(())
-        })
+        self.with(device, |open| open.write_memory(bar, offset, width, value))
     }
 }

@@ -343,7 +343,7 @@ impl Wiring {
     }
 
     /// Whether the device interrupts by its line.
-    pub fn is_line_on(&self) -> bool {
+    fn is_line_on(&self) -> bool {
         lock(&self.inner.state).mode == Mode::Line
     }
 

@@ -4,6 +4,9 @@
 #   bind_vfio BDF...            binds devices to vfio-pci, as an operator would by hand; unbind_vfio gives them back
 #   group_of BDF                the number of its IOMMU group
 #   refused TEXT COMMAND...     succeeds if the command fails and its output contains the text
+#   new_guest NAME BDF...       makes a guest of the embedded Xen with these devices
+#   drive NAME DRIVER STEP...   runs a driver in it, which is a process of its own; NAME may also be vfio:BDF, a device without pcibackd
+#   end_guest NAME              destroys it
 #   iommu_faults BDF            what the IOMMU has stopped of that device's DMA so far, by the kernel's log
 
 bind_vfio() {
@@ -29,6 +32,23 @@ group_of() { basename "$(readlink "/sys/bus/pci/devices/$1/iommu_group")"; }
 
 iommu_faults() { dmesg | grep "DMAR: .*Request device \[${1#0000:}\]"; }
 
+new_guest() {
+  toolstack create "$@" >"$STATE/$1.domid" || { cat "$STATE/$1.domid"; return 1; }
+}
+
+toolstack() { lab-guest toolstack $RUN_DIR "$@"; }
+
+domid() { cat "$STATE/$1.domid"; }
+
+drive() {
+  local place="$1" driver="$2"
+  shift 2
+  case "$place" in vfio:*) ;; *) place=$RUN_DIR:$(domid "$place") ;; esac
+  lab-guest drive "$driver" "$place" "$@"
+}
+
+end_guest() { toolstack destroy "$(domid "$1")" && rm "$STATE/$1.domid"; }
+
 refused() {
   local text="$1" output
   shift
@@ -38,11 +58,12 @@ refused() {
 
 # --- as in dom0/words.sh
 
+RUN_DIR=/run/pcibackd
 PCIBACKD_FLAGS="--platform vfio $PCIBACKD_FLAGS"
 
 stop_backend() {
   local file device failed=0
-  for file in $(grep -l '^pciback$' /sys/bus/pci/devices/*/driver_override); do
+  for file in /sys/bus/pci/devices/*/driver_override; do
     device=$(basename "$(dirname "$file")")
     # It may have gone with another one of its group
     ! reserved_for_guests "$device" || pciback unhide --group "$device" || failed=1
@@ -55,7 +76,8 @@ stop_backend() {
 
 reserved_for_guests() { grep -q '^pciback$' "/sys/bus/pci/devices/$1/driver_override"; }
 
-guests() { :; }
+guests() { basename -a -s .domid $STATE/*.domid | grep -v '[*]'; }
+destroy() { end_guest "$1"; }
 
 post_mortem() {
   echo "--- the kernel"; dmesg | tail -n 40

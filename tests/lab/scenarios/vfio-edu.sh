@@ -1,13 +1,25 @@
-# QEMU's edu through VFIO: registers, DMA both ways, INTx and MSI; DMA elsewhere is stopped
+# a guest has QEMU's edu through VFIO: registers, DMA both ways, INTx and MSI; DMA elsewhere is stopped and told
 MACHINE=linux
+EDU=0000:00:05.0
 story() {
-  must "edu is bound to vfio-pci" bind_vfio 0000:00:05.0
-  check "a program without pcibackd finds it" lab-guest drive edu vfio:0000:00:05.0 identify factorial
-  check "has it copy to and from its memory" lab-guest drive edu vfio:0000:00:05.0 dma
-  check "is interrupted by its line" lab-guest drive edu vfio:0000:00:05.0 intx
-  check "by messages" lab-guest drive edu vfio:0000:00:05.0 msi
-  check "nothing was stopped so far" not iommu_faults 0000:00:05.0
-  check "has it copy elsewhere" lab-guest drive edu vfio:0000:00:05.0 stray
-  check "which the IOMMU stops" iommu_faults 0000:00:05.0
-  check "edu is given back" unbind_vfio 0000:00:05.0
+  must "edu is bound to vfio-pci by hand" bind_vfio $EDU
+  check "a program without pcibackd has it compute" drive vfio:$EDU edu identify factorial
+  check "copy" drive vfio:$EDU edu dma
+  check "and interrupt" drive vfio:$EDU edu intx msi
+  must "it is given back" unbind_vfio $EDU
+  must "the backend starts" start_backend
+  must "edu is hidden" pciback hide $EDU
+  must "a guest has it" new_guest one $EDU
+  check "it computes" drive one edu identify factorial
+  check "copies to and from the guest's memory" drive one edu dma
+  check "interrupts by its line" drive one edu intx
+  check "and by messages" drive one edu msi
+  check "by one after the other, twice" drive one edu intx msi intx msi
+  check "nothing was stopped so far" not iommu_faults $EDU
+  check "it copies where the guest has given it nothing" drive one edu stray
+  check "which the IOMMU stops" iommu_faults $EDU
+  check "the guest can still use it" drive one edu dma msi
+  check "the guest ends" end_guest one
+  must "another one gets it" new_guest two $EDU
+  check "and can use it" drive two edu identify dma msi
 }

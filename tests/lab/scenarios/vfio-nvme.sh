@@ -1,12 +1,19 @@
-# an NVMe disk through VFIO: admin queue, identify, blocks written and read, two MSI-X vectors
+# a guest has an NVMe disk through VFIO: admin queue, identify, blocks written and read, two MSI-X vectors
 MACHINE=linux
+DEVICE=0000:00:08.0
 story() {
-  must "the disk is bound to vfio-pci" bind_vfio 0000:00:08.0
-  check "a program without pcibackd identifies it" lab-guest drive nvme vfio:0000:00:08.0 identify
-  check "writes blocks and reads them back" lab-guest drive nvme vfio:0000:00:08.0 write
-  check "reads what was there" has $NVME_SUM eval 'lab-guest drive nvme vfio:0000:00:08.0 first | first_mib'
-  check "the disk is given back" unbind_vfio 0000:00:08.0
-  check "and has what was written" has "written by lab-guest: block 4100" block 4100
+  must "the backend starts" start_backend
+  must "the disk is hidden" pciback hide $DEVICE
+  must "a guest has it" new_guest one $DEVICE
+  check "it identifies the disk" drive one nvme identify
+  check "writes blocks and reads them back" drive one nvme write
+  check "and reads what was there" has $NVME_SUM eval 'drive one nvme first | first_mib'
+  check "the guest ends" end_guest one
+  check "the disk is given back" pciback unhide $DEVICE
+  check "and has what the guest wrote" has "written by lab-guest: block 4100" block 4100
+  must "it is bound to vfio-pci by hand" bind_vfio $DEVICE
+  check "a program without pcibackd drives it the same way" drive vfio:$DEVICE nvme identify write
+  check "it is given back" unbind_vfio $DEVICE
 }
 
 block() {

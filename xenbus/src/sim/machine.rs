@@ -301,7 +301,15 @@ impl Machine {
     }
 
     pub(super) fn bind_pirq(&self, domain: DomId, pirq: Pirq) -> Result<GuestEnd, XenError> {
-        let result = lock(&self.inner.hypervisor).bind_pirq(domain, pirq);
+        let (result, line) = {
+            let mut hypervisor = lock(&self.inner.hypervisor);
+            let result = hypervisor.bind_pirq(domain, pirq);
+            (result, hypervisor.line_of_pirq(domain, pirq))
+        };
+        // What a former driver left unserved does not keep the line from the new one.
+        if let (Ok(_), Ok(gsi)) = (&result, line) {
+            self.hardware().end_of_interrupt(domain, gsi);
+        }
         result.map_err(|errno| {
             XenError::from_errno(
                 format!("EVTCHNOP_bind_pirq of PIRQ {pirq} in domain {domain}"),

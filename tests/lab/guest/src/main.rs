@@ -32,8 +32,12 @@ const USAGE: &str = "usage:
   lab-guest break-rules BDF SECONDS
                                  drives a virtio disk in every wrong way it knows; SECONDS for each storm
   lab-guest drive DRIVER PLACE STEP...
-                                 plays a driver of a device at vfio:BDF. edu: identify, factorial, dma, intx, msi, stray (DMA where nothing is);
-                                 nvme: identify, write (and read) some blocks, first (MiB, to the standard output); igbvf: identify, msix, reset";
+                                 plays a driver of a device at vfio:BDF (VFIO, by itself) or RUN_DIR:DOMID (that guest of pcibackd's embedded Xen).
+                                 edu: identify, factorial, dma, intx, msi, stray (DMA where nothing is), bench,
+                                 last (until the device goes);
+                                 nvme: identify, write (and read) some blocks, first (MiB, to the standard output); igbvf: identify, msix, reset
+  lab-guest toolstack RUN_DIR create NAME BDF... | attach DOMID BDF | detach DOMID BDF | destroy DOMID
+                                 plays a toolstack of pcibackd's embedded Xen; create prints DOMID";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -76,6 +80,7 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
         ["break-rules", bdf, seconds] => {
             virtio::break_rules(bdf, Duration::from_secs(seconds.parse()?))?;
         }
+        ["toolstack", run_dir, command @ ..] => device::toolstack(run_dir, command)?,
         ["drive", driver, place, steps @ ..] => device::drive(driver, place, steps)?,
         _ => return Ok(false),
     }

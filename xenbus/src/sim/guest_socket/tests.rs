@@ -315,6 +315,18 @@ fn the_end_of_a_lines_interrupt_reaches_the_guests_devices() {
 }
 
 #[test]
+fn a_line_that_a_former_driver_left_unserved_interrupts_the_next_one() {
+    let (setup, bus, guest) = setup_with_devices(MachineOptions::default());
+    setup.machine.grant_irq(setup.guest, Gsi(17)).unwrap();
+    let served = || bus.with(address(0), |device| device.served.len());
+    let port = guest.bind_pirq(Pirq(17)).unwrap();
+    let before = served();
+    guest.close_port(port.number()).unwrap();
+    guest.bind_pirq(Pirq(17)).unwrap();
+    assert_eq!(served(), before + 1);
+}
+
+#[test]
 fn dom0s_toolstack_can_be_another_process() {
     let (setup, _bus, guest) = setup_with_devices(MachineOptions::default());
     let toolstack = SocketToolstack::connect(&setup.socket).unwrap();

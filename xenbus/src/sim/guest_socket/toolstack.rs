@@ -49,12 +49,7 @@ impl SocketToolstack {
         device: PciDevice,
         what: &str,
     ) -> Result<(), XenError> {
-        let PciDevice {
-            segment,
-            bus,
-            devfn,
-        } = device;
-        let number = u64::from(segment) << 16 | u64::from(bus) << 8 | u64::from(devfn);
+        let number = u64::from(device.sbdf());
         let details = Details {
             argument: domain.0.into(),
             more: number.as_bytes(),

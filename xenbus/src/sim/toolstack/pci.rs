@@ -162,23 +162,6 @@ fn remove_device(store: &mut impl Store, domain: DomId, removed: u32) -> Result<
     Ok(left)
 }
 
-/// A domain's address for a device, read from text.
-fn parse_device(text: &str) -> Option<PciDevice> {
-    let (segment, rest) = text.split_once(':')?;
-    let (bus, rest) = rest.split_once(':')?;
-    let (slot, function) = rest.split_once('.')?;
-    let number = |text| u16::from_str_radix(text, 16).ok();
-    let (slot, function) = (
-        u8::try_from(number(slot)?).ok()?,
-        u8::try_from(number(function)?).ok()?,
-    );
-    Some(PciDevice {
-        segment: number(segment)?,
-        bus: u8::try_from(number(bus)?).ok()?,
-        devfn: (slot & 0x1f) << 3 | function & 7,
-    })
-}
-
 impl Machine {
     /// Gives a device to a domain: with all that `pci = [...]` does for a new one, or as `xl pci-attach` to a running one. The latter waits
     /// for the backend beforehand, and returns before the guest has the device.
@@ -355,7 +338,7 @@ impl Machine {
         let mut devices = Vec::new();
         for index in 0..device_count(&mut store, domain)? {
             let text = store.read_string(&format!("{}/dev-{index}", backend_path(domain)))?;
-            devices.extend(parse_device(&text));
+            devices.extend(text.parse::<PciDevice>());
         }
         Ok(devices)
     }

@@ -250,6 +250,10 @@ impl Device for Bare {
             // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
             events.push(unsafe { OwnedFd::from_raw_fd(raw) });
         }
+        if let Some(former) = self.signal.take() {
+            // None at all: the whole kind is switched off.
+            self.set_irqs(former, IRQ_DATA_NONE | IRQ_TRIGGER, &[])?;
+        }
         self.set_irqs(signal, IRQ_DATA_EVENTFD | IRQ_TRIGGER, &events)?;
         self.signal = Some(signal);
         self.events = events;

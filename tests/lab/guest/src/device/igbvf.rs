@@ -20,12 +20,13 @@ mod register {
 const CONTROL_RESET: u32 = 1 << 26;
 
 /// Of the mailbox: a message for the physical function; its answer was taken; the buffer is mine; the physical function has written; it has
-/// taken what was sent; it is done with a reset.
+/// taken what was sent; it resets itself; it is done with that.
 const REQUEST: u32 = 1 << 0;
 const TAKEN: u32 = 1 << 1;
 const MINE: u32 = 1 << 2;
 const WRITTEN: u32 = 1 << 4;
 const ACCEPTED: u32 = 1 << 5;
+const IN_RESET: u32 = 1 << 6;
 const RESET_DONE: u32 = 1 << 7;
 
 /// The message that a function which was reset begins with, and the mark of one that was granted.
@@ -33,6 +34,8 @@ const RESET_MESSAGE: u32 = 1;
 const GRANTED: u32 = 1 << 31;
 
 const VECTORS: u32 = 3;
+/// Where in BAR 3 the pending bits are.
+const PENDING: u64 = 0x2000;
 
 struct Function {
     device: Box<dyn Device>,
@@ -60,13 +63,9 @@ impl Function {
             self.device.config_read(VENDOR, 4)?,
             IDS,
         )?;
-        // The second BAR is that of the MSI-X table: the first entry's control word is there.
-        let table = self.device.window(3)?;
-        same(
-            "the unused bits of a vector's control",
-            table.read32(0xc)? >> 1,
-            0,
-        )
+        // The other BAR holds the MSI-X table, which is nobody's to look at, and behind it the pending bits.
+        let pending = self.device.window(3)?.read32(PENDING)?;
+        same("pending interrupts", pending, 0)
     }
 
     /// Has the device interrupt by each of its vectors.
@@ -93,10 +92,10 @@ impl Function {
     fn reset(&self) -> Result<()> {
         let registers = &self.registers;
         registers.write32(register::CONTROL, CONTROL_RESET)?;
-        // Reading the mailbox takes its events away: each is looked for once.
         until("the physical function is done with the reset", || {
-            Ok(registers.read32(register::MAILBOX)? & RESET_DONE != 0)
+            Ok(registers.read32(register::MAILBOX)? & (IN_RESET | RESET_DONE) == 0)
         })?;
+        // Reading the mailbox takes its events away: each is looked for once.
         registers.write32(register::MAILBOX, MINE)?;
         same(
             "the mailbox's owner",

@@ -13,7 +13,7 @@ pub const ADDRESS: u64 = 16 << 20;
 
 /// See the module. Stays as long as the program runs.
 pub struct Memory {
-    _file: OwnedFd,
+    pub file: OwnedFd,
     base: NonNull<u8>,
 }
 
@@ -29,7 +29,7 @@ impl Memory {
         // SAFETY: F_ADD_SEALS takes a number.
         check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })?;
         let base = map(&file, 0, SIZE as usize)?;
-        Ok(Self { _file: file, base })
+        Ok(Self { file, base })
     }
 
     /// Where this program has it.

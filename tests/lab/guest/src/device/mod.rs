@@ -3,6 +3,7 @@
 
 mod bare;
 mod edu;
+mod embedded;
 mod igbvf;
 mod memory;
 mod nvme;
@@ -13,6 +14,8 @@ use std::time::{Duration, Instant};
 
 use memory::Memory;
 use window::Window;
+
+pub use embedded::toolstack;
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -42,7 +45,7 @@ pub trait Device {
     /// What a memory BAR decodes.
     fn window(&mut self, bar: u8) -> Result<Window>;
 
-    /// Sets up so many interrupts. It has none yet.
+    /// Sets up so many interrupts, in place of those that there were.
     fn interrupts(&mut self, signal: Signal, count: u32) -> Result<()>;
 
     /// Waits for one of them, and takes it; false when none came in time.
@@ -55,11 +58,13 @@ pub trait Device {
     fn memory(&self) -> &Memory;
 }
 
-/// Opens a device and has it decode memory and master the bus. `vfio:BDF`: through VFIO, without anybody between.
+/// Opens a device and has it decode memory and master the bus. `vfio:BDF`: through VFIO, without anybody between; `RUN_DIR:DOMID`: as that guest of
+/// the embedded platform.
 fn open(place: &str) -> Result<Box<dyn Device>> {
     let mut device: Box<dyn Device> = match place.split_once(':') {
         Some(("vfio", bdf)) => Box::new(bare::Bare::open(bdf)?),
-        _ => return Err(format!("'{place}' is no place of a device").into()),
+        Some((run_dir, domain)) => Box::new(embedded::Embedded::open(run_dir, domain.parse()?)?),
+        None => return Err(format!("'{place}' is no place of a device").into()),
     };
     let command = device.config_read(COMMAND, 2)?;
     device.config_write(COMMAND, 2, command | COMMAND_ON)?;

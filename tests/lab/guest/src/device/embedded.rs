@@ -1,0 +1,175 @@
+//! A device as a guest of the embedded platform has it: by the page it shares with pcibackd, and by the machine's socket
+//! (`docs/embedded-platform.md`).
+
+use std::time::Duration;
+
+use xenbus::sim::{
+    DeviceMemory, DmaMemory, Frontend, GuestPlatform, SocketGuest, SocketToolstack, Variant,
+};
+use xenbus::xenstore::Store;
+use xenbus::{DomId, PciDevice, Pirq, XenbusState};
+
+use super::memory::{self, Memory, map};
+use super::window::{Area, Door, Window};
+use super::{Device, PATIENCE, Result, Signal, until};
+
+/// See the module. The guest's first device.
+pub struct Embedded {
+    xen: SocketGuest,
+    frontend: Frontend,
+    function: PciDevice,
+    memory: Memory,
+    line: Option<Pirq>,
+}
+
+fn socket(run_dir: &str) -> String {
+    format!("{run_dir}/machine.sock")
+}
+
+impl Embedded {
+    pub fn open(run_dir: &str, domain: DomId) -> Result<Self> {
+        let xen = SocketGuest::connect(socket(run_dir), domain)?;
+        let memory = Memory::new()?;
+        // What another program gave, as the same guest, that did not come to its end.
+        let _ = xen.take_memory(memory::ADDRESS);
+        xen.give_memory(DmaMemory {
+            address: memory.physical(0),
+            size: memory::SIZE,
+            file: memory.file.try_clone()?,
+            offset: 0,
+        })?;
+        until_backend_is_ready(&xen)?;
+        let mut frontend = Frontend::new(
+            SocketGuest::connect(socket(run_dir), domain)?,
+            Variant::Linux,
+        )?;
+        frontend.connect(PATIENCE)?;
+        let function = frontend
+            .functions()
+            .next()
+            .ok_or("the guest has no device")?;
+        Ok(Self {
+            function: function.address,
+            xen,
+            frontend,
+            memory,
+            line: None,
+        })
+    }
+}
+
+/// Waits while the backend closes after the program before this one.
+fn until_backend_is_ready(xen: &SocketGuest) -> Result<()> {
+    let mut store = xen.connect_xenstore()?;
+    let backend = store.read_string("device/pci/0/backend")?;
+    until("the backend has closed", || {
+        let state = store.read_state(&format!("{backend}/state"))?;
+        Ok(!matches!(state, XenbusState::Closing | XenbusState::Closed))
+    })
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        // As a driver that is unloaded: the next program of this guest loads it again.
+        let closed = self.frontend.close(PATIENCE);
+        let taken = self.xen.take_memory(memory::ADDRESS);
+        if let Err(error) = closed {
+            eprintln!("lab-guest: closing: {error}");
+        }
+        if let Err(error) = taken {
+            eprintln!("lab-guest: taking memory back: {error}");
+        }
+    }
+}
+
+/// What is not mapped.
+struct Trapped(Box<dyn DeviceMemory>);
+
+impl Door for Trapped {
+    fn read(&self, offset: u64, width: u8) -> Result<u64> {
+        Ok(self.0.read(offset, width)?)
+    }
+
+    fn write(&self, offset: u64, width: u8, value: u64) -> Result<()> {
+        Ok(self.0.write(offset, width, value)?)
+    }
+}
+
+impl Device for Embedded {
+    fn config_read(&mut self, offset: u16, width: u8) -> Result<u32> {
+        Ok(self.frontend.conf_read(self.function, offset, width)?)
+    }
+
+    fn config_write(&mut self, offset: u16, width: u8, value: u32) -> Result<()> {
+        Ok(self
+            .frontend
+            .conf_write(self.function, offset, width, value)?)
+    }
+
+    fn window(&mut self, bar: u8) -> Result<Window> {
+        let function = self.frontend.function(self.function).ok_or("no function")?;
+        let bar = function.bars.iter().find(|found| found.index == bar);
+        let window = self.xen.open_window(bar.ok_or("no such BAR")?.address)?;
+        let mut areas = Vec::new();
+        for area in window.areas {
+            areas.push(Area {
+                start: area.start,
+                size: area.size,
+                base: map(&area.file, area.offset, usize::try_from(area.size)?)?,
+            });
+        }
+        let door = Box::new(Trapped(window.memory));
+        Ok(Window { areas, door })
+    }
+
+    fn interrupts(&mut self, signal: Signal, count: u32) -> Result<()> {
+        self.frontend.release_interrupts(self.function)?;
+        self.line = None;
+        match signal {
+            Signal::Line => self.line = Some(self.frontend.enable_intx(self.function)?),
+            Signal::Msi => drop(self.frontend.enable_msi(self.function)?),
+            Signal::Msix => {
+                let entries: Vec<u16> = (0..u16::try_from(count)?).collect();
+                self.frontend.enable_msix(self.function, &entries)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&mut self, vector: usize, patience: Duration) -> Result<bool> {
+        Ok(self
+            .frontend
+            .wait_for_interrupt(self.function, vector, patience)?)
+    }
+
+    fn end_of_interrupt(&mut self) -> Result<()> {
+        match self.line {
+            Some(pirq) => Ok(self.xen.end_of_interrupt(pirq)?),
+            None => Ok(()),
+        }
+    }
+
+    fn memory(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+/// Plays a toolstack. `create` prints the new domain's id.
+pub fn toolstack(run_dir: &str, command: &[&str]) -> Result<()> {
+    let toolstack = SocketToolstack::connect(socket(run_dir))?;
+    match command {
+        ["create", name, devices @ ..] => {
+            let domain = toolstack.create_domain(name)?;
+            for device in devices {
+                toolstack.pci_attach(domain, device.parse()?)?;
+            }
+            toolstack.unpause_domain(domain)?;
+            println!("{domain}");
+        }
+        ["attach", domain, device] => toolstack.pci_attach(domain.parse()?, device.parse()?)?,
+        ["detach", domain, device] => toolstack.pci_detach(domain.parse()?, device.parse()?)?,
+        ["destroy", domain] => toolstack.destroy_domain(domain.parse()?)?,
+        _ => return Err("the toolstack does: create, attach, detach, destroy".into()),
+    }
+    Ok(())
+}

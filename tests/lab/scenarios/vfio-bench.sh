@@ -1,0 +1,49 @@
+# what pcibackd costs a guest on VFIO, beside bare VFIO in one boot: bare, pcibackd, pcibackd, bare
+MACHINE=linux
+ALONE=yes
+TIMEOUT=400
+EDU=0000:00:05.0
+story() {
+  local turn=0 who name
+  PCIBACKD_FLAGS="$PCIBACKD_FLAGS --map-bars"
+  for who in bare pcibackd pcibackd bare; do
+    turn=$((turn + 1))
+    round_$who || return
+    for name in config_read register_read interrupt; do figure $name "$(least $name)"; done
+  done
+  for name in config_read register_read interrupt; do ratio $name; done
+}
+
+round_bare() {
+  must "edu is bound to vfio-pci by hand" bind_vfio $EDU
+  must "a bare program measures" measure vfio:$EDU
+  must "edu is given back" unbind_vfio $EDU
+}
+
+round_pcibackd() {
+  must "pcibackd starts" start_backend
+  must "edu is hidden" pciback hide $EDU
+  must "a guest has it" new_guest one $EDU
+  must "a guest measures" measure one
+  must "the guest ends" end_guest one
+  must "pcibackd stops" stop_backend
+}
+
+# Other work on the host can only make it slower: three times, and the quietest counts
+measure() {
+  local _
+  for _ in 1 2 3; do drive "$1" edu bench || return; done >$STATE/bench
+  cat $STATE/bench
+}
+
+least() { awk -v name="$1" '$1 == name {print $2}' $STATE/bench | sort -n | sed -n 1p; }
+
+figure() {
+  echo "$2" >>$STATE/$who.$1
+  echo "VALUE $1.$who.$turn $2 us"
+}
+
+# Times, so that above 1 pcibackd is slower
+ratio() {
+  awk -v name="$1" 'FNR == 1 {file++} {sum[file] += $1} END {printf "RATIO %s_time %.3f\n", name, sum[1] / sum[2]}' $STATE/pcibackd.$1 $STATE/bare.$1
+}
