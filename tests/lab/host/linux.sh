@@ -6,7 +6,7 @@
 #   01:00.0           igb, which has SR-IOV, behind the root port 00:0a.0
 #   02:00.0           a bridge from PCI Express to PCI, behind the root port 00:0b.0; behind it, and so in its IOMMU group:
 #   03:01.0, 03:02.0  edu and e1000
-#   04:00.0           edu, behind the root port 00:0c.0: it can be pulled out
+#   04:00.0, 05:00.0  edu, behind the root ports 00:0c.0 and 00:0d.0: they can be pulled out
 linux_devices() {
   echo "-device intel-iommu,intremap=on
     -device edu,bus=pcie.0,addr=5
@@ -17,7 +17,8 @@ linux_devices() {
     -device pcie-pci-bridge,id=pci,bus=port11
     -device edu,bus=pci,addr=1
     -netdev user,id=net32 -device e1000,bus=pci,addr=2,netdev=net32,mac=52:54:00:00:00:32,romfile=
-    -device pcie-root-port,id=port12,bus=pcie.0,addr=c,chassis=12 -device edu,id=removable,bus=port12"
+    -device pcie-root-port,id=port12,bus=pcie.0,addr=c,chassis=12 -device edu,bus=port12
+    -device pcie-root-port,id=port13,bus=pcie.0,addr=d,chassis=13 -device edu,bus=port13"
 }
 
 linux_modules="vfio-pci vfio_iommu_type1 igb igbvf nvme e1000"
