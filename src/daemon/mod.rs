@@ -249,6 +249,7 @@ fn serve(
         Arc::clone(&live),
         run_dir.join("virtual"),
         FdStore::new(&run_dir, fdstore),
+        Arc::clone(&waker),
     ));
     let mut watcher = guests.watch()?;
     guests.release_orphans(&mut watcher)?;

@@ -33,6 +33,9 @@ pub enum AssemblyError {
     /// It does not fit into its slot of virtio-mmio.
     #[error(transparent)]
     Plug(#[from] PlugError),
+    /// Nobody wants them any more.
+    #[error("its session is to end")]
+    Stopped,
     /// What a device is made of is not there.
     #[error("the {kind} device in {at} cannot be made")]
     Backend {
@@ -90,9 +93,14 @@ pub(super) fn open_backends(
     setup: &Setup,
     runs: bool,
     devices: &[VirtioDevice],
+    is_wanted: impl Fn() -> bool,
 ) -> Result<(Vec<Opened>, Vec<Missing>), AssemblyError> {
     let mut missing = Vec::new();
     let opened = place(devices)?.into_iter().map(|(seat, configured)| {
+        // Another session may be at it by now.
+        if !is_wanted() {
+            return Err(AssemblyError::Stopped);
+        }
         let model = &configured.model;
         let (kind, at) = (model.name(), seat.at());
         let failed = |source| AssemblyError::Backend { kind, at, source };

@@ -14,10 +14,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use log::{debug, error, info, warn};
+use mio::Waker;
 use virtio::memory::Budget;
 use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, Xen};
 
+use super::kept;
 use super::record;
 use super::session::{End, Handle, Phase, Setup, Watched};
 use super::xl_disk;
@@ -38,7 +40,7 @@ const UNKNOWN_CHUNKS: usize = 8192;
 const CHUNK_KIB: usize = 2048;
 
 /// What could not be done for want of descriptors or the like is tried again after this time.
-const RETRY: Duration = Duration::from_millis(100);
+const RETRY: Duration = Duration::from_secs(1);
 
 pub(super) use change::ChangeError;
 pub(super) use turns::Turn;
@@ -67,6 +69,8 @@ pub struct VirtualGuests {
     pub(super) conflicts: Mutex<BTreeMap<DomId, String>>,
     /// When to look again, if nothing is announced.
     retry: Mutex<Option<Instant>>,
+    /// Wakes who calls [`VirtualGuests::follow`].
+    waker: Arc<Waker>,
 }
 
 /// A guest that is served.
@@ -93,12 +97,13 @@ pub enum StartError {
 }
 
 impl VirtualGuests {
-    /// None yet. Their records are in `directory`.
+    /// None yet. Their records are in `directory`. `waker` wakes who follows, when there is another time for that.
     pub fn new(
         xen: Arc<dyn Xen>,
         config: Arc<Live>,
         directory: PathBuf,
         fds: Arc<FdStore>,
+        waker: Arc<Waker>,
     ) -> Self {
         Self {
             xen,
@@ -111,6 +116,7 @@ impl VirtualGuests {
             refused: Mutex::default(),
             conflicts: Mutex::default(),
             retry: Mutex::default(),
+            waker,
         }
     }
 
@@ -151,6 +157,9 @@ impl VirtualGuests {
 
     fn try_again(&self) {
         *lock(&self.retry) = Instant::now().checked_add(RETRY);
+        if let Err(error) = self.waker.wake() {
+            error!("cannot wake the main loop: {error}");
+        }
     }
 
     /// Ends all sessions, and waits for it. The guests' CPUs wait for the next daemon.
@@ -235,22 +244,21 @@ impl VirtualGuests {
         Ok(())
     }
 
-    /// What there is to know of a guest. `None`: it is none that could have virtio devices.
-    pub(super) fn look(
-        &self,
-        store: &mut Client,
-        domain: DomId,
-    ) -> Result<Option<Guest>, StoreError> {
+    /// What there is to know of a guest.
+    ///
+    /// # Errors
+    /// xenstore's.
+    pub(super) fn look(&self, store: &mut Client, domain: DomId) -> Result<Seen, StoreError> {
         let info = match self.xen.domain_info(domain) {
             Ok(Some(info)) if info.hvm && !info.gone => info,
-            Ok(_) => return Ok(None),
+            Ok(_) => return Ok(Seen::NotHvm),
             Err(error) => {
                 warn!(
                     "domain {domain}: cannot tell whether it has virtio devices, trying again: {}",
                     chain(&error)
                 );
                 self.try_again();
-                return Ok(None);
+                return Ok(Seen::Unknown);
             }
         };
         let home = format!("{DOMAINS}/{domain}");
@@ -260,7 +268,7 @@ impl VirtualGuests {
         let uuid = vm.rsplit('/').next().unwrap_or_default();
         let config = self.config.get();
         let configured = config.guest.get(&name);
-        Ok(Some(Guest {
+        Ok(Seen::Guest(Guest {
             has_run: info.has_run,
             record: record::directory(&self.directory, domain, uuid),
             chunks: chunks(node("memory/static-max")?.as_deref()),
@@ -297,7 +305,7 @@ impl VirtualGuests {
         {
             return Ok(());
         }
-        let Some(guest) = self.look(store, domain)? else {
+        let Seen::Guest(guest) = self.look(store, domain)? else {
             return Ok(());
         };
         let is_new = guest.is_new();
@@ -368,6 +376,8 @@ impl VirtualGuests {
             Phase::Opening => StartError::TooLong(patience),
         };
         self.end(domain);
+        // The next session may be to have others.
+        kept::forget_guest(&self.fds, &guest.record);
         Err(error)
     }
 
@@ -428,7 +438,11 @@ impl VirtualGuests {
                 guests.see_to_disks(&mut store, &turn)
             });
             if let Err(error) = done {
-                error!("domain {domain}: its virtio disks: {}", chain(&error));
+                error!(
+                    "domain {domain}: its virtio disks, trying again: {}",
+                    chain(&error)
+                );
+                guests.try_again();
             }
             guests.let_go(turn);
         };
@@ -438,6 +452,17 @@ impl VirtualGuests {
             self.try_again();
         }
     }
+}
+
+/// A domain that was looked at.
+#[derive(Debug)]
+pub(super) enum Seen {
+    /// It could have virtio devices.
+    Guest(Guest),
+    /// It is none that could, or is gone.
+    NotHvm,
+    /// Xen could not be asked. That was said, and is tried again.
+    Unknown,
 }
 
 /// A guest that has virtio devices, or could have.

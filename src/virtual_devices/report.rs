@@ -10,7 +10,7 @@ use xenbus::xenstore::{Error as StoreError, Store};
 use xenbus::{DomId, XenError};
 
 use super::assembly::AssemblyError;
-use super::guests::{ChangeError, DOMAINS, PATIENCE, Turn, VirtualGuests, lock};
+use super::guests::{ChangeError, DOMAINS, PATIENCE, Seen, Turn, VirtualGuests, lock};
 use super::place::{At, place};
 use super::qemu::Function;
 use super::record::devices_of;
@@ -169,8 +169,16 @@ impl VirtualGuests {
         device: &VirtioDevice,
     ) -> Result<String, VirtioError> {
         let owned = || guest.to_owned();
-        let known = self.look(&mut self.xen.connect_xenstore()?, turn.domain())?;
-        let known = known.ok_or_else(|| VirtioError::NoGuest { guest: owned() })?;
+        let known = match self.look(&mut self.xen.connect_xenstore()?, turn.domain())? {
+            Seen::Guest(known) => known,
+            Seen::NotHvm => return Err(VirtioError::NoGuest { guest: owned() }),
+            Seen::Unknown => {
+                return Err(VirtioError::Failed {
+                    guest: owned(),
+                    why: "Xen cannot be asked about it; the daemon's log says why".to_owned(),
+                });
+            }
+        };
         match self.give(turn, &known, device, None, PATIENCE) {
             Ok(at) => Ok(at.to_string()),
             Err(ChangeError::Runs) => Err(VirtioError::Runs { guest: owned() }),
@@ -215,7 +223,12 @@ impl VirtualGuests {
         if self.opened(guest, domain)?.is_none() {
             let refused = lock(&self.refused).get(&domain).cloned();
             let known = self.look(&mut self.xen.connect_xenstore()?, domain)?;
-            if refused.is_none() && known.is_none_or(|known| known.configured.is_empty()) {
+            let has_none = match known {
+                Seen::Guest(known) => known.configured.is_empty(),
+                Seen::NotHvm => true,
+                Seen::Unknown => false,
+            };
+            if refused.is_none() && has_none {
                 return Ok(Vec::new());
             }
             let reason = refused.and_then(|refused| refused.reason);

@@ -178,6 +178,16 @@ impl Shared {
         *is_open
     }
 
+    /// What takes time begins. False: it is to end, and whoever waits for that is not to wait for storage.
+    fn begin_open(&self) -> bool {
+        let mut is_open = lock(&self.is_open);
+        let goes_on = !self.is_stopping();
+        if goes_on {
+            *is_open = false;
+        }
+        goes_on
+    }
+
     /// What takes time is done. False: it is to end, and may not do anything to the guest, for another session may be there by now.
     fn go_on(&self) -> bool {
         let mut is_open = lock(&self.is_open);
@@ -364,13 +374,8 @@ impl Session {
                     let Err(error) = served else { break };
                     error
                 }
-                Err(_) if self.shared.is_stopping() => {
-                    if self.setup.is_new {
-                        // The next session may be to have others.
-                        kept::forget_guest(&self.setup.fds, &self.setup.record);
-                    }
-                    return;
-                }
+                // What it has kept is its successor's by now, or was forgotten.
+                Err(_) if self.shared.is_stopping() => return,
                 Err(error) if self.setup.is_new => {
                     self.give_up(&error);
                     return;
@@ -450,7 +455,9 @@ impl Session {
     /// First what can fail: what the devices are made of, and Xen's side. Only then the devices come to life.
     fn open(&self) -> Result<(Server, Option<Search>), SessionError> {
         let setup = &self.setup;
-        *lock(&self.shared.is_open) = false;
+        if !self.shared.begin_open() {
+            return Err(SessionError::Stopped);
+        }
         let failed = |source| SessionError::Record {
             path: setup.record.clone(),
             source,
@@ -468,7 +475,8 @@ impl Session {
         let (xen, domain) = (&setup.xen, setup.domain);
         let info = xen.domain_info(domain).ok().flatten();
         let runs = !setup.is_new && info.is_some_and(|info| info.has_run);
-        let (opened, missing) = open_backends(setup, runs, &devices)?;
+        let is_wanted = || !self.shared.is_stopping();
+        let (opened, missing) = open_backends(setup, runs, &devices, is_wanted)?;
         if !self.shared.go_on() {
             return Err(SessionError::Stopped);
         }

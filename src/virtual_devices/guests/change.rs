@@ -2,7 +2,8 @@
 //! which its other devices' drivers notice no more than they do a restart of the daemon.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
@@ -156,8 +157,9 @@ impl VirtualGuests {
         };
         if let Err(error) = restored {
             error!(
-                "domain {domain}: its virtio devices cannot be put back as they were, and it has none: {error}"
+                "domain {domain}: its virtio devices cannot be put back as they were, trying again: {error}"
             );
+            self.try_again();
         }
     }
 
@@ -247,15 +249,27 @@ fn mmio_slot(device: &VirtioDevice) -> Option<At> {
 /// use the image for something else.
 fn wait_until_free(disk: &VirtioDevice) {
     let path = match &disk.model {
-        Model::Blk(disk) if !disk.read_only => &disk.path,
+        Model::Blk(disk) if !disk.read_only => disk.path.to_path_buf(),
         _ => return,
     };
-    let begin = Instant::now();
-    while let Err(ImageError::Locked { .. }) = Image::open(path, false, false) {
-        if begin.elapsed() >= LAST_REQUESTS {
-            error!("{} is still in use", path.display());
-            return;
+    let (sender, free) = mpsc::channel::<()>();
+    let image = path.clone();
+    // Its storage may not answer any more, which is a reason to take it away.
+    let look = move || {
+        let begin = Instant::now();
+        while let Err(ImageError::Locked { .. }) = Image::open(&image, false, false)
+            && begin.elapsed() < LAST_REQUESTS
+        {
+            thread::sleep(LOOK);
         }
-        thread::sleep(LOOK);
+        drop(sender);
+    };
+    let thread = thread::Builder::new().name("virtio image".into());
+    let waited = thread.spawn(look).map(|_| free.recv_timeout(LAST_REQUESTS));
+    if !matches!(waited, Ok(Err(RecvTimeoutError::Disconnected))) {
+        error!(
+            "{} is still in use, or its storage does not answer",
+            path.display()
+        );
     }
 }

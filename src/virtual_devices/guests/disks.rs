@@ -9,7 +9,7 @@ use xenbus::xenstore::{Client, Error as StoreError, Store};
 use xenbus::{DomId, XenbusState};
 
 use super::turns::Turn;
-use super::{ChangeError, VirtualGuests};
+use super::{ChangeError, Guest, Seen, VirtualGuests};
 use crate::session::nodes::{self, optional};
 use crate::text::{chain, printable};
 use crate::virtual_devices::place::At;
@@ -98,7 +98,11 @@ impl VirtualGuests {
             Step::Stay => {}
             Step::Attach => {
                 let nodes = Nodes::read(store, &directory)?;
-                let attached = self.attach(store, turn, device, &nodes)?;
+                let attached = match self.look(store, domain)? {
+                    Seen::Guest(guest) => self.attach(turn, &guest, device, &nodes),
+                    Seen::NotHvm => Err(Refusal::NotHvm),
+                    Seen::Unknown => return Ok(()),
+                };
                 // The next daemon sees to it.
                 if self.turns.is_closed() {
                     return Ok(());
@@ -117,14 +121,18 @@ impl VirtualGuests {
                 }
             }
             Step::Detach => {
-                // What a guest had that is gone, went with it.
-                if let Some(guest) = self.look(store, domain)?
-                    && let Err(error) = self.take(domain, &guest, device)
-                {
+                let taken = match self.look(store, domain)? {
+                    Seen::Guest(guest) => self.take(domain, &guest, device),
+                    // What a guest had that is gone, went with it.
+                    Seen::NotHvm => Ok(()),
+                    Seen::Unknown => return Ok(()),
+                };
+                if let Err(error) = taken {
                     error!(
-                        "domain {domain}: disk {device} is not let go of: {}",
+                        "domain {domain}: disk {device} is not let go of, trying again: {}",
                         chain(&error)
                     );
+                    self.try_again();
                     return Ok(());
                 }
                 store.switch_state(&directory, state, XenbusState::Closed)?;
@@ -135,25 +143,18 @@ impl VirtualGuests {
 
     fn attach(
         self: &Arc<Self>,
-        store: &mut Client,
         turn: &Arc<Turn>,
+        guest: &Guest,
         device: u32,
         nodes: &Nodes,
-    ) -> Result<Result<At, Refusal>, StoreError> {
-        let Some(guest) = self.look(store, turn.domain())? else {
-            return Ok(Err(Refusal::NotHvm));
-        };
+    ) -> Result<At, Refusal> {
         let config = self.config.get();
         let settings = config
             .guest
             .get(&guest.name)
             .and_then(|guest| guest.disk.get(&nodes.dev));
-        let wanted = match nodes.device(&settings.cloned().unwrap_or_default()) {
-            Ok(wanted) => wanted,
-            Err(unfit) => return Ok(Err(unfit.into())),
-        };
-        let given = self.give(turn, &guest, &wanted, Some(device), PATIENCE);
-        Ok(given.map_err(Refusal::from))
+        let wanted = nodes.device(&settings.cloned().unwrap_or_default())?;
+        Ok(self.give(turn, guest, &wanted, Some(device), PATIENCE)?)
     }
 }
 

@@ -165,7 +165,7 @@ impl Control {
         }
     }
 
-    /// The device is reset.
+    /// The device or its queue is reset: who has asked gets no answer.
     pub fn forget(&mut self) {
         self.pending = None;
         self.chain.clear();

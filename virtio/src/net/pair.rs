@@ -65,7 +65,7 @@ struct Live {
 /// What the kernel does as soon as others leave network devices alone: nobody who needs the pair waits for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Job {
-    /// Of which life of the device.
+    /// Of which life of the device, or of its control queue.
     life: u64,
     task: Task,
 }
@@ -224,8 +224,14 @@ impl Pair {
     }
 
     pub fn set_queue(&mut self, lane: Lane, index: u16, queue: Option<Queue>) {
-        if lane == Lane::Receive {
-            self.arriving = Arriving::default();
+        match (lane, &mut self.control) {
+            (Lane::Receive, _) => self.arriving = Arriving::default(),
+            (Lane::Control, Some(control)) => {
+                // What the kernel is at answers nobody.
+                control.forget();
+                self.life = self.life.wrapping_add(1);
+            }
+            _ => {}
         }
         let [receive, transmit, control] = &mut self.queues;
         let place = match lane {
@@ -439,5 +445,57 @@ impl Arriving {
         chain.clear();
         self.spare.push(chain);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, missing_docs)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::super::control::Chosen;
+    use super::*;
+    use crate::rings::{BUFFERS, Driver, Guest, Nobody, readable, writable};
+
+    /// VIRTIO_NET_CTRL_MQ, VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET (virtio 1.3, section 5.1.6.5.5).
+    const SET_PAIRS: [u8; 2] = [4, 0];
+
+    fn ask(guest: &Guest, driver: &mut Driver, pairs: u8) {
+        guest.write(BUFFERS, &[SET_PAIRS[0], SET_PAIRS[1], pairs, 0]);
+        let parts = [readable(BUFFERS, 4), writable(BUFFERS + 0x100, 1)];
+        driver.offer(guest, &parts, None).unwrap();
+    }
+
+    #[test]
+    fn a_control_queue_that_is_reset_while_the_kernel_works_begins_anew() {
+        let guest = Guest::default();
+        let features = feature::MQ | feature::CTRL_VQ;
+        let link = || {
+            let (ours, _) = UnixDatagram::pair().unwrap();
+            Link::of_socket(ours.into()).unwrap()
+        };
+        let links: Arc<[Link]> = [link(), link()].into();
+        let chosen = Arc::new(Chosen::new([0; 6]));
+        let control = Control::new(2, chosen);
+        let mut pair = Pair::new(0, Arc::clone(&links), Some(control));
+        pair.activate(Arc::clone(&guest.ram), Arc::new(Nobody), features);
+        let set_up = pair.job().unwrap();
+        pair.done(set_up, Ok(()));
+        let mut packet = packet();
+        let mut begin = |pair: &mut Pair, pairs| {
+            let mut driver = Driver::new(4, 64, features);
+            pair.set_queue(Lane::Control, 4, Some(driver.queue(&guest)));
+            ask(&guest, &mut driver, pairs);
+            pair.step(&mut packet);
+            (driver, pair.job().unwrap())
+        };
+        let (_, late) = begin(&mut pair, 2);
+        pair.set_queue(Lane::Control, 4, None);
+        let (mut driver, job) = begin(&mut pair, 1);
+        pair.done(late, Ok(()));
+        assert_eq!(pair.job(), Some(job));
+        pair.done(job, Ok(()));
+        pair.step(&mut super::packet());
+        assert!(driver.used(&guest).is_some());
     }
 }
