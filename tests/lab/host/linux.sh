@@ -22,7 +22,7 @@ linux_devices() {
 }
 
 linux_modules="vfio-pci vfio_iommu_type1 igb igbvf nvme e1000"
-linux_programs="usr/bin/lspci usr/bin/setpci usr/bin/strace usr/bin/ip usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
+linux_programs="usr/bin/lspci usr/bin/setpci usr/bin/setpriv usr/bin/strace usr/bin/ip usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
 
 # Made once, as the other bases are. Prints its name
 linux_base() {

@@ -49,6 +49,14 @@ story() {
   check "the bridge above stays as it was" not driven_by vfio-pci 0000:02:00.0
   check "one alone is not given back" refused "goes back to dom0 together" pciback unhide $CARD
   check "edu is reset with its bus" has "reset" pciback reset --method bus $EDU
+  must "a guest gets one of them" new_guest one $EDU
+  check "and can use it" drive one edu identify dma
+  check "no other guest gets the other one" refused "attaching" new_guest two $CARD
+  check "the log says why" grep "it is in group $group together with $EDU, which domain" $LOG
+  check "the guest can still use its device" drive one edu dma
+  check "what a guest has of a group is not given back" refused "in use by domain" pciback unhide --group $CARD
+  check "the guest ends" end_guest one
+  check "both are hidden still" both_hidden
   check "the group is given back as a whole" pciback unhide --group $EDU
   check "e1000 has its driver again" driven_by e1000 $CARD
   check "edu has none, as before" not driven_by vfio-pci $EDU
