@@ -33,7 +33,7 @@ group_of() { basename "$(readlink "/sys/bus/pci/devices/$1/iommu_group")"; }
 iommu_faults() { dmesg | grep "DMAR: .*Request device \[${1#0000:}\]"; }
 
 new_guest() {
-  toolstack create "$@" >"$STATE/$1.domid" || { cat "$STATE/$1.domid"; return 1; }
+  toolstack create "$@" >"$STATE/$1.domid" || { cat "$STATE/$1.domid"; rm "$STATE/$1.domid"; return 1; }
 }
 
 toolstack() { lab-guest toolstack $RUN_DIR "$@"; }
