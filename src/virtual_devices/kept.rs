@@ -92,10 +92,11 @@ impl KeptFds {
 
     fn complain(&self, part: &str, error: &FdStoreError) {
         warn!(
-            "domain {}: {part} of the device in {} does not outlive pcibackd: {}",
+            "domain {}: the {part} of the device in {} does not outlive pcibackd: {}",
             self.domain,
             self.at,
-            chain(error)
+            chain(error),
+            part = part.trim_start_matches(|letter: char| letter.is_ascii_digit() || letter == '/'),
         );
     }
 

@@ -34,6 +34,13 @@ story() {
   check "from a sandbox like its own, a command runs on the host" from_a_sandbox
   check "and a file is made read-only for the host, which the sandbox sees" kept_from_a_sandbox
 
+  check "where what keeps guests' taps and consoles is reached, systemd listens" has active systemctl is-active pcibackd-fdstore.socket
+  check "for root alone" has 600 stat -c %a /run/pcibackd/fdstore
+  check "it does not run, as no guest has any" has inactive inactive_store
+  check "it is started when the daemon asks it for those of a guest" the_store_starts
+  check "in a sandbox of its own, which takes everything from it" has CapEff:0000000000000000 of_the_store
+  check "it ends when it keeps nothing and the daemon is gone" the_store_ends
+
   must "killed, it is brought back by systemd" killed_it_comes_back
   check "and xl finds the devices" wait_for 20 has 0000:00:05.0 xl pci-assignable-list
   check "in its driver's directory" timeout 5 ls /sys/bus/pci/drivers/pciback/0000:00:05.0
@@ -98,6 +105,22 @@ another_runs() {
   local now
   now=$(systemctl show -P MainPID "$2")
   [ "$now" != 0 ] && [ "$now" != "$1" ]
+}
+
+inactive_store() { systemctl is-active pcibackd-fdstore.service; true; }
+
+# The record of a guest that is gone
+the_store_starts() {
+  mkdir -p /run/pcibackd/virtual/9999-0
+  systemctl restart pcibackd
+  wait_for 20 has active systemctl is-active pcibackd-fdstore.service && [ ! -e /run/pcibackd/virtual/9999-0 ]
+}
+
+of_the_store() { tr -d '\t' <"/proc/$(systemctl show -P MainPID pcibackd-fdstore)/status"; }
+
+the_store_ends() {
+  systemctl restart pcibackd
+  wait_for 20 has inactive inactive_store
 }
 
 in_its_sandbox() { nsenter -m -t "$(systemctl show -P MainPID pcibackd)" "$@"; }
