@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     } else if name == STRANGER {
         return stranger(Path::new(&arguments.next().unwrap()));
     }
-    let tests: [(&str, fn()); 8] = [
+    let tests: [(&str, fn()); 9] = [
         (
             "what_a_killed_daemon_had_open_stays_open_and_the_next_one_goes_on_with_it",
             what_a_killed_daemon_had_open_stays_open_and_the_next_one_goes_on_with_it,
@@ -76,6 +76,10 @@ fn main() -> ExitCode {
         (
             "a_store_without_room_says_so_and_keeps_what_it_has",
             a_store_without_room_says_so_and_keeps_what_it_has,
+        ),
+        (
+            "a_store_that_can_open_nothing_for_a_while_keeps_what_it_has",
+            a_store_that_can_open_nothing_for_a_while_keeps_what_it_has,
         ),
         ("another_user_gets_nothing", another_user_gets_nothing),
     ];
@@ -392,6 +396,28 @@ fn a_store_without_room_says_so_and_keeps_what_it_has() {
     }
     assert!(next.get("more").is_none());
     next.forget("");
+}
+
+fn a_store_that_can_open_nothing_for_a_while_keeps_what_it_has() {
+    let run_dir = TempDir::new().unwrap();
+    let first = store(run_dir.path());
+    let mut kept = Kept::by(&first, "7-a/tap");
+    let pid = the_store(run_dir.path());
+    let limit = |limit: &str| {
+        let arguments = ["--pid", &pid.to_string(), limit];
+        let status = Command::new("prlimit").args(arguments).status();
+        assert!(status.unwrap().success());
+    };
+    drop(first);
+    limit("--nofile=3:");
+    // For the next one it may have a descriptor set aside already.
+    let _ = store(run_dir.path()).open();
+    let refused = store(run_dir.path()).open().unwrap_err();
+    assert!(matches!(refused, FdStoreError::Line(_)), "{refused}");
+    limit("--nofile=1000:");
+    let second = store(run_dir.path());
+    assert!(second.get("7-a/tap").is_some() && kept.is_open());
+    second.forget("");
 }
 
 /// Asks for everything, as the daemon does.

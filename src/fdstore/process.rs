@@ -7,7 +7,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
-use std::{env, fs};
+use std::time::Duration;
+use std::{env, fs, thread};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, socket};
@@ -20,6 +21,9 @@ pub(super) const NAME: &str = "pcibackd-fdstore";
 
 /// Descriptors besides those kept: the sockets, and what a message may bring along.
 const ROOM: usize = rights::MOST + 16;
+
+/// When nobody can be let in that is tried again after this time.
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Runs the store if this process was started as one, with its listening socket as standard input: to be asked first of all in `main`,
 /// before there is a thread. `None`: this is none.
@@ -73,7 +77,15 @@ pub fn serve(listener: OwnedFd) -> io::Result<()> {
     let listener = UnixListener::from(listener);
     let mut kept = BTreeMap::new();
     loop {
-        let (daemon, _) = listener.accept()?;
+        let daemon = match listener.accept() {
+            Ok((daemon, _)) => daemon,
+            Err(error) if is_no_listener(&error) => return Err(error),
+            // What is kept is not to be lost because the host is short of something.
+            Err(_) => {
+                thread::sleep(RETRY);
+                continue;
+            }
+        };
         if wire::is_own(&daemon) {
             // What ends a connection is of no interest: the next daemon makes another.
             let _ = converse(&daemon, &mut kept);
@@ -82,6 +94,13 @@ pub fn serve(listener: OwnedFd) -> io::Result<()> {
             return Ok(());
         }
     }
+}
+
+fn is_no_listener(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOTSOCK | libc::EINVAL | libc::EOPNOTSUPP | libc::EBADF)
+    )
 }
 
 fn converse(daemon: &UnixStream, kept: &mut BTreeMap<String, Vec<OwnedFd>>) -> io::Result<()> {
