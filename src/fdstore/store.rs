@@ -25,6 +25,8 @@ use crate::text::chain;
 
 /// A store that does not answer for so long is as good as dead. It waits for nothing.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Its first answer may take longer: systemd starts it.
+const START: Duration = Duration::from_secs(15);
 
 /// For the thread that watches the store.
 const STACK: usize = 128 * 1024;
@@ -223,14 +225,16 @@ impl FdStore {
         }
         let line = Arc::new(self.reach(state)?);
         let exchange = || {
-            let timeout = Some(PATIENCE);
-            line.set_read_timeout(timeout)?;
-            line.set_write_timeout(timeout)?;
+            line.set_read_timeout(Some(START))?;
+            line.set_write_timeout(Some(PATIENCE))?;
             wire::send(&line, TAKE, "", &[])?;
             let mut found = Vec::new();
             loop {
                 match received(&line)? {
-                    Message { kind: DONE, .. } => return Ok(found),
+                    Message { kind: DONE, .. } => {
+                        line.set_read_timeout(Some(PATIENCE))?;
+                        return Ok(found);
+                    }
                     Message {
                         kind: KEPT,
                         name,
