@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | `guests` | which guests have such devices: a session for each |
-//! | `session` | one guest: a thread that answers its CPUs |
+//! | `session` | one guest: a thread that answers its CPUs, and what others see of it |
 //! | `assembly` | from the configuration to devices in their slots |
 //! | `place` | which device is where |
 //! | `mmio` | where virtio-mmio is in a guest |
