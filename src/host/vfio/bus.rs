@@ -223,8 +223,9 @@ impl Bus for VfioBus {
     }
 
     fn forget(&self, bdf: Bdf) {
-        self.close_removed(bdf);
+        // First the guest's memory, which can be unmapped as long as the group is there.
         self.machine
             .device_removed(crate::host::devices::for_xen(bdf));
+        self.close_removed(bdf);
     }
 }

@@ -121,11 +121,12 @@ impl ConfigSpace for VfioConfig {
             let switched = switch(open, offset, width, value)?;
             open.config.write(offset, width, value)?;
             Ok(switched)
-        })?;
-        if switched {
+        });
+        // Also when MSI cannot be had, for which the line was switched off.
+        if !matches!(switched, Ok(false)) && !self.0.is_gone() {
             self.0.settle_line();
         }
-        Ok(())
+        switched.map(drop)
     }
 }
 

@@ -193,6 +193,14 @@ impl VfioBus {
     pub(super) fn let_go(&self, bdf: Bdf) -> Result<(), HostError> {
         let mut hands = lock(&self.hands);
         let number = group::number_of(&self.sysfs.device(bdf)).ok_or(HostError::NoIommu { bdf })?;
+        let used = |slot: &Arc<Slot>| slot.bdf != bdf && slot.owner().is_some();
+        if self.members(number).iter().any(used) {
+            // The group stays with its guest, and so nobody else has the device.
+            if let Some(slot) = self.forget_slot(bdf) {
+                slot.set_open(None);
+            }
+            return binding::unbind(&self.sysfs, bdf);
+        }
         self.close(&mut hands, number);
         self.forget_slot(bdf);
         let result = is_elsewhere(number)
@@ -301,7 +309,8 @@ impl VfioBus {
     pub(super) fn deassign(&self, domain: DomId, bdf: Bdf) {
         let mut hands = lock(&self.hands);
         let slot = self.slot(bdf);
-        if let Some(slot) = &slot {
+        // It may be another one's by now.
+        if let Some(slot) = slot.filter(|slot| slot.owner() == Some(domain)) {
             slot.set_owner(None);
             let quiet = slot.with(|open| {
                 open.wiring.silence();

@@ -199,13 +199,19 @@ impl Machine {
         self.device_owner(device)
             .ok_or_else(|| XenError::from_errno(format!("looking for {device}"), libc::ENODEV))?;
         self.hardware().reset(device);
-        if let Some(gsi) = self.line_of(device) {
+        let line = self.line_of(device);
+        if let Some(gsi) = line {
             self.grant_irq(domain, gsi)?;
         }
         match self.assign_device(domain, device) {
             // libxl lets a PV guest go on without an IOMMU.
             Err(error) if error.errno() == Some(libc::EOPNOTSUPP) => Ok(()),
-            other => other,
+            Err(error) => {
+                // Who is refused the device is not to hear its line.
+                let undone = line.map_or(Ok(()), |gsi| self.unmap_pirq(domain, Pirq(gsi.0)));
+                undone.and(Err(error))
+            }
+            Ok(()) => Ok(()),
         }
     }
 
