@@ -17,6 +17,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use std::{env, process, thread};
 
@@ -25,9 +26,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr};
-use nix::sys::socket::{connect, recv, send, socket};
-use nix::unistd::{Pid, geteuid};
-use pcibackd::fdstore::{FdStore, FdStoreError, SOCKET, Starts, run_if_store};
+use nix::sys::socket::{accept, connect, recv, send, socket};
+use nix::unistd::{Pid, close, geteuid};
+use pcibackd::fdstore::{FdStore, FdStoreError, SOCKET, Starts, listen, run_if_store};
 use tempfile::TempDir;
 use virtio::console::Endpoint;
 
@@ -48,7 +49,7 @@ fn main() -> ExitCode {
     } else if name == STRANGER {
         return stranger(Path::new(&arguments.next().unwrap()));
     }
-    let tests: [(&str, fn()); 9] = [
+    let tests: [(&str, fn()); 11] = [
         (
             "what_a_killed_daemon_had_open_stays_open_and_the_next_one_goes_on_with_it",
             what_a_killed_daemon_had_open_stays_open_and_the_next_one_goes_on_with_it,
@@ -60,6 +61,14 @@ fn main() -> ExitCode {
         (
             "a_store_that_does_not_answer_holds_nobody_up_for_long_and_is_replaced",
             a_store_that_does_not_answer_holds_nobody_up_for_long_and_is_replaced,
+        ),
+        (
+            "who_leaves_the_store_does_not_end_it_nor_come_back",
+            who_leaves_the_store_does_not_end_it_nor_come_back,
+        ),
+        (
+            "a_store_that_hangs_up_is_not_called_again_and_again",
+            a_store_that_hangs_up_is_not_called_again_and_again,
         ),
         (
             "a_store_outlives_every_signal_but_sigkill",
@@ -332,6 +341,44 @@ fn a_store_that_does_not_answer_holds_nobody_up_for_long_and_is_replaced() {
     });
     until("it is the only one", || stores(run_dir.path()).len() == 1);
     store.forget("");
+}
+
+fn who_leaves_the_store_does_not_end_it_nor_come_back() {
+    let run_dir = TempDir::new().unwrap();
+    let first = store(run_dir.path());
+    let mut kept = Kept::by(&first, "7-a/tap");
+    let keeps = the_store(run_dir.path());
+    first.leave();
+    // Whoever is still at something is told, and nobody waits.
+    let late = first.post("7-a/late", &[]).unwrap_err();
+    assert!(matches!(late, FdStoreError::Away), "{late}");
+    let second = store(run_dir.path());
+    assert!(second.get("7-a/tap").is_some());
+    assert!(kept.is_open());
+    assert_eq!(the_store(run_dir.path()), keeps);
+    drop(first);
+    assert_eq!(second.get("7-a/tap").map(|fds| fds.len()), Some(1));
+    second.forget("");
+}
+
+fn a_store_that_hangs_up_is_not_called_again_and_again() {
+    let run_dir = TempDir::new().unwrap();
+    let listener = listen(&run_dir.path().join(SOCKET)).unwrap();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    thread::spawn(move || {
+        while let Ok(line) = accept(listener.as_raw_fd()) {
+            counted.fetch_add(1, Ordering::SeqCst);
+            close(line).unwrap();
+        }
+    });
+    let store = FdStore::new(run_dir.path(), Starts::Others);
+    let first = store.open().unwrap_err();
+    assert!(matches!(first, FdStoreError::Line(_)), "{first}");
+    for _ in 0..50 {
+        assert!(matches!(store.open(), Err(FdStoreError::Away)));
+    }
+    assert_eq!(calls.load(Ordering::SeqCst), 1);
 }
 
 fn a_store_outlives_every_signal_but_sigkill() {

@@ -9,12 +9,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use log::{error, warn};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike};
 
 use super::process::NAME;
 use super::wire::{self, DONE, FORGET, FULL, KEEP, KEPT, Message, SYNC, TAKE};
@@ -27,6 +30,9 @@ use crate::text::chain;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Its first answer may take longer: systemd starts it.
 const START: Duration = Duration::from_secs(15);
+
+/// One that was not there is not tried again for so long: others wait meanwhile.
+const PAUSE: Duration = Duration::from_secs(30);
 
 /// For the thread that watches the store.
 const STACK: usize = 128 * 1024;
@@ -48,6 +54,9 @@ pub enum FdStoreError {
         "the process {NAME} does not answer as it should: end it (kill -9), and another one is started"
     )]
     Line(#[source] io::Error),
+    /// It was not there a moment ago.
+    #[error("the process {NAME} did not answer a moment ago, which the log tells of; it is tried again every {} s", PAUSE.as_secs())]
+    Away,
     /// It may not open as many descriptors.
     #[error(
         "the process {NAME} may not have more descriptors open: raise LimitNOFILE= (systemctl edit pcibackd-fdstore), or ulimit -n"
@@ -97,6 +106,10 @@ struct State {
     taken: bool,
     kept: BTreeMap<String, Vec<OwnedFd>>,
     child: Option<Child>,
+    /// Until then it is not tried.
+    away_until: Option<Instant>,
+    /// The daemon ends.
+    left: bool,
     /// How often a store that has died is replaced.
     revivals: RateLimit,
 }
@@ -112,6 +125,8 @@ impl FdStore {
                 taken: false,
                 kept: BTreeMap::new(),
                 child: None,
+                away_until: None,
+                left: false,
                 revivals: RateLimit::new(3, Duration::from_secs(10)),
             }),
             asking: Mutex::default(),
@@ -214,8 +229,13 @@ impl FdStore {
         match answer() {
             Ok(false) => Ok(()),
             Ok(true) => Err(FdStoreError::Full),
-            Err(error) => Err(self.lock().give_up(error)),
+            Err(error) => Err(self.lock().give_up_line(&line, error)),
         }
+    }
+
+    /// Nothing is kept any more from now on, and what is stays for the next daemon, whoever of this one's threads is still at something.
+    pub fn leave(&self) {
+        self.lock().leave();
     }
 
     /// Connects, unless that is done.
@@ -223,6 +243,19 @@ impl FdStore {
         if let Some(line) = &state.line {
             return Ok(Arc::clone(line));
         }
+        let is_away = state.away_until.is_some_and(|until| Instant::now() < until);
+        if is_away || state.left {
+            return Err(FdStoreError::Away);
+        }
+        let line = self.connect(state);
+        state.away_until = match &line {
+            Ok(_) => None,
+            Err(_) => Instant::now().checked_add(PAUSE),
+        };
+        line
+    }
+
+    fn connect(self: &Arc<Self>, state: &mut State) -> Result<Arc<UnixStream>, FdStoreError> {
         let line = Arc::new(self.reach(state)?);
         let exchange = || {
             line.set_read_timeout(Some(START))?;
@@ -308,14 +341,13 @@ impl FdStore {
     /// There is to be another one in its place, which gets all that is kept.
     fn revive(self: &Arc<Self>, dead: &Arc<UnixStream>) {
         let mut state = self.lock();
-        if state
-            .line
-            .as_ref()
-            .is_some_and(|line| !Arc::ptr_eq(line, dead))
-        {
+        let is_replaced = state.line.as_ref();
+        let is_replaced = is_replaced.is_some_and(|line| !Arc::ptr_eq(line, dead));
+        if is_replaced || state.left {
             return;
         }
         state.line = None;
+        state.away_until = None;
         if let Some(mut child) = state.child.take() {
             // It is dead, or does not answer. It is not to stay as a zombie.
             let _ = child.kill();
@@ -343,6 +375,25 @@ impl FdStore {
 }
 
 impl State {
+    /// As [`State::give_up`], unless there is another one by now.
+    fn give_up_line(&mut self, line: &Arc<UnixStream>, error: io::Error) -> FdStoreError {
+        if self
+            .line
+            .as_ref()
+            .is_some_and(|known| Arc::ptr_eq(known, line))
+        {
+            return self.give_up(error);
+        }
+        FdStoreError::Line(error)
+    }
+
+    fn leave(&mut self) {
+        self.left = true;
+        if let Some(line) = self.line.take() {
+            let _ = line.shutdown(std::net::Shutdown::Both);
+        }
+    }
+
     /// Nothing more is said to a store that does not answer.
     fn give_up(&mut self, error: io::Error) -> FdStoreError {
         if let Some(line) = self.line.take() {
@@ -356,9 +407,7 @@ impl State {
 impl Drop for FdStore {
     /// The store keeps all that there is for the next daemon.
     fn drop(&mut self) {
-        if let Some(line) = self.lock().line.take() {
-            let _ = line.shutdown(std::net::Shutdown::Both);
-        }
+        self.leave();
     }
 }
 
@@ -380,6 +429,8 @@ fn reach(path: &Path) -> nix::Result<UnixStream> {
         SockFlag::SOCK_CLOEXEC,
         None,
     )?;
+    // One that accepts nobody has a queue, which may be full.
+    setsockopt(&line, sockopt::SendTimeout, &TimeVal::seconds(2))?;
     connect(line.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(line.into())
 }

@@ -171,6 +171,8 @@ impl VirtualGuests {
         for session in sessions.values_mut() {
             session.handle.end();
         }
+        // Whoever still waits for storage must not hold up the next daemon, which the store hears when this one has gone.
+        self.fds.leave();
     }
 
     fn scan(self: &Arc<Self>, store: &mut Client) -> Result<(), StoreError> {

@@ -5,7 +5,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -76,6 +76,10 @@ fn search(setup: &Setup, shared: &Shared, mut missing: Vec<Missing>, ended: &Rec
         pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
         let before = std::mem::take(&mut missing);
         let still = before.into_iter().filter_map(|device| {
+            // Another session may be at it by now, or the guest gone.
+            if ended.try_recv() == Err(TryRecvError::Disconnected) {
+                return None;
+            }
             let (at, kind) = (device.at, device.model.name());
             let still = look(setup, shared, device);
             if still.is_none() && is_told {
@@ -84,6 +88,9 @@ fn search(setup: &Setup, shared: &Shared, mut missing: Vec<Missing>, ended: &Rec
             still
         });
         missing = still.collect();
+        if ended.try_recv() == Err(TryRecvError::Disconnected) {
+            return;
+        }
         shared.set_missing(&missing);
         if !is_told && begun.elapsed() > GRACE {
             is_told = true;
