@@ -17,7 +17,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
 };
-use nix::sys::time::{TimeVal, TimeValLike};
+use nix::sys::time::TimeVal;
 
 use super::process::NAME;
 use super::wire::{self, DONE, FORGET, FULL, KEEP, KEPT, Message, SYNC, TAKE};
@@ -430,7 +430,8 @@ fn reach(path: &Path) -> nix::Result<UnixStream> {
         None,
     )?;
     // One that accepts nobody has a queue, which may be full.
-    setsockopt(&line, sockopt::SendTimeout, &TimeVal::seconds(2))?;
+    let patience = TimeVal::new(PATIENCE.as_secs().cast_signed(), 0);
+    setsockopt(&line, sockopt::SendTimeout, &patience)?;
     connect(line.as_raw_fd(), &UnixAddr::new(path)?)?;
     Ok(line.into())
 }

@@ -62,6 +62,13 @@ fn late(stand_in: impl Device + 'static, words: &Words) -> (Late, Supply) {
     (late, supply)
 }
 
+/// A disk that is late.
+fn late_disk(image: &NamedTempFile) -> (Late, Supply) {
+    let words = Words::volatile(3).unwrap();
+    disk(image, false).keep(words.clone());
+    late(Blk::without_image(false, &Options::default()), &words)
+}
+
 #[test]
 fn what_can_be_seen_of_a_device_that_is_late_is_as_it_was() {
     let images = [image(), image()];
@@ -109,9 +116,7 @@ fn what_can_be_seen_of_a_device_that_is_late_is_as_it_was() {
 #[test]
 fn requests_wait_for_a_disk_that_is_late_and_what_is_set_meanwhile_holds() {
     let image = image();
-    let words = Words::volatile(3).unwrap();
-    disk(&image, false).keep(words.clone());
-    let (late, supply) = late(Blk::without_image(false, &Options::default()), &words);
+    let (late, supply) = late_disk(&image);
     let guest = Guest::default();
     let mut driver = Driver::new(0, 64, Features::EVENT_IDX);
     let mut live = Live::new(late, &guest, &[&driver]);
@@ -138,9 +143,7 @@ fn requests_wait_for_a_disk_that_is_late_and_what_is_set_meanwhile_holds() {
 #[test]
 fn a_queue_that_is_reset_meanwhile_is_not_served_until_it_is_enabled_again() {
     let image = image();
-    let words = Words::volatile(3).unwrap();
-    disk(&image, false).keep(words.clone());
-    let (late, supply) = late(Blk::without_image(false, &Options::default()), &words);
+    let (late, supply) = late_disk(&image);
     let guest = Guest::default();
     let mut driver = Driver::new(0, 64, Features::EVENT_IDX);
     let mut live = Live::new(late, &guest, &[&driver]);

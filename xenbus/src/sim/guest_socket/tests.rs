@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -129,6 +129,19 @@ fn interrupts_reach_it() {
     assert!(port.wait(LONG).unwrap());
 }
 
+/// A connection that says what it likes.
+fn connected(path: &Path) -> OwnedFd {
+    let client = socket(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        SockFlag::empty(),
+        None,
+    )
+    .unwrap();
+    connect(client.as_raw_fd(), &UnixAddr::new(path).unwrap()).unwrap();
+    client
+}
+
 /// Sends a packet, and gives the reply's errno.
 fn raw(socket: &OwnedFd, words: &[u32]) -> u32 {
     let bytes: Vec<_> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -144,14 +157,7 @@ fn raw(socket: &OwnedFd, words: &[u32]) -> u32 {
 #[test]
 fn what_is_no_request_is_refused_and_the_connection_stays() {
     let setup = setup();
-    let client = socket(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        SockFlag::empty(),
-        None,
-    )
-    .unwrap();
-    connect(client.as_raw_fd(), &UnixAddr::new(&setup.socket).unwrap()).unwrap();
+    let client = connected(&setup.socket);
     let errno = |number: i32| u32::try_from(number).unwrap();
     assert_eq!(raw(&client, &[3, 0]), errno(libc::ENOTCONN));
     assert_eq!(raw(&client, &[99, 0]), errno(libc::ENOSYS));
@@ -355,19 +361,8 @@ fn dom0s_toolstack_can_be_another_process() {
 #[test]
 fn what_is_dom0s_is_refused_to_guests_and_packets_have_their_sizes() {
     let setup = setup();
-    let connected = || {
-        let client = socket(
-            AddressFamily::Unix,
-            SockType::SeqPacket,
-            SockFlag::empty(),
-            None,
-        )
-        .unwrap();
-        connect(client.as_raw_fd(), &UnixAddr::new(&setup.socket).unwrap()).unwrap();
-        client
-    };
     let errno = |number: i32| u32::try_from(number).unwrap();
-    let guest = connected();
+    let guest = connected(&setup.socket);
     assert_eq!(raw(&guest, &[1, setup.guest.0.into()]), 0);
     for request in 15..=19 {
         assert_eq!(raw(&guest, &[request, 1, 0, 0]), errno(libc::EPERM));
@@ -387,7 +382,7 @@ fn what_is_dom0s_is_refused_to_guests_and_packets_have_their_sizes() {
     );
     assert_eq!(raw(&guest, &[3, 0, 0, 0]), errno(libc::EINVAL));
     assert_eq!(raw(&guest, &[0; 200]), errno(libc::EINVAL));
-    let dom0 = connected();
+    let dom0 = connected(&setup.socket);
     assert_eq!(raw(&dom0, &[1, 0]), 0);
     assert_eq!(raw(&dom0, &[16, 1, 0, 1]), errno(libc::EINVAL));
     assert_eq!(raw(&dom0, &[19, 77]), errno(libc::ESRCH));
