@@ -19,7 +19,10 @@ const FIRST: PciDevice = at(0, 0);
 const MACHINES: usize = 4;
 
 /// Tries with a daemon that is killed at its first step, its second, and so on, until it gets to the end before it is killed.
-fn at_each_step<S>(begin: impl Fn() -> S + Sync, attempt: impl Fn(&mut S, usize) -> bool + Sync) {
+pub fn at_each_step<S>(
+    begin: impl Fn() -> S + Sync,
+    attempt: impl Fn(&mut S, usize) -> bool + Sync,
+) {
     thread::scope(|scope| {
         for first in 1..=MACHINES {
             let (begin, attempt) = (&begin, &attempt);

@@ -19,6 +19,7 @@ mod boot;
 mod compatibility;
 mod connecting;
 mod doctor;
+mod groups;
 mod handover;
 mod hotplug;
 mod interrupts;

@@ -499,6 +499,14 @@ impl Bus for Host {
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
         self.bus.needed_by_dom0(bdf)
     }
+
+    fn together(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        self.bus.together(bdf)
+    }
+
+    fn check_together(&self, bdf: Bdf, taken: &[Bdf]) -> Result<(), HostError> {
+        self.bus.check_together(bdf, taken)
+    }
 }
 
 #[derive(Debug)]

@@ -153,7 +153,7 @@ fn in_the_way(missing: &Missing, beside: &[Bdf]) -> String {
     format!("; a reset of its bus would hit {} as well", listed(beside))
 }
 
-fn listed(devices: &[Bdf]) -> String {
+pub(super) fn listed(devices: &[Bdf]) -> String {
     let devices: Vec<String> = devices.iter().map(Bdf::to_string).collect();
     devices.join(", ")
 }

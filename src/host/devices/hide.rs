@@ -7,7 +7,9 @@ use nix::errno::Errno;
 use xenbus::{DomId, XenError};
 
 use super::device::Parts;
+use super::error::listed;
 use super::reset::not_free;
+use super::together::Abandoned;
 use super::{Device, DeviceError, Devices, for_xen};
 use crate::host::config_state;
 use crate::host::is_bridge;
@@ -44,9 +46,9 @@ pub(super) struct Begun {
     pub bdf: Bdf,
     pub record: Record,
     /// It was on that way before the daemon was started anew.
-    resumed: bool,
+    pub(super) resumed: bool,
     /// What becomes of it if it does not arrive.
-    otherwise: Rebind,
+    pub(super) otherwise: Rebind,
 }
 
 impl Begun {
@@ -65,6 +67,16 @@ pub(super) struct Leaving<'a> {
     pub bdf: Bdf,
     pub record: &'a Record,
     pub rebind: Rebind,
+}
+
+impl Device {
+    pub(super) fn leaving(&self, rebind: Rebind) -> Leaving<'_> {
+        Leaving {
+            bdf: self.bdf,
+            record: &self.record,
+            rebind,
+        }
+    }
 }
 
 impl Devices {
@@ -107,33 +119,34 @@ impl Devices {
         force: bool,
         quarantine: Quarantine,
     ) -> Result<(), DeviceError> {
-        let taken = self.begin(bdf, force, &[bdf]);
-        let result = taken.and_then(|begun| {
-            self.prepare(begun, quarantine).map_err(|(begun, error)| {
-                // Nothing stays half-way: dom0 gets it back as it was.
-                self.undo(&[begun.leaving()]);
-                error
-            })
-        });
-        self.arrived(bdf, result)
+        let taken = self.take_all(&[bdf], &[bdf], force, quarantine);
+        self.arrived(&[bdf], taken)
     }
 
-    /// A device that was coming is hidden, or not.
+    /// Devices that were coming are hidden, or else dom0's as they were: nothing stays half-way.
     pub(super) fn arrived(
         &self,
-        bdf: Bdf,
-        result: Result<Arc<Device>, DeviceError>,
+        coming: &[Bdf],
+        taken: Result<Vec<Arc<Device>>, Abandoned>,
     ) -> Result<(), DeviceError> {
+        let (arrived, result) = match taken {
+            Ok(devices) => (devices, Ok(())),
+            Err(abandoned) => {
+                self.undo(&abandoned.leaving());
+                (Vec::new(), Err(abandoned.error))
+            }
+        };
         {
             let mut table = self.table();
-            table.coming.remove(&bdf);
-            if let Ok(device) = &result {
-                table.hidden.insert(bdf, Arc::clone(device));
+            for bdf in coming {
+                table.coming.remove(bdf);
             }
+            let arrived = arrived.into_iter().map(|device| (device.bdf, device));
+            table.hidden.extend(arrived);
         }
-        // A guest may be waiting for it, or for being told that it cannot have it.
+        // A guest may be waiting for one, or for being told that it cannot have it.
         self.wake();
-        result.map(drop)
+        result
     }
 
     fn is_reserved(&self, bdf: Bdf) -> Result<bool, DeviceError> {
@@ -223,7 +236,7 @@ impl Devices {
         Ok(())
     }
 
-    /// From bound in dom0 to hidden. On failure what was begun comes back, for undoing.
+    /// From a device without a driver to a hidden one. On failure what was begun comes back, for undoing.
     pub(super) fn prepare(
         &self,
         begun: Begun,
@@ -231,7 +244,6 @@ impl Devices {
     ) -> Result<Arc<Device>, (Begun, DeviceError)> {
         let (bdf, record) = (begun.bdf, &begun.record);
         let steps = || -> Result<Parts, DeviceError> {
-            self.detach(bdf)?;
             self.keep_powered(bdf, record)?;
             if !record.flags().contains(Flags::ENABLED) {
                 if begun.resumed {
@@ -361,21 +373,19 @@ impl Devices {
         Ok(())
     }
 
+    /// From now on the device is not hidden any more. Its record is in use until the last step.
+    pub(super) fn is_leaving(&self, device: &Device) {
+        let mut table = self.table();
+        table.hidden.remove(&device.bdf);
+        table.coming.insert(device.bdf, Phase::Returning);
+    }
+
     /// From hidden to dom0's, as they are.
     pub(super) fn hand_back(&self, devices: &[Arc<Device>], rebind: Rebind) {
-        {
-            let mut table = self.table();
-            for device in devices {
-                table.hidden.remove(&device.bdf);
-                // Its record is in use until the last step.
-                table.coming.insert(device.bdf, Phase::Returning);
-            }
+        for device in devices {
+            self.is_leaving(device);
         }
-        let leaving = devices.iter().map(|device| Leaving {
-            bdf: device.bdf,
-            record: &device.record,
-            rebind,
-        });
+        let leaving = devices.iter().map(|device| device.leaving(rebind));
         self.undo(&leaving.collect::<Vec<_>>());
         let mut table = self.table();
         for device in devices {
@@ -395,7 +405,14 @@ impl Devices {
             rebind,
         } in devices
         {
-            if *rebind == Rebind::Driver
+            let others = self.hidden_beside(*bdf);
+            if *rebind == Rebind::Driver && !others.is_empty() {
+                // Some kernels do not survive a driver in a group that VFIO has (before 5.19).
+                log::error!(
+                    "{bdf} stays without a driver, as {} of its IOMMU group is hidden: pciback hide --group {bdf}, or pciback unhide --group {bdf}",
+                    listed(&others)
+                );
+            } else if *rebind == Rebind::Driver
                 && let Err(error) = self.busy(*bdf, "binding its driver", || {
                     self.bus.bind(*bdf, record.driver().as_deref())
                 })

@@ -13,6 +13,7 @@ mod removed;
 mod reset;
 mod sharing;
 mod together;
+mod unfinished;
 mod unprobed;
 mod virtual_functions;
 
@@ -39,6 +40,7 @@ pub use self::sharing::{Sharing, silence};
 pub use self::virtual_functions::NewFunctions;
 
 use self::device::Parts;
+use self::unfinished::Unfinished;
 use super::record::{Flags, Phase, Record, RecordError};
 use super::{Bus, Description, Function, HostError};
 use crate::config::{DeviceSettings, Live};
@@ -113,14 +115,16 @@ impl Devices {
             looks: AtomicUsize::new(0),
             activities: Mutex::default(),
         });
+        let mut unfinished = Unfinished::default();
         for bdf in found {
-            if let Err(error) = devices.take_up(bdf) {
+            if let Err(error) = devices.take_up(bdf, &mut unfinished) {
                 log::error!(
                     "{bdf} was hidden by an earlier pcibackd and cannot be taken up: {}",
                     chain(&error)
                 );
             }
         }
+        devices.finish(unfinished);
         let all = devices.list();
         devices.keep_all_functions();
         devices.have_functions_probed_again();
@@ -138,8 +142,8 @@ impl Devices {
         Ok(devices)
     }
 
-    /// Continues with a device that has a record.
-    fn take_up(self: &Arc<Self>, bdf: Bdf) -> Result<(), DeviceError> {
+    /// Continues with a device that has a record. One that was on its way is noted in `unfinished`.
+    fn take_up(self: &Arc<Self>, bdf: Bdf, unfinished: &mut Unfinished) -> Result<(), DeviceError> {
         let record = Record::open(&self.directory, bdf)?;
         let Some(phase) = record.phase() else {
             return Ok(record.remove()?);
@@ -187,20 +191,12 @@ impl Devices {
                 drop(record);
                 // Before any session begins: a guest that waits for it is to go on waiting.
                 self.table().coming.insert(bdf, Phase::Hiding);
-                self.in_background(bdf, "hide", move |devices| {
-                    if let Err(error) = devices.finish_hiding(bdf, true, Quarantine::Ours) {
-                        log::error!("{}", chain(&error));
-                    }
-                });
+                unfinished.hiding.push(bdf);
                 Ok(())
             }
             Phase::Returning => {
                 self.insert(bdf, record, description)?;
-                self.in_background(bdf, "give back", move |devices| {
-                    if let Err(error) = devices.give_back(bdf, Rebind::Driver) {
-                        log::error!("{}", chain(&error));
-                    }
-                });
+                unfinished.returning.push(bdf);
                 Ok(())
             }
             Phase::Hidden | Phase::Assigned | Phase::Dead => {

@@ -1,12 +1,46 @@
 //! Devices that only go together: those of an IOMMU group, where devices are reached through VFIO.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use conf_space::address::Bdf;
 
 use super::hide::{Begun, Leaving};
 use super::{Device, DeviceError, Devices, Quarantine, Rebind};
+use crate::host::record::Phase;
 use crate::text::chain;
+
+/// Devices that were to be hidden, and are not.
+#[derive(Debug)]
+pub(super) struct Abandoned {
+    pub error: DeviceError,
+    /// On their way.
+    pub begun: Vec<Begun>,
+    /// There, but not without the others.
+    pub arrived: Vec<Arc<Device>>,
+}
+
+impl From<DeviceError> for Abandoned {
+    /// Before anything was begun.
+    fn from(error: DeviceError) -> Self {
+        let (begun, arrived) = (Vec::new(), Vec::new());
+        Self {
+            error,
+            begun,
+            arrived,
+        }
+    }
+}
+
+impl Abandoned {
+    pub fn leaving(&self) -> Vec<Leaving<'_>> {
+        let arrived = self.arrived.iter();
+        let arrived = arrived.map(|device| device.leaving(Rebind::Driver));
+        arrived
+            .chain(self.begun.iter().map(Begun::leaving))
+            .collect()
+    }
+}
 
 impl Devices {
     /// Hides a device and all that it goes together with, and returns those that were not hidden before.
@@ -16,65 +50,60 @@ impl Devices {
     pub fn hide_group(&self, bdf: Bdf, force: bool) -> Result<Vec<Bdf>, DeviceError> {
         let group = self.bus.together(bdf)?;
         let mut coming = Vec::new();
-        let announced = group.iter().try_for_each(|&bdf| {
+        let announced: Result<(), DeviceError> = group.iter().try_for_each(|&bdf| {
             if self.announce(bdf)? {
                 coming.push(bdf);
             }
             Ok(())
         });
-        let result = announced.and_then(|()| self.take_all(&coming, &group, force));
-        match result {
-            Ok(devices) => {
-                for device in devices {
-                    self.arrived(device.bdf, Ok(device))?;
-                }
-                Ok(coming)
-            }
-            Err(error) => {
-                let mut table = self.table();
-                for bdf in &coming {
-                    table.coming.remove(bdf);
-                }
-                drop(table);
-                self.wake();
-                Err(error)
-            }
-        }
+        let taken = announced
+            .map_err(Abandoned::from)
+            .and_then(|()| self.take_all(&coming, &group, force, Quarantine::Ours));
+        self.arrived(&coming, taken)?;
+        Ok(coming)
     }
 
-    /// From dom0's to hidden: all lose their drivers before the first is opened.
-    fn take_all(
+    /// From dom0's to hidden: all lose their drivers before the first is opened. `group`: those that dom0 is not to have.
+    pub(super) fn take_all(
         &self,
         coming: &[Bdf],
         group: &[Bdf],
         force: bool,
-    ) -> Result<Vec<Arc<Device>>, DeviceError> {
-        let mut begun: Vec<Begun> = Vec::new();
+        quarantine: Quarantine,
+    ) -> Result<Vec<Arc<Device>>, Abandoned> {
+        let mut begun: VecDeque<Begun> = VecDeque::new();
         let mut hidden: Vec<Arc<Device>> = Vec::new();
-        let mut result = coming.iter().try_for_each(|&bdf| {
-            begun.push(self.begin(bdf, force, group)?);
+        let detached: Result<(), DeviceError> = coming.iter().try_for_each(|&bdf| {
+            begun.push_back(self.begin(bdf, force, group)?);
             self.detach(bdf)
         });
-        // Those that failed on the way, besides those that have not begun it.
-        let mut failed = None;
-        while result.is_ok() && !begun.is_empty() {
-            match self.prepare(begun.remove(0), Quarantine::Ours) {
-                Ok(device) => hidden.push(device),
-                Err((device, error)) => {
-                    failed = Some(device);
-                    result = Err(error);
+        let result = detached.and_then(|()| {
+            while let Some(device) = begun.pop_front() {
+                match self.prepare(device, quarantine) {
+                    Ok(device) => hidden.push(device),
+                    Err((device, error)) => {
+                        begun.push_front(device);
+                        return Err(error);
+                    }
                 }
             }
+            Ok(())
+        });
+        match result {
+            Ok(()) => Ok(hidden),
+            Err(error) => {
+                let has_begun = |bdf: &Bdf| begun.iter().any(|device| device.bdf == *bdf);
+                let arrived = |bdf: &Bdf| hidden.iter().any(|device| device.bdf == *bdf);
+                let rest = coming.iter().filter(|bdf| !has_begun(bdf) && !arrived(bdf));
+                let rest: Vec<Begun> = rest.filter_map(|bdf| self.begun_before(*bdf)).collect();
+                begun.extend(rest);
+                Err(Abandoned {
+                    error,
+                    begun: begun.into(),
+                    arrived: hidden,
+                })
+            }
         }
-        result.map(|()| hidden.clone()).inspect_err(|_| {
-            let arrived = hidden.iter().map(|device| Leaving {
-                bdf: device.bdf,
-                record: &device.record,
-                rebind: Rebind::Driver,
-            });
-            let others = failed.iter().chain(&begun).map(Begun::leaving);
-            self.undo(&arrived.chain(others).collect::<Vec<_>>());
-        })
     }
 
     /// Gives a device back to dom0, with all that is hidden of what it goes together with, and returns them.
@@ -84,16 +113,27 @@ impl Devices {
     pub fn unhide_group(&self, bdf: Bdf) -> Result<Vec<Bdf>, DeviceError> {
         let mut group = self.bus.together(bdf)?;
         group.retain(|other| *other == bdf || self.get(*other).is_some());
-        let mut devices: Vec<(Arc<Device>, _)> = Vec::new();
-        for bdf in &group {
-            let before = self.get(*bdf).and_then(|device| device.record.phase());
-            match (self.reserve_for_return(*bdf), before) {
-                (Ok(device), Some(before)) => devices.push((device, before)),
-                (Ok(_), None) => {}
-                (Err(error), _) => {
+        self.return_all(&group, &[])?;
+        Ok(group)
+    }
+
+    /// Gives hidden devices back to dom0, all or none. `resumed`: those of them that were on that way already.
+    pub(super) fn return_all(&self, group: &[Bdf], resumed: &[Bdf]) -> Result<(), DeviceError> {
+        let mut devices: Vec<(Arc<Device>, Phase)> = Vec::new();
+        for bdf in group {
+            let reserved = if resumed.contains(bdf) {
+                self.find(*bdf).map(|device| (device, Phase::Hidden))
+            } else {
+                let before = self.phase(*bdf).unwrap_or(Phase::Hidden);
+                self.reserve_for_return(*bdf).map(|device| (device, before))
+            };
+            match reserved {
+                Ok(device) => devices.push(device),
+                Err(error) => {
                     for (device, before) in devices {
                         device.record.set_phase(before);
                     }
+                    self.wake();
                     return Err(error);
                 }
             }
@@ -105,15 +145,20 @@ impl Devices {
             }
         }
         self.hand_back(&devices, Rebind::Driver);
-        Ok(group)
+        Ok(())
+    }
+
+    /// The others that are hidden of what a device goes together with.
+    pub(super) fn hidden_beside(&self, bdf: Bdf) -> Vec<Bdf> {
+        // What was removed from the machine has no group any more.
+        let mut group = self.bus.together(bdf).unwrap_or_default();
+        group.retain(|other| *other != bdf && self.get(*other).is_some());
+        group
     }
 
     /// Refuses to give a device back to dom0 while others stay hidden that it goes together with: no driver could have it.
     pub(super) fn check_alone(&self, bdf: Bdf) -> Result<(), DeviceError> {
-        // What was removed from the machine has no group any more.
-        let group = self.bus.together(bdf).unwrap_or_default();
-        let is_other = |other: &Bdf| *other != bdf && self.get(*other).is_some();
-        let others: Vec<Bdf> = group.into_iter().filter(is_other).collect();
+        let others = self.hidden_beside(bdf);
         if others.is_empty() {
             return Ok(());
         }

@@ -17,6 +17,7 @@ use super::{BRIDGE, SimBus, lock};
 use crate::host::devices::for_xen;
 use crate::host::errors::ErrorReports;
 use crate::host::sharing::Occupancy;
+use crate::host::vfio::group::NotViable;
 use crate::host::{Backend, Bus, Config, Description, HostError};
 
 /// A device's configuration space as dom0 reaches it.
@@ -229,6 +230,11 @@ impl Bus for SimBus {
         // Asked before the kernel's lock is taken: Xen takes its own, and reads the device under
         // it.
         let usable = self.is_usable(&function);
+        let is_guests = |other: &Arc<Function>| {
+            let kernel = lock(&other.kernel);
+            kernel.driver.is_none() && kernel.enabled > 0
+        };
+        let is_held = self.others_of_group(bdf).iter().any(is_guests);
         let mut kernel = lock(&function.kernel);
         let matching = native.filter(|native| {
             kernel
@@ -262,6 +268,14 @@ impl Bus for SimBus {
                 libc::EBUSY,
             ));
         }
+        if is_held {
+            return Err(refused(
+                bdf,
+                action(),
+                "another device of its IOMMU group is a guest's",
+                libc::EBUSY,
+            ));
+        }
         if !usable {
             return Err(refused(
                 bdf,
@@ -276,6 +290,9 @@ impl Bus for SimBus {
 
     fn enable(&self, bdf: Bdf, on: bool) -> Result<(), HostError> {
         let function = self.known(bdf)?;
+        if on {
+            self.check_together(bdf, &[bdf])?;
+        }
         let mut kernel = lock(&function.kernel);
         if kernel.driver.is_some() {
             return Err(refused(
@@ -390,5 +407,30 @@ impl Bus for SimBus {
 
     fn needed_by_dom0(&self, bdf: Bdf) -> Result<Option<String>, HostError> {
         Ok(self.known(bdf)?.fixed.needed_by_dom0.clone())
+    }
+
+    fn together(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
+        let others = self.others_of_group(bdf);
+        let mut group: Vec<Bdf> = others.iter().map(|other| other.bdf()).collect();
+        group.push(bdf);
+        group.sort();
+        Ok(group)
+    }
+
+    fn check_together(&self, bdf: Bdf, taken: &[Bdf]) -> Result<(), HostError> {
+        let driven = |other: Arc<Function>| {
+            let driver = lock(&other.kernel).driver.clone();
+            driver.map(|driver| (other.bdf(), driver))
+        };
+        let others = self.others_of_group(bdf).into_iter();
+        let others: Vec<_> = others
+            .filter(|other| !taken.contains(&other.bdf()))
+            .filter_map(driven)
+            .collect();
+        if others.is_empty() {
+            return Ok(());
+        }
+        let others = NotViable { number: 0, others };
+        Err(HostError::NotViable { bdf, others })
     }
 }

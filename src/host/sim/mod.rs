@@ -58,6 +58,7 @@ pub struct SimBus {
     listeners: Mutex<Vec<UnixDatagram>>,
     errors: Arc<errors::Reported>,
     orphaned: AtomicUsize,
+    groups: Mutex<Vec<Vec<Bdf>>>,
 }
 
 impl SimBus {
@@ -70,6 +71,7 @@ impl SimBus {
             listeners: Mutex::default(),
             errors: Arc::default(),
             orphaned: AtomicUsize::new(0),
+            groups: Mutex::default(),
         });
         // Weak: otherwise bus and machine would keep each other alive.
         machine.set_hardware(Arc::new(xen::Plugged(Arc::downgrade(&bus))));
@@ -125,6 +127,12 @@ impl SimBus {
             Presence::There
         };
         self.with(bdf, |function| function.set_presence(presence));
+    }
+
+    /// From now on these devices are in one IOMMU group, as the kernel has them where it uses the IOMMU itself: either dom0's drivers have devices
+    /// of a group, or guests.
+    pub fn put_together(&self, devices: &[Bdf]) {
+        lock(&self.groups).push(devices.to_vec());
     }
 
     /// From now on every access to the device's configuration space takes that long.
@@ -195,6 +203,17 @@ impl SimBus {
     /// time.
     fn with<T>(&self, bdf: Bdf, action: impl FnOnce(&Function) -> T) -> Option<T> {
         self.get(bdf).map(|function| action(&function))
+    }
+
+    /// The others of a device's IOMMU group.
+    fn others_of_group(&self, bdf: Bdf) -> Vec<Arc<Function>> {
+        let group = lock(&self.groups)
+            .iter()
+            .find(|group| group.contains(&bdf))
+            .cloned()
+            .unwrap_or_default();
+        let others = group.into_iter().filter(|other| *other != bdf);
+        others.filter_map(|other| self.get(other)).collect()
     }
 
     fn all(&self) -> Vec<Arc<Function>> {

@@ -21,6 +21,26 @@ without_vfio() {
   mv /dev/vfio/away /dev/vfio/vfio
   return $status
 }
+# Both or none of it, as VFIO and the host can have it
+all_or_none() { both_hidden || { driven_by e1000 $CARD && no_record $CARD && no_record $EDU; }; }
+no_record() { [ ! -e "$RUN_DIR/devices/$1" ]; }
+killed_while() {
+  local after asked
+  for after in 0.02 0.05 0.1 0.2 0.4 0.8; do
+    pciback "$@" &
+    asked=$!
+    sleep $after
+    restart_killed || return
+    # Whoever asked is told nothing
+    wait $asked
+    wait_for 20 all_or_none || return
+    # As it is to be for the next try
+    case "$1" in
+      hide) ! both_hidden || pciback unhide --group $EDU || return ;;
+      *) both_hidden || pciback hide --group $EDU || return ;;
+    esac
+  done
+}
 at_start() {
   mkdir -p /etc/pciback
   echo "hide = [\"$CARD\", \"$EDU\"]" >/etc/pciback/pcibackd.toml
@@ -60,6 +80,11 @@ story() {
   check "the group is given back as a whole" pciback unhide --group $EDU
   check "e1000 has its driver again" driven_by e1000 $CARD
   check "edu has none, as before" not driven_by vfio-pci $EDU
+  check "a kill while it is hidden leaves all of it hidden, or nothing" killed_while hide --group $EDU
+  must "it is hidden as a whole" pciback hide --group $EDU
+  check "a kill while it is given back does as well" killed_while unhide --group $EDU
+  check "and it is given back as a whole then" pciback unhide --group $EDU
+  check "e1000 has its driver then" driven_by e1000 $CARD
   check "a device that is alone in its group is hidden by itself" pciback hide 0000:00:05.0
   check "is bound to vfio-pci" driven_by vfio-pci 0000:00:05.0
   check "and can be read" has "Vendor ID" pciback show 0000:00:05.0

@@ -1,0 +1,146 @@
+//! Devices that only go together: an IOMMU group, where Linux has the IOMMU.
+
+use conf_space::Bdf;
+use pcibackd::control::protocol::{Entry, Request, Response};
+use pcibackd::host::Bus;
+use pcibackd::host::devices::{RESERVED_FOR, for_xen};
+use pcibackd::host::record::Phase;
+use pcibackd::host::sim::{MSI_ONLY, NVME};
+use xenbus::DomId;
+
+use crate::house::{House, until};
+use crate::killed::at_each_step;
+
+/// The devices of the group, with their drivers.
+const GROUP: [(Bdf, &str); 2] = [(NVME, "nvme"), (MSI_ONLY, "ahci")];
+
+fn with_group() -> House {
+    let house = House::new(&[]);
+    house.bus.put_together(&GROUP.map(|(bdf, _)| bdf));
+    house
+}
+
+fn hide() -> Request {
+    let devices = vec![NVME.to_string()];
+    let force = false;
+    Request::HideGroup { devices, force }
+}
+
+fn unhide() -> Request {
+    let devices = vec![NVME.to_string()];
+    Request::UnhideGroup { devices }
+}
+
+fn entry(response: Response) -> Entry {
+    match response {
+        Response::Entries { entries } => entries.into_iter().next().unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn are_hidden(house: &House) -> bool {
+    let hidden = |(bdf, _)| house.phase_if_any(bdf) == Some(Phase::Hidden);
+    GROUP.into_iter().all(hidden)
+}
+
+/// dom0 has all of it as in the beginning.
+fn as_before(house: &House, step: usize) {
+    for (bdf, driver) in GROUP {
+        let found = house.bus.describe(bdf).unwrap().driver;
+        assert_eq!(found.as_deref(), Some(driver), "{bdf}, step {step}");
+        assert_eq!(house.bus.enable_count(bdf), 1, "{bdf}, step {step}");
+        assert_eq!(house.bus.driver_override(bdf).unwrap(), None);
+        assert!(house.bus.may_lose_power(bdf).unwrap(), "{bdf}, step {step}");
+        let owner = house.machine.device_owner(for_xen(bdf));
+        assert_eq!(owner, Some(DomId::DOM0), "{bdf}, step {step}");
+    }
+}
+
+#[test]
+fn a_group_is_hidden_and_given_back_as_a_whole() {
+    let house = with_group();
+    let alone = entry(house.ask(&Request::Hide {
+        devices: vec![NVME.to_string()],
+        force: false,
+    }));
+    assert!(!alone.ok, "{alone:?}");
+    as_before(&house, 0);
+    assert!(entry(house.ask(&hide())).ok);
+    assert!(are_hidden(&house));
+    assert!(entry(house.ask(&unhide())).ok);
+    as_before(&house, 0);
+}
+
+#[test]
+fn a_group_whose_daemon_is_killed_while_it_is_hidden_is_hidden_as_a_whole_or_not_at_all() {
+    at_each_step(with_group, |house, step| {
+        let died = house.surviving(step, || {
+            // Whoever asked is told nothing by a daemon that is killed.
+            let _ = house.try_ask(&hide());
+        });
+        until(("all or none", step), || {
+            house.records().is_empty() || are_hidden(house)
+        });
+        if !house.records().is_empty() {
+            let back = entry(house.ask(&unhide()));
+            assert!(back.ok, "{back:?}, step {step}");
+        }
+        as_before(house, step);
+        died
+    });
+}
+
+#[test]
+fn a_group_whose_daemon_is_killed_while_it_is_given_back_is_dom0s_as_a_whole_or_stays_hidden() {
+    at_each_step(with_group, |house, step| {
+        let hidden = entry(house.ask(&hide()));
+        assert!(hidden.ok, "{hidden:?}, step {step}");
+        let died = house.surviving(step, || {
+            let _ = house.try_ask(&unhide());
+        });
+        until(("all or none", step), || {
+            house.records().is_empty() || are_hidden(house)
+        });
+        if !house.records().is_empty() {
+            let back = entry(house.ask(&unhide()));
+            assert!(back.ok, "{back:?}, step {step}");
+        }
+        as_before(house, step);
+        died
+    });
+}
+
+#[test]
+fn a_device_that_was_being_hidden_and_cannot_be_after_a_restart_is_dom0s_again() {
+    let house = with_group();
+    house.kill();
+    // As a daemon leaves it that is killed after the first of the group has lost its driver: the other one has its own still.
+    let (bdf, driver) = GROUP[0];
+    let record = house.record(bdf);
+    record.set_driver(Some(driver));
+    record.set_phase(Phase::Hiding);
+    drop(record);
+    house
+        .bus
+        .set_driver_override(bdf, Some(RESERVED_FOR))
+        .unwrap();
+    house.bus.unbind(bdf).unwrap();
+    house.start();
+    until("it is dom0's", || house.records().is_empty());
+    as_before(&house, 0);
+}
+
+#[test]
+fn devices_of_a_group_that_were_hidden_go_back_with_one_that_cannot_follow_after_a_restart() {
+    let house = with_group();
+    assert!(entry(house.ask(&hide())).ok);
+    house.kill();
+    // Killed before the second was ready, which is dead by now.
+    house.record(MSI_ONLY).set_phase(Phase::Hiding);
+    house.bus.vanish(MSI_ONLY, true);
+    house.start();
+    until("they are dom0's", || house.records().is_empty());
+    let (nvme, driver) = GROUP[0];
+    let found = house.bus.describe(nvme).unwrap().driver;
+    assert_eq!(found.as_deref(), Some(driver));
+}
