@@ -242,11 +242,11 @@ pub struct DeviceLine {
     pub seen_as: Option<Bdf>,
     /// The guest may write every register.
     pub permissive: bool,
-    /// Errors that it has reported, if it is hidden.
+    /// Its errors, if it is hidden.
     pub errors: Option<DeviceErrors>,
 }
 
-/// Errors that a hidden device has reported (PCI Express AER).
+/// Errors that a hidden device has reported (PCI Express AER), and DMA of its that was stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DeviceErrors {
     /// Correctable ones since the host was started; `None` where the kernel does not count them.
@@ -257,6 +257,8 @@ pub struct DeviceErrors {
     pub fatal: u32,
     /// How the recovery from the last one goes, or went.
     pub recovery: Option<String>,
+    /// How often the host's IOMMU has stopped its DMA since it was hidden, as far as the kernel has told.
+    pub stopped_dma: u32,
 }
 
 /// A device that has SR-IOV.
@@ -322,7 +324,7 @@ pub struct DaemonStatus {
     pub uptime_seconds: u64,
     /// Hidden devices that did not come back from a reset.
     pub dead: Vec<Bdf>,
-    /// Hidden devices that have reported uncorrectable errors.
+    /// Hidden devices that have reported uncorrectable errors, or whose DMA was stopped.
     pub device_errors: Vec<(Bdf, DeviceErrors)>,
     /// Its guests.
     pub guests: Vec<GuestLine>,

@@ -58,7 +58,13 @@ impl ErrorWatch {
         let Some(listener) = &mut self.reports else {
             return;
         };
-        match listener.take(&assigned(&self.devices)) {
+        let reported = listener.take(&assigned(&self.devices));
+        for bdf in listener.take_stopped() {
+            if let Some(device) = self.devices.get(bdf) {
+                device.record.errors().count_stopped();
+            }
+        }
+        match reported {
             Ok(found) => {
                 for report in found {
                     if self.log_limit.allow() {

@@ -49,6 +49,7 @@ impl DaemonService {
                     resets: device.record.resets(),
                     errors: [Severity::NonFatal, Severity::Fatal]
                         .map(|severity| (severity, device.record.errors().counted(severity))),
+                    stopped_dma: device.record.errors().stopped(),
                 })
                 .collect(),
         }
@@ -58,7 +59,7 @@ impl DaemonService {
         let devices = self.devices.list().into_iter();
         devices
             .map(|device| (device.bdf, self.errors_of(&device)))
-            .filter(|(_, errors)| errors.non_fatal > 0 || errors.fatal > 0)
+            .filter(|(_, errors)| (errors.non_fatal, errors.fatal, errors.stopped_dma) != (0, 0, 0))
             .collect()
     }
 
@@ -69,6 +70,7 @@ impl DaemonService {
             non_fatal: errors.counted(Severity::NonFatal),
             fatal: errors.counted(Severity::Fatal),
             recovery: Recovery::from_bits(errors.recovery()).describe(),
+            stopped_dma: errors.stopped(),
         }
     }
 }

@@ -36,6 +36,8 @@ pub struct HiddenDevice {
     pub resets: u32,
     /// How many uncorrectable errors it has reported since, by severity.
     pub errors: [(Severity, u32); Severity::COUNT],
+    /// How often an IOMMU has stopped its DMA since.
+    pub stopped_dma: u32,
 }
 
 /// What a metric is.
@@ -145,6 +147,15 @@ fn devices(page: &mut Page, snapshot: &Snapshot) {
                 [("device", &device.bdf), ("severity", &severity.name())];
             page.sample(name, &labels, count);
         }
+    }
+    let name = "pciback_device_stopped_dma_total";
+    page.begin(
+        name,
+        Kind::Counter,
+        "How often the IOMMU has stopped DMA of a device since it was hidden, as far as the kernel has told.",
+    );
+    for device in &snapshot.devices {
+        page.sample(name, &[("device", &device.bdf)], device.stopped_dma);
     }
 }
 
@@ -302,6 +313,7 @@ mod tests {
             phase: Some(phase),
             resets,
             errors: [(Severity::NonFatal, 7), (Severity::Fatal, 1)],
+            stopped_dma: 5,
         }
     }
 
@@ -349,6 +361,7 @@ mod tests {
         has("pciback_device_resets_total{device=\"0000:03:00.0\"} 2");
         has("pciback_device_errors_total{device=\"0000:03:00.0\",severity=\"non-fatal\"} 7");
         has("pciback_device_errors_total{device=\"0000:04:00.0\",severity=\"fatal\"} 1");
+        has("pciback_device_stopped_dma_total{device=\"0000:03:00.0\"} 5");
         has("pciback_guest_connected{domain=\"3\",name=\"web\"} 1");
         has("pciback_guest_devices{domain=\"3\",name=\"web\"} 1");
         has("pciback_dropped_writes_total{domain=\"3\",name=\"web\"} 1");

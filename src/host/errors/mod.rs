@@ -8,9 +8,11 @@
 //! | this one | what a report is, and where reports come from ([`ErrorReports`]) |
 //! | `tracepoint` | the kernel's `ras:aer_event` |
 //! | `counters` | the kernel's counters in sysfs, where there is no tracepoint |
+//! | [`kernel_log`] | the kernel's log, which tells of DMA that an IOMMU has stopped |
 //! | [`registers`] | the status registers of a device |
 
 pub mod counters;
+pub mod kernel_log;
 pub mod registers;
 pub mod tracepoint;
 
@@ -96,6 +98,11 @@ pub trait ErrorReports: Send + fmt::Debug {
     /// # Errors
     /// The kernel's; there will be no more reports then.
     fn take(&mut self, assigned: &[(Bdf, Vec<Bdf>)]) -> io::Result<Vec<ErrorReport>>;
+
+    /// Takes the hidden devices whose DMA an IOMMU has stopped, one for each time. They were told of in the log.
+    fn take_stopped(&mut self) -> Vec<Bdf> {
+        Vec::new()
+    }
 
     /// How long after an error its report may come.
     fn delay(&self) -> Duration {

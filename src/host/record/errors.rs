@@ -14,6 +14,8 @@ pub struct Errors {
     reported: AtomicU32,
     /// Errors since the device was hidden, by severity.
     counts: [AtomicU32; Severity::COUNT],
+    /// How often an IOMMU has stopped its DMA since it was hidden.
+    stopped: AtomicU32,
 }
 
 impl Errors {
@@ -39,6 +41,16 @@ impl Errors {
         self.counts
             .get(severity.index())
             .map_or(0, |count| count.load(Ordering::Acquire))
+    }
+
+    /// Counts DMA that an IOMMU has stopped.
+    pub fn count_stopped(&self) {
+        self.stopped.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often an IOMMU has stopped DMA of the device since it was hidden, as far as the kernel has told.
+    pub fn stopped(&self) -> u32 {
+        self.stopped.load(Ordering::Acquire)
     }
 
     /// Has the session recover from an error; the worst counts.

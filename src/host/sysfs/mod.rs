@@ -31,7 +31,7 @@ use crate::facade::RealDrivers;
 use crate::text::chain;
 
 /// sysfs under a root of one's choice: `/sys`, or a tree that a test made.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sysfs {
     root: PathBuf,
     /// None for those who only look.

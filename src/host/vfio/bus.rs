@@ -187,7 +187,7 @@ impl Bus for VfioBus {
 
     fn error_reports(&self) -> Result<Box<dyn ErrorReports>, HostError> {
         let traced = self.sysfs.error_reports()?;
-        let errors = Errors::new(Arc::clone(&self.shared), traced);
+        let errors = Errors::new(Arc::clone(&self.shared), self.sysfs.clone(), traced);
         Ok(Box::new(
             errors.map_err(|source| HostError::NoErrors { source })?,
         ))

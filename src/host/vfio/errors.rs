@@ -1,17 +1,24 @@
-//! Errors that devices report: from the kernel's trace, as on any host, and from VFIO, which tells of those that the trace is silent about.
+//! Errors that devices report: from the kernel's trace, as on any host, and from VFIO, which tells of those that the trace is silent about; and
+//! their DMA that the IOMMU has stopped, from the kernel's log.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use conf_space::Bdf;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
+use xenbus::DomId;
 
+use super::device::Slot;
 use super::{Shared, lock};
+use crate::host::Bus;
+use crate::host::errors::kernel_log::{Access, KERNEL_LOG, KernelLog, StoppedDma};
 use crate::host::errors::{ErrorReport, ErrorReports, Severity};
+use crate::host::sysfs::Sysfs;
 
 /// Devices whose driver the kernel has told of an error: in our case, VFIO.
 #[derive(Debug)]
@@ -39,13 +46,16 @@ impl Reported {
     }
 }
 
-/// Both ways.
+/// All three ways.
 #[derive(Debug)]
 pub(super) struct Errors {
     shared: Arc<Shared>,
+    sysfs: Sysfs,
     traced: Box<dyn ErrorReports>,
-    /// Readable when one of the two is.
-    either: Epoll,
+    /// `None`: it cannot be read.
+    kernel_log: Option<KernelLog>,
+    /// Readable when one of them is.
+    any: Epoll,
     /// What VFIO has told of, and when, until it is clear whether a report speaks of it.
     told: Told,
 }
@@ -55,17 +65,73 @@ type Told = BTreeMap<Bdf, Instant>;
 impl Errors {
     /// # Errors
     /// When descriptors have run out.
-    pub fn new(shared: Arc<Shared>, traced: Box<dyn ErrorReports>) -> io::Result<Self> {
-        let either = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        for fd in [traced.fd(), shared.errors.event.as_fd()] {
-            either.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0))?;
-        }
+    pub fn new(
+        shared: Arc<Shared>,
+        sysfs: Sysfs,
+        traced: Box<dyn ErrorReports>,
+    ) -> io::Result<Self> {
+        let any = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let listen = |fd: BorrowedFd<'_>| any.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0));
+        listen(traced.fd())?;
+        listen(shared.errors.event.as_fd())?;
+        let kernel_log = KernelLog::open(Path::new(KERNEL_LOG))
+            .and_then(|log| {
+                listen(log.fd())?;
+                Ok(log)
+            })
+            .inspect_err(|error| {
+                log::warn!(
+                    "DMA of guests' devices that the IOMMU stops is told by the kernel only (dmesg), for {KERNEL_LOG} cannot be read: {error}; pcibackd \
+                     needs CAP_SYSLOG for that, and under systemd DeviceAllow=/dev/kmsg and no ProtectKernelLogs="
+                );
+            });
         Ok(Self {
             shared,
+            sysfs,
             traced,
-            either,
+            kernel_log: kernel_log.ok(),
+            any,
             told: BTreeMap::new(),
         })
+    }
+
+    /// Those whose DMA it may have been: the device itself, or all behind the bridge that has asked for it.
+    fn requesters(&self, stopped: &StoppedDma) -> Vec<Arc<Slot>> {
+        let slots = self.shared.slots();
+        let is_itself = |slot: &&Arc<Slot>| stopped.requester.is(slot.bdf);
+        if slots.iter().any(|slot| is_itself(&slot)) {
+            return slots.iter().filter(is_itself).cloned().collect();
+        }
+        let exists = |bdf| self.sysfs.device(bdf).exists();
+        let is_behind = |slot: &Arc<Slot>| {
+            let ports = self.sysfs.ports_above(slot.bdf).unwrap_or_default();
+            stopped.requester.stands_for(slot.bdf, &ports, exists)
+        };
+        slots.into_iter().filter(is_behind).collect()
+    }
+}
+
+/// What a guest's device has done, in an operator's words. `alone`: it was this one, and no other behind the same bridge.
+fn describe(bdf: Bdf, owner: Option<DomId>, alone: bool, stopped: &StoppedDma) -> String {
+    let beside = if alone {
+        ""
+    } else {
+        " (or another device behind the same bridge)"
+    };
+    let wanted = match stopped.access {
+        Access::Read => "read from",
+        Access::Write => "write to",
+    };
+    let address = stopped.address;
+    match owner {
+        Some(domain) => format!(
+            "{bdf}{beside}, which domain {domain} has, was to {wanted} {address:#x}, where its guest has given it no memory; the IOMMU has stopped it. \
+             The guest's driver is at fault, or means harm: if it goes on, detach the device"
+        ),
+        None => format!(
+            "{bdf}{beside}, which no guest has, was to {wanted} {address:#x}; the IOMMU has stopped it. It goes on with what a former guest's driver \
+             wanted: pciback reset {bdf}"
+        ),
     }
 }
 
@@ -95,7 +161,7 @@ fn unheard(
 
 impl ErrorReports for Errors {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.either.0.as_fd()
+        self.any.0.as_fd()
     }
 
     fn take(&mut self, assigned: &[(Bdf, Vec<Bdf>)]) -> io::Result<Vec<ErrorReport>> {
@@ -112,6 +178,34 @@ impl ErrorReports for Errors {
         Ok(reports)
     }
 
+    fn take_stopped(&mut self) -> Vec<Bdf> {
+        let Some(log) = &mut self.kernel_log else {
+            return Vec::new();
+        };
+        let stopped = match log.take() {
+            Ok(stopped) => stopped,
+            Err(error) => {
+                log::error!(
+                    "DMA that the IOMMU stops is told by the kernel only (dmesg) from now on: {KERNEL_LOG} cannot be read: {error}; restart pcibackd to \
+                     try again"
+                );
+                // Closed, it is waited for no more.
+                self.kernel_log = None;
+                return Vec::new();
+            }
+        };
+        let mut found = Vec::new();
+        for stopped in stopped {
+            for slot in self.requesters(&stopped) {
+                let alone = stopped.requester.is(slot.bdf);
+                slot.complaints
+                    .warn(|| describe(slot.bdf, slot.owner(), alone, &stopped));
+                found.push(slot.bdf);
+            }
+        }
+        found
+    }
+
     fn close(self: Box<Self>, keep: bool) {
         self.traced.close(keep);
     }
@@ -120,6 +214,7 @@ impl ErrorReports for Errors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::errors::kernel_log::Requester;
 
     fn bdf(text: &str) -> Bdf {
         text.parse().unwrap()
@@ -146,6 +241,31 @@ mod tests {
         assert_eq!(sources(&traced(one)), [other]);
         assert_eq!(sources(&traced(port)), [other]);
         assert_eq!(sources(&traced(other)), [one]);
+    }
+
+    #[test]
+    fn stopped_dma_is_told_with_whose_it_was_and_where_it_went() {
+        let stopped = |access| StoppedDma {
+            requester: Requester::parse("01:00.0").unwrap(),
+            access,
+            address: 0x4001_0000,
+        };
+        let one = bdf("01:00.0");
+        let of_guest = describe(one, Some(DomId(3)), true, &stopped(Access::Write));
+        assert!(
+            of_guest.starts_with("0000:01:00.0, which domain 3 has, was to write to 0x40010000,"),
+            "{of_guest}"
+        );
+        assert!(of_guest.contains("detach the device"), "{of_guest}");
+        let of_nobody = describe(one, None, false, &stopped(Access::Read));
+        assert!(
+            of_nobody.contains("behind the same bridge), which no guest has, was to read from"),
+            "{of_nobody}"
+        );
+        assert!(
+            of_nobody.ends_with("pciback reset 0000:01:00.0"),
+            "{of_nobody}"
+        );
     }
 
     #[test]

@@ -38,6 +38,7 @@ fn a_driver_that_goes_on_after_a_non_fatal_error_is_told_to_resume() {
         non_fatal: 1,
         fatal: 0,
         recovery: Some("recovered".into()),
+        stopped_dma: 0,
     };
     assert_eq!(setup.house.status().device_errors, [(NVME, told)]);
 }

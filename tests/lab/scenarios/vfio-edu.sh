@@ -1,6 +1,7 @@
 # a guest has QEMU's edu through VFIO: registers, DMA both ways, INTx and MSI; DMA elsewhere is stopped and told
 MACHINE=linux
 EDU=0000:00:05.0
+stray_told() { grep "$EDU, which domain $(domid one) has, was to $1 0x" $LOG | grep "detach the device"; }
 story() {
   must "edu is bound to vfio-pci by hand" bind_vfio $EDU
   check "a program without pcibackd has it compute" drive vfio:$EDU edu identify factorial
@@ -18,6 +19,10 @@ story() {
   check "nothing was stopped so far" not iommu_faults $EDU
   check "it copies where the guest has given it nothing" drive one edu stray
   check "which the IOMMU stops" iommu_faults $EDU
+  check "pcibackd tells of the write, and whose device it was" wait_for 5 stray_told "write to"
+  check "and of the read" wait_for 5 stray_told "read from"
+  check "both are counted" has "DMA that the IOMMU has stopped: 2 times" pciback show $EDU
+  check "and in the metrics" has "stopped_dma_total{device=\"$EDU\"} 2" pciback metrics
   check "the guest can still use it" drive one edu dma msi
   check "the guest ends" end_guest one
   must "another one gets it" new_guest two $EDU

@@ -74,6 +74,8 @@ story() {
   check "no other guest gets the other one" refused "attaching" new_guest two $CARD
   check "the log says why" grep "it is in group $group together with $EDU, which domain" $LOG
   check "the guest can still use its device" drive one edu dma
+  check "it copies where the guest has given it nothing" drive one edu stray
+  check "pcibackd tells of it, though the bridge has asked" wait_for 5 grep "$EDU (or another .*), which domain $(domid one) has, was to write" $LOG
   check "what a guest has of a group is not given back" refused "in use by domain" pciback unhide --group $CARD
   check "the guest ends" end_guest one
   check "both are hidden still" both_hidden
