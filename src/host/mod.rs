@@ -211,7 +211,8 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// When the bus itself cannot be listed. A device that cannot be looked at is left out.
     fn survey(&self) -> Result<Vec<Occupancy>, HostError>;
 
-    /// Opens a device's configuration space for reading and writing.
+    /// Opens a device's configuration space for reading and writing. Waits for a device that is changing hands, whose registers nobody reaches
+    /// meanwhile (EBUSY), and tries again what could not be opened then.
     ///
     /// # Errors
     /// When it cannot be opened, kernel lockdown among the reasons.

@@ -26,6 +26,7 @@ mod interrupts;
 mod isolation;
 mod keeping;
 mod killed;
+mod moving;
 mod policy;
 mod properties;
 mod resets;

@@ -94,15 +94,18 @@ impl Device {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn command_and_status(&self) -> Result<u32, AccessError> {
+        self.config.read(COMMAND, Width::Four)
+    }
+
     /// Whether it was removed from the machine: the kernel no longer knows it, though another may be at its address by now.
     pub fn is_removed(&self) -> bool {
-        self.config.read(COMMAND, Width::Four) == Err(AccessError::Gone)
+        self.command_and_status() == Err(AccessError::Gone)
     }
 
     /// Whether its registers can be read at all. A virtual function's identity registers read as absent by design.
     pub fn responds(&self) -> bool {
-        self.config
-            .read(COMMAND, Width::Four)
+        self.command_and_status()
             .is_ok_and(|value| value != u32::MAX)
     }
 }

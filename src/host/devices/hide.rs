@@ -86,6 +86,8 @@ impl Devices {
     /// [`DeviceError`]; the device is then dom0's as before.
     pub fn hide(&self, bdf: Bdf, force: bool, quarantine: Quarantine) -> Result<bool, DeviceError> {
         if !self.announce(bdf)? {
+            // One that could not be opened when it changed hands is tried again.
+            self.bus.open(bdf)?;
             return Ok(false);
         }
         self.finish_hiding(bdf, force, quarantine).map(|()| true)

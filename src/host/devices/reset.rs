@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use conf_space::AccessError;
 use conf_space::address::Bdf;
 
 use super::{Device, DeviceError, Devices};
 use crate::config::ResetChoice;
+use crate::host::HostError;
 use crate::host::config_state;
 use crate::host::interrupts;
 use crate::host::record::{Flags, Phase, Record};
@@ -30,9 +32,7 @@ impl Devices {
         self.check_functions(bdf)?;
         // The kernel saves and restores the standard configuration around it.
         self.reset_by(&device, choice)?;
-        if !device.responds() {
-            return Err(DeviceError::Dead { bdf });
-        }
+        self.check_alive(&device)?;
         self.restore_interrupts(&device);
         Ok(())
     }
@@ -109,24 +109,18 @@ impl Devices {
         device: &Device,
         reset: impl FnOnce() -> Result<(), DeviceError>,
     ) -> Result<(), DeviceError> {
-        let bdf = device.bdf;
         let reset = reset();
-        let phase = self.restore_or_bury(device);
+        let restored = self.restore_or_bury(device);
         if device.is_removed() {
             self.forget(device);
         } else {
             self.keep_functions_beside(device);
         }
         self.wake();
-        match phase {
-            Phase::Dead => {
-                if let Err(error) = reset {
-                    log::error!("{}", chain(&error));
-                }
-                Err(DeviceError::Dead { bdf })
-            }
-            _ => reset,
+        if let (Err(_), Err(error)) = (&restored, &reset) {
+            log::error!("{}", chain(error));
         }
+        restored.and(reset)
     }
 
     /// Resets a device that its guest has let go of, on a thread of its own.
@@ -144,27 +138,30 @@ impl Devices {
             device
                 .record
                 .update_settings(|settings| settings.reset = None);
-            let phase = devices.restore_or_bury(&device);
+            let restored = devices.restore_or_bury(&device);
             if device.is_removed() {
                 return devices.forget(&device);
             }
-            match phase {
-                Phase::Dead => log::error!("{}", DeviceError::Dead { bdf }),
-                _ => log::info!("{bdf} is free for the next guest"),
+            match restored {
+                Ok(()) => log::info!("{bdf} is free for the next guest"),
+                Err(error) => log::error!("{}", chain(&error)),
             }
             devices.wake();
             devices.keep_functions_beside(&device);
         });
     }
 
-    /// Gives a device that was reset the configuration from before any guest, and moves it on: to hidden, or dead if it does not answer.
-    fn restore_or_bury(&self, device: &Device) -> Phase {
-        let phase = match self.restore(device) {
-            Ok(()) => Phase::Hidden,
-            Err(_) => Phase::Dead,
-        };
-        device.record.set_phase(phase);
-        phase
+    /// Gives a device that was reset the configuration from before any guest, and moves it on: to hidden, or dead if it does not answer. One that
+    /// cannot be looked at now is no worse for that: whoever opens it next finds out.
+    fn restore_or_bury(&self, device: &Device) -> Result<(), DeviceError> {
+        let restored = self.restore(device);
+        device.record.set_phase(match restored {
+            Err(DeviceError::Dead { .. } | DeviceError::Host(HostError::NoDevice { .. })) => {
+                Phase::Dead
+            }
+            _ => Phase::Hidden,
+        });
+        restored
     }
 
     /// Resets the device and gives it the configuration it had before any guest. A device that cannot be reset is used as it is.
@@ -176,12 +173,27 @@ impl Devices {
     }
 
     fn restore(&self, device: &Device) -> Result<(), DeviceError> {
-        if !device.responds() {
-            return Err(DeviceError::Dead { bdf: device.bdf });
-        }
+        self.check_alive(device)?;
         let saved = device.record.config();
         config_state::restore(&*device.config, &saved, config_state::saved_command(&saved));
         Ok(())
+    }
+
+    /// Whether a device answers. Waits for one that is changing hands.
+    fn check_alive(&self, device: &Device) -> Result<(), DeviceError> {
+        let bdf = device.bdf;
+        self.bus.open(bdf)?;
+        match device.command_and_status() {
+            Ok(value) if value != u32::MAX => Ok(()),
+            // It has begun to do so again.
+            Err(AccessError::Failed {
+                errno: libc::EBUSY, ..
+            }) => Err(DeviceError::Busy {
+                bdf,
+                phase: "changing hands",
+            }),
+            _ => Err(DeviceError::Dead { bdf }),
+        }
     }
 
     /// One reset of a device at a time: another one's choice of methods must not be in force.

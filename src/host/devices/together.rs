@@ -53,6 +53,8 @@ impl Devices {
         let announced: Result<(), DeviceError> = group.iter().try_for_each(|&bdf| {
             if self.announce(bdf)? {
                 coming.push(bdf);
+            } else {
+                self.bus.open(bdf)?;
             }
             Ok(())
         });

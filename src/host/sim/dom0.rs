@@ -4,6 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
 
 use conf_space::registers::header::{self, command};
 use conf_space::registers::power_management;
@@ -12,13 +14,16 @@ use xenbus::DomId;
 use xenbus::sim::Machine;
 
 use super::errors::port_above;
-use super::function::{Function, Kernel, Presence};
+use super::function::{Function, Kernel, Presence, Reach};
 use super::{BRIDGE, SimBus, lock};
 use crate::host::devices::for_xen;
 use crate::host::errors::ErrorReports;
 use crate::host::sharing::Occupancy;
 use crate::host::vfio::group::NotViable;
 use crate::host::{Backend, Bus, Config, Description, HostError};
+
+/// How often it is looked whether a device has come back.
+const LOOK: Duration = Duration::from_micros(200);
 
 /// A device's configuration space as dom0 reaches it.
 #[derive(Debug)]
@@ -32,7 +37,8 @@ impl OpenConfig {
         self.function.wait();
         match *lock(&self.function.presence) {
             Presence::Removed => Err(AccessError::Gone),
-            Presence::There | Presence::Silent => Ok(()),
+            Presence::There | Presence::Silent if self.function.reach() == Reach::Here => Ok(()),
+            Presence::There | Presence::Silent => Err(AccessError::Failed { errno: libc::EBUSY }),
         }
     }
 }
@@ -195,8 +201,20 @@ impl Bus for SimBus {
     }
 
     fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
+        let function = self.known(bdf)?;
+        while function.reach() == Reach::Moving {
+            thread::sleep(LOOK);
+        }
+        if function.reach() == Reach::Elsewhere {
+            return Err(refused(
+                bdf,
+                "open it",
+                "a guest that had it has not let go of it",
+                libc::EBUSY,
+            ));
+        }
         Ok(Arc::new(OpenConfig {
-            function: self.known(bdf)?,
+            function,
             machine: self.machine.clone(),
         }))
     }

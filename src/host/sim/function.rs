@@ -73,6 +73,19 @@ pub(super) struct Faults {
     pub correctable_errors: u64,
     /// Its driver leaves virtual functions behind when it goes.
     pub leaves_functions: bool,
+    pub reach: Reach,
+}
+
+/// Whether dom0 reaches a device. Through VFIO it does not always.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Reach {
+    /// It does.
+    #[default]
+    Here,
+    /// In a moment: the device is closed, and is opened again. Whoever opens it waits.
+    Moving,
+    /// Not as long as somebody else has it.
+    Elsewhere,
 }
 
 /// Whether it answers.
@@ -278,6 +291,10 @@ impl Function {
         *lock(&self.resetting) = false;
         self.reset_done.notify_all();
         back
+    }
+
+    pub fn reach(&self) -> Reach {
+        lock(&self.faults).reach
     }
 
     /// Waits as the kernel makes everybody wait: for the end of a reset, and for a slow device.

@@ -43,6 +43,7 @@ pub use builder::{FunctionBuilder, VirtualFunctions};
 pub use examples::{
     BOOT_CONTROLLER, BRIDGE, BROKEN, INTX_ONLY, MSI_ONLY, NIC, NIC_VF0, NIC_VF1, NVME,
 };
+pub use function::Reach;
 pub use memory::Model;
 
 use crate::host::devices::for_xen;
@@ -127,6 +128,11 @@ impl SimBus {
             Presence::There
         };
         self.with(bdf, |function| function.set_presence(presence));
+    }
+
+    /// From now on dom0 reaches the device so.
+    pub fn set_reach(&self, bdf: Bdf, reach: Reach) {
+        self.with(bdf, |function| lock(&function.faults).reach = reach);
     }
 
     /// From now on these devices are in one IOMMU group, as the kernel has them where it uses the IOMMU itself: either dom0's drivers have devices

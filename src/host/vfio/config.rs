@@ -11,7 +11,7 @@ use conf_space::{AccessError, ConfigSpace, Width};
 
 use super::device::{Open, Slot};
 
-/// A device's configuration space. While the device changes hands, accesses wait.
+/// A device's configuration space. While the device is closed, accesses fail: EBUSY when it changes hands, or why it could not be opened.
 #[derive(Debug)]
 pub(super) struct VfioConfig(pub Arc<Slot>);
 
@@ -64,12 +64,22 @@ impl VfioConfig {
         if self.0.is_gone() {
             return Err(AccessError::Gone);
         }
-        match &*self.0.open() {
-            Some(open) => action(open),
-            // It could not be opened again when it changed hands.
-            None => Err(AccessError::Failed { errno: libc::EBUSY }),
-        }
+        let open = self.0.open.get().map_err(|away| failed(away.into()))?;
+        action(&open)
     }
+}
+
+/// What a device that is closed reads as to who cannot wait until it is open: it is there, and nothing is on in it.
+pub(super) fn closed([vendor, device]: [u16; 2], offset: u16, width: Width) -> u32 {
+    let [low, high] = vendor.to_le_bytes();
+    let [device_low, device_high] = device.to_le_bytes();
+    let known = [low, high, device_low, device_high];
+    let mut value = [0; 4];
+    let places = (offset..offset.saturating_add(width.bytes())).zip(&mut value);
+    for (at, byte) in places {
+        *byte = known.get(usize::from(at)).copied().unwrap_or(0);
+    }
+    u32::from_le_bytes(value)
 }
 
 /// Does what a write says to a control word of MSI or MSI-X. `false`: it reaches none. The kernel sets the enable bit of MSI only when it has
@@ -145,6 +155,17 @@ mod tests {
         assert_eq!(merged(0x52, Width::One, 0x81), Some(0x0181));
         assert_eq!(merged(0x54, Width::Four, u32::MAX), None);
         assert_eq!(merged(0x50, Width::Two, u32::MAX), None);
+    }
+
+    #[test]
+    fn a_closed_device_is_there_and_has_nothing_on() {
+        let read = |offset, width| closed([0x8086, 0x10d3], offset, width);
+        assert_eq!(read(0, Width::Four), 0x10d3_8086);
+        assert_eq!(read(2, Width::Two), 0x10d3);
+        assert_eq!(read(1, Width::One), 0x80);
+        for offset in [header::COMMAND.offset, 0x06, 0x34, 0x52] {
+            assert_eq!(read(offset, Width::Two), 0);
+        }
     }
 
     #[test]

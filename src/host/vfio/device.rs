@@ -4,9 +4,10 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex};
 
 use conf_space::capabilities::{Capabilities, CapabilityId};
+use conf_space::overlay::Identity;
 use conf_space::registers::header;
 use conf_space::registers::{msi, msix};
 use conf_space::{AccessError, Bdf, ConfigSize, ConfigSpace, Resource, Width};
@@ -20,6 +21,7 @@ use xenbus::{DomId, Gsi};
 
 use super::interrupts::{Listener, Wiring};
 use super::ioctl::{self, RegionInfo};
+use super::movable::{InUse, Movable};
 use super::regions::{self, Kept, Span};
 use super::{Complaints, lock};
 use crate::host::config_file::ConfigFile;
@@ -198,7 +200,7 @@ pub(super) fn from_access(error: AccessError) -> io::Error {
     io::Error::from_raw_os_error(errno)
 }
 
-/// A device, open or not: it is closed while its group goes from one guest to another.
+/// A device that vfio-pci has for us. It is closed while its group goes from one guest to another.
 #[derive(Debug)]
 pub(super) struct Slot {
     pub bdf: Bdf,
@@ -206,50 +208,54 @@ pub(super) struct Slot {
     pub group: u32,
     /// What its INTx line is to the embedded machine.
     pub line: Option<Gsi>,
-    /// Where its BARs are.
-    pub resources: [Resource; WINDOWS],
-    open: RwLock<Option<Open>>,
+    /// What it is, and where its BARs are.
+    pub identity: Identity,
+    pub open: Movable<Open>,
     owner: Mutex<Option<DomId>>,
     gone: AtomicBool,
     pub complaints: Complaints,
 }
 
 impl Slot {
-    pub fn new(bdf: Bdf, group: u32, line: Option<Gsi>, resources: [Resource; WINDOWS]) -> Self {
+    /// Not open yet.
+    pub fn new(bdf: Bdf, group: u32, line: Option<Gsi>, identity: Identity) -> Self {
         Self {
             bdf,
             group,
             line,
-            resources,
-            open: RwLock::new(None),
+            identity,
+            open: Movable::new(),
             owner: Mutex::new(None),
             gone: AtomicBool::new(false),
             complaints: Complaints::new(),
         }
     }
 
-    /// What is open. Waits while the device changes hands.
-    pub fn open(&self) -> RwLockReadGuard<'_, Option<Open>> {
-        self.open.read().unwrap_or_else(PoisonError::into_inner)
+    /// The open device.
+    ///
+    /// # Errors
+    /// ENODEV when it is wanted back, EBUSY while it changes hands; why it could not be opened.
+    pub fn get(&self) -> io::Result<InUse<'_, Open>> {
+        if self.is_gone() {
+            return Err(Errno::ENODEV.into());
+        }
+        Ok(self.open.get()?)
     }
 
     /// Does something with the open device.
     ///
     /// # Errors
-    /// ENODEV when it is closed or wanted back.
+    /// As [`Slot::get`].
     pub fn with<T>(&self, action: impl FnOnce(&Open) -> io::Result<T>) -> io::Result<T> {
-        match &*self.open() {
-            Some(open) if !self.is_gone() => action(open),
-            _ => Err(Errno::ENODEV.into()),
-        }
+        action(&*self.get()?)
     }
 
-    /// Opens it, or (`None`) closes it.
-    pub fn set_open(&self, open: Option<Open>) {
-        let mut slot = self.open.write().unwrap_or_else(PoisonError::into_inner);
-        // The former one first: the kernel opens nothing twice.
-        *slot = None;
-        *slot = open;
+    /// Closes it for good.
+    pub fn close(&self) {
+        if let Some(open) = self.open.begin_to_move() {
+            self.open.close(open);
+        }
+        let _ = self.open.arrive(Err(Errno::ENODEV.into()));
     }
 
     /// The guest that has it.
@@ -274,7 +280,7 @@ impl Slot {
     /// Has the line's interrupts be passed on, as long as a guest has the device and neither MSI nor MSI-X is on.
     pub fn settle_line(&self) {
         let wanted = self.owner().is_some();
-        if let Some(open) = &*self.open()
+        if let Ok(open) = self.open.get()
             && let Err(error) = open.wiring.set_line(wanted)
         {
             self.complaints.warn(|| {
@@ -289,12 +295,11 @@ impl Slot {
 
     /// Its memory, as its BARs have it.
     pub fn windows(&self) -> Vec<Window> {
-        let open = self.open();
-        let Some(open) = open.as_ref() else {
+        let Ok(open) = self.open.get() else {
             return Vec::new();
         };
         (0u8..)
-            .zip(&self.resources)
+            .zip(&self.identity.resources)
             .filter(|(_, resource)| resource.is_memory() && resource.start != 0)
             .filter(|(bar, _)| {
                 open.memory(*bar)

@@ -18,6 +18,7 @@ use xenbus::{DomId, Gsi};
 use super::device::{Open, Slot};
 use super::group::{self, Group, Member};
 use super::interrupts::Listener;
+use super::movable::{self, Away};
 use super::space::{self, Space};
 use super::{DRIVER, VfioBus, binding, ioctl, lock, refused};
 use crate::host::{Bus, HostError};
@@ -29,11 +30,10 @@ pub(super) struct Joined {
     space: Arc<Space>,
 }
 
-/// Groups that are open, and guests that have any.
+/// Groups that are open.
 #[derive(Debug, Default)]
 pub(super) struct Hands {
     groups: BTreeMap<u32, Joined>,
-    guests: BTreeMap<DomId, Arc<Space>>,
 }
 
 fn group_path(number: u32) -> String {
@@ -55,6 +55,13 @@ fn is_elsewhere(number: u32) -> io::Result<()> {
     match open_group(number) {
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => Err(error),
         _ => Ok(()),
+    }
+}
+
+fn cannot_open(bdf: Bdf, group: u32) -> impl FnOnce(io::Error) -> HostError {
+    move |error| {
+        let remedy = remedy(&error);
+        refused(bdf, format!("open it by {}", group_path(group)), remedy)(error)
     }
 }
 
@@ -100,42 +107,39 @@ impl VfioBus {
         })
     }
 
-    /// A device that vfio-pci has, opened if it is not yet: in a space with nothing in it, or in that of its group.
+    /// A device that vfio-pci has, opened if it is not yet, or could not be opened again when it changed hands: in a space with nothing in it, or
+    /// in that of its group. Waits for one that is changing hands.
     ///
     /// # Errors
     /// [`HostError::NotViable`] when the host uses another device of its group; the kernel's.
     pub(super) fn opened(&self, bdf: Bdf) -> Result<Arc<Slot>, HostError> {
-        let mut hands = lock(&self.hands);
         if let Some(slot) = self.slot(bdf) {
-            return Ok(slot);
+            match slot.open.settled() {
+                Ok(()) => return Ok(slot),
+                Err(Away::Closed(_)) => {}
+                Err(away) => return Err(cannot_open(bdf, slot.group)(away.into())),
+            }
+        }
+        let mut hands = lock(&self.hands);
+        let known = self.slot(bdf);
+        if let Some(slot) = known.as_ref().filter(|slot| slot.open.is_open()) {
+            return Ok(Arc::clone(slot));
         }
         let group = self.group(bdf).ok_or(HostError::NoIommu { bdf })?;
         group
             .check(&[bdf])
             .map_err(|others| HostError::NotViable { bdf, others })?;
-        let description = self.describe(bdf)?;
-        let line = u8::try_from(description.irq).ok().filter(|line| *line != 0);
-        let slot = Arc::new(Slot::new(
-            bdf,
-            group.number,
-            line.map(|line| Gsi(u32::from(line))),
-            description.identity.resources,
-        ));
-        let action = format!("open it by {}", group_path(group.number));
-        let open = match hands.groups.get(&group.number) {
-            Some(joined) => self.open(&slot, joined),
-            None => Space::new()
-                .and_then(|space| hands.join(group.number, &space))
-                .and_then(|joined| self.open(&slot, joined)),
+        let slot = match known {
+            Some(slot) => slot,
+            None => {
+                let description = self.describe(bdf)?;
+                let line = u8::try_from(description.irq).ok().filter(|line| *line != 0);
+                let line = line.map(|line| Gsi(u32::from(line)));
+                Arc::new(Slot::new(bdf, group.number, line, description.identity))
+            }
         };
-        let open = open.map_err(|error| {
-            let remedy = remedy(&error);
-            refused(bdf, action, remedy)(error)
-        });
-        if open.is_err() && !self.is_open(group.number) {
-            hands.groups.remove(&group.number);
-        }
-        slot.set_open(Some(open?));
+        self.open_in_place(&mut hands, &slot)
+            .map_err(cannot_open(bdf, group.number))?;
         let slots = self.shared.slots.write();
         slots
             .unwrap_or_else(PoisonError::into_inner)
@@ -143,9 +147,25 @@ impl VfioBus {
         Ok(slot)
     }
 
-    fn open(&self, slot: &Slot, joined: &Joined) -> io::Result<Open> {
+    /// Opens a device where its group is, if that is open.
+    fn open_in_place(&self, hands: &mut Hands, slot: &Slot) -> io::Result<()> {
+        let number = slot.group;
+        let result = match hands.groups.get(&number) {
+            Some(joined) => self.open(slot, joined),
+            None => Space::new()
+                .and_then(|space| hands.join(number, &space))
+                .and_then(|joined| self.open(slot, joined)),
+        };
+        if result.is_err() && !self.is_open(number) {
+            hands.groups.remove(&number);
+        }
+        result
+    }
+
+    fn open(&self, slot: &Slot, joined: &Joined) -> io::Result<()> {
         let listener: Arc<dyn Listener> = Arc::clone(&self.shared) as _;
-        Open::new(slot.bdf, &joined.file, &self.machine, slot.line, &listener)
+        let opened = Open::new(slot.bdf, &joined.file, &self.machine, slot.line, &listener);
+        slot.open.arrive(opened)
     }
 
     fn members(&self, number: u32) -> Vec<Arc<Slot>> {
@@ -156,32 +176,56 @@ impl VfioBus {
 
     /// Whether a device of a group is open.
     fn is_open(&self, number: u32) -> bool {
-        self.members(number)
-            .iter()
-            .any(|slot| slot.open().is_some())
+        self.members(number).iter().any(|slot| slot.open.is_open())
     }
 
-    /// Closes a group with all of its devices.
+    /// Closes a group with all of its devices, which are to be opened again.
     fn close(&self, hands: &mut Hands, number: u32) {
-        for slot in self.members(number) {
-            slot.set_open(None);
+        let members = self.members(number);
+        // None of them is used any more from now on, so that those who use one are waited for but once.
+        let open: Vec<_> = members
+            .iter()
+            .map(|slot| slot.open.begin_to_move())
+            .collect();
+        for (slot, open) in members.iter().zip(open) {
+            if let Some(open) = open {
+                slot.open.close(open);
+            }
         }
         hands.groups.remove(&number);
     }
 
     /// Opens a group with all of its devices, in a space. The first failure is told; what can be opened is.
-    fn reopen(&self, hands: &mut Hands, number: u32, space: &Arc<Space>) -> io::Result<()> {
+    fn reopen(
+        &self,
+        hands: &mut Hands,
+        number: u32,
+        space: io::Result<Arc<Space>>,
+    ) -> io::Result<()> {
         let members = self.members(number);
         if members.is_empty() {
             return Ok(());
         }
-        let joined = hands.join(number, space)?;
-        let mut result = Ok(());
-        for slot in members {
-            match self.open(&slot, joined) {
-                Ok(open) => slot.set_open(Some(open)),
-                Err(error) => result = result.and(Err(error)),
+        let joined = match space.and_then(|space| hands.join(number, &space)) {
+            Ok(joined) => joined,
+            Err(error) => {
+                for slot in &members {
+                    let _ = slot.open.arrive(Err(movable::errno(&error).into()));
+                }
+                return Err(error);
             }
+        };
+        let mut result = Ok(());
+        for slot in &members {
+            if slot.is_gone() {
+                // The kernel waits for it to be closed.
+                slot.close();
+            } else {
+                result = result.and(self.open(slot, joined));
+            }
+        }
+        if !self.is_open(number) {
+            hands.groups.remove(&number);
         }
         result
     }
@@ -197,28 +241,39 @@ impl VfioBus {
         if self.members(number).iter().any(used) {
             // The group stays with its guest, and so nobody else has the device.
             if let Some(slot) = self.forget_slot(bdf) {
-                slot.set_open(None);
+                slot.close();
             }
             return binding::unbind(&self.sysfs, bdf);
         }
         self.close(&mut hands, number);
-        self.forget_slot(bdf);
+        if let Some(slot) = self.forget_slot(bdf) {
+            slot.close();
+        }
         let result = is_elsewhere(number)
             .map_err(|error| {
                 let remedy = remedy(&error);
                 refused(bdf, "take it from vfio-pci", remedy)(error)
             })
             .and_then(|()| binding::unbind(&self.sysfs, bdf));
-        let rest = Space::new().and_then(|space| self.reopen(&mut hands, number, &space));
-        if let Err(error) = rest
-            && !self.members(number).is_empty()
-        {
+        self.reopen_for_nobody(&mut hands, number);
+        result
+    }
+
+    /// Opens what is left of a group, in a space with nothing in it.
+    fn reopen_for_nobody(&self, hands: &mut Hands, number: u32) {
+        if let Err(error) = self.reopen(hands, number, Space::new()) {
+            let devices: Vec<String> = self
+                .members(number)
+                .iter()
+                .map(|slot| slot.bdf.to_string())
+                .collect();
             log::error!(
-                "the others of group {number} cannot be used: {error}; {}",
+                "{} cannot be opened by {} again: {error}; {}. pcibackd tries again when a guest is to have it, or it is reset (pciback reset)",
+                devices.join(", "),
+                group_path(number),
                 remedy(&error)
             );
         }
-        result
     }
 
     fn forget_slot(&self, bdf: Bdf) -> Option<Arc<Slot>> {
@@ -230,7 +285,7 @@ impl VfioBus {
     pub(super) fn close_removed(&self, bdf: Bdf) {
         let mut hands = lock(&self.hands);
         if let Some(slot) = self.forget_slot(bdf) {
-            slot.set_open(None);
+            slot.close();
             if !self.is_open(slot.group) {
                 hands.groups.remove(&slot.group);
             }
@@ -243,7 +298,8 @@ impl VfioBus {
     /// The kernel's; EBUSY when another guest has a device of the group. The device is nobody's then.
     pub(super) fn assign(&self, domain: DomId, bdf: Bdf, memory: &[DmaMemory]) -> io::Result<()> {
         let mut hands = lock(&self.hands);
-        let slot = self.slot(bdf).ok_or(Errno::ENODEV)?;
+        let slot = self.slot(bdf).filter(|slot| !slot.is_gone());
+        let slot = slot.ok_or(Errno::ENODEV)?;
         let number = slot.group;
         let others = self.members(number);
         let other = others
@@ -255,20 +311,24 @@ impl VfioBus {
             );
             return Err(Errno::EBUSY.into());
         }
-        let known = hands.guests.get(&domain).cloned();
+        let known = lock(&self.guests).get(&domain).cloned();
         let is_there = known.as_ref().is_some_and(|space| {
             let joined = hands.groups.get(&number);
             joined.is_some_and(|joined| Arc::ptr_eq(&joined.space, space))
         });
-        if !is_there {
+        let opened = if !is_there {
             self.move_to(&mut hands, domain, number, known, memory)
-                .inspect_err(|error| {
-                    log::error!(
-                        "{bdf} cannot be given to domain {domain}: {error}; {}",
-                        remedy(error)
-                    );
-                })?;
-        }
+        } else if slot.open.is_open() {
+            Ok(())
+        } else {
+            self.open_in_place(&mut hands, &slot)
+        };
+        opened.inspect_err(|error| {
+            log::error!(
+                "{bdf} cannot be given to domain {domain}: {error}; {}",
+                remedy(error)
+            );
+        })?;
         slot.set_owner(Some(domain));
         slot.settle_line();
         Ok(())
@@ -288,50 +348,57 @@ impl VfioBus {
             None => Space::new()?,
         };
         self.close(hands, number);
-        let moved = self.reopen(hands, number, &space).and_then(|()| {
+        let reopened = self.reopen(hands, number, Ok(Arc::clone(&space)));
+        let moved = reopened.and_then(|()| {
             let mut new = memory.iter().filter(|_| is_new);
             new.try_for_each(|memory| map(&space, domain, memory))
         });
         if moved.is_err() {
             self.close(hands, number);
-            let back = Space::new().and_then(|space| self.reopen(hands, number, &space));
-            if let Err(error) = back {
-                log::error!("group {number} cannot be used: {error}; {}", remedy(&error));
-            }
+            self.reopen_for_nobody(hands, number);
             return moved;
         }
-        hands.guests.insert(domain, space);
+        lock(&self.guests).insert(domain, space);
         Ok(())
     }
 
     /// Takes a device from a guest. Its group stays where it is until another guest gets it: with the last of the guest's devices nothing is
     /// mapped there any more, and before that the device does no DMA, since nobody can make it a master of the bus.
     pub(super) fn deassign(&self, domain: DomId, bdf: Bdf) {
-        let mut hands = lock(&self.hands);
-        let slot = self.slot(bdf);
         // It may be another one's by now.
-        if let Some(slot) = slot.filter(|slot| slot.owner() == Some(domain)) {
-            slot.set_owner(None);
-            let quiet = slot.with(|open| {
-                open.wiring.silence();
-                super::config::stop_dma(open)?;
+        let slot = self.slot(bdf);
+        let slot = slot.filter(|slot| slot.owner() == Some(domain));
+        let quiet = |open: &Open| {
+            open.wiring.silence();
+            super::config::stop_dma(open)
+        };
+        if let Some(slot) = &slot {
+            // Nobody else gets it before it has been reset, and nobody waits for that.
+            let reset = slot.with(|open| {
+                quiet(open)?;
                 if open.resets {
                     ioctl::reset(&open.file)?;
                 }
                 Ok(())
             });
-            if let Err(error) = quiet
+            if let Err(error) = reset
                 && !slot.is_gone()
             {
                 log::warn!("{bdf} was taken from domain {domain} and not reset: {error}");
             }
+        }
+        let _hands = lock(&self.hands);
+        if let Some(slot) = slot {
+            slot.set_owner(None);
+            // Until now it was allowed to be switched on.
+            let _ = slot.with(quiet);
         }
         let has_more = self
             .shared
             .slots()
             .iter()
             .any(|slot| slot.owner() == Some(domain));
-        if !has_more && let Some(space) = hands.guests.remove(&domain) {
+        if !has_more && let Some(space) = lock(&self.guests).remove(&domain) {
             space.clear();
         }
     }
@@ -341,14 +408,14 @@ impl VfioBus {
     /// # Errors
     /// The kernel's.
     pub(super) fn map_dma(&self, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
-        let space = lock(&self.hands).guests.get(&domain).cloned();
+        let space = lock(&self.guests).get(&domain).cloned();
         let space = space.ok_or(Errno::ESRCH)?;
         map(&space, domain, memory)
     }
 
     /// Unmaps a part of a guest's memory.
     pub(super) fn unmap_dma(&self, domain: DomId, address: u64) {
-        let space = lock(&self.hands).guests.get(&domain).cloned();
+        let space = lock(&self.guests).get(&domain).cloned();
         if let Some(space) = space {
             space.unmap(address);
         }

@@ -9,7 +9,7 @@ use xenbus::sim::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 use xenbus::{DomId, Gsi, PciDevice};
 
 use super::VfioBus;
-use super::config::VfioConfig;
+use super::config::{VfioConfig, closed};
 use super::device::{Open, Slot};
 
 /// The bus, plugged into a machine.
@@ -40,9 +40,11 @@ impl Plugged {
 
     /// Tells what failed, of what a guest may have asked for.
     fn tell(&self, device: PciDevice, what: &str, result: io::Result<()>) {
+        // One that is closed has nothing on, and is reset when it is opened.
         if let Err(error) = result
-            && error.raw_os_error() != Some(libc::ENODEV)
             && let Ok(slot) = self.slot(device)
+            && !slot.is_gone()
+            && slot.open.is_open()
         {
             slot.complaints
                 .warn(|| format!("{}: {what}: {error}", slot.bdf));
@@ -59,10 +61,20 @@ impl Hardware for Plugged {
         let Some(width) = Width::from_bytes(u32::from(width)) else {
             return u32::MAX;
         };
-        let value = self
-            .config(device)
-            .and_then(|config| config.read(offset, width).ok());
-        value.unwrap_or(width.mask())
+        let Ok(slot) = self.slot(device) else {
+            return width.mask();
+        };
+        if slot.is_gone() {
+            return width.mask();
+        }
+        match slot.open.get() {
+            Ok(open) => open.config.read(offset, width).unwrap_or(width.mask()),
+            // It is there. Xen holds its lock, and does not wait.
+            Err(_) => {
+                let identity = &slot.identity;
+                closed([identity.vendor, identity.device], offset, width)
+            }
+        }
     }
 
     fn config_write(&self, device: PciDevice, offset: u16, width: u8, value: u32) {

@@ -14,6 +14,7 @@
 //! | [`group`] | IOMMU groups, and whether they can be used |
 //! | `space` | containers, and guests' memory in them |
 //! | `device` | an open device |
+//! | `movable` | that it is closed and opened again when it changes hands |
 //! | `config` | its configuration space |
 //! | `regions` | what of its memory may be mapped |
 //! | `interrupts` | its interrupts |
@@ -32,6 +33,7 @@ mod hardware;
 mod info;
 mod interrupts;
 mod ioctl;
+mod movable;
 mod regions;
 mod reset;
 mod space;
@@ -42,12 +44,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use conf_space::Bdf;
+use xenbus::DomId;
 use xenbus::sim::Machine;
 
 use self::device::Slot;
 use self::errors::Reported;
 use self::hands::Hands;
 use self::interrupts::Listener;
+use self::space::Space;
 use super::HostError;
 use super::sysfs::Sysfs;
 use crate::rate_limit::RateLimit;
@@ -116,6 +120,8 @@ pub struct VfioBus {
     shared: Arc<Shared>,
     /// Held while devices are opened, closed, and change hands.
     hands: Mutex<Hands>,
+    /// The memory of guests that have devices.
+    guests: Mutex<BTreeMap<DomId, Arc<Space>>>,
     /// What the INTx lines of devices are to the machine: each has one of its own, as the kernel tells devices on one line apart.
     lines: Mutex<BTreeMap<Bdf, u8>>,
     /// Those that are to be reset with their bus, though the kernel itself would not.
@@ -144,6 +150,7 @@ impl VfioBus {
                 errors: Reported::new(new_event()?),
             }),
             hands: Mutex::default(),
+            guests: Mutex::default(),
             lines: Mutex::default(),
             by_bus: Mutex::default(),
         });

@@ -65,14 +65,15 @@ impl VfioBus {
     pub(super) fn reset_device(&self, bdf: Bdf) -> Result<(), HostError> {
         let by_bus = lock(&self.by_bus).contains(&bdf);
         let slot = self.opened(bdf)?;
-        let resets = slot.with(|open| Ok(open.resets)).unwrap_or(false);
-        if by_bus || !resets {
+        let open = slot.get().map_err(refused(bdf, "reset it", NO_WAY))?;
+        if by_bus || !open.resets {
+            drop(open);
             return self.reset_bus(bdf);
         }
-        slot.with(|open| ioctl::reset(&open.file))
-            .map_err(refused(bdf, "reset it", NO_WAY))
+        ioctl::reset(&open.file).map_err(refused(bdf, "reset it", NO_WAY))
     }
 
+    /// Nothing on the bus changes hands meanwhile.
     fn reset_bus(&self, bdf: Bdf) -> Result<(), HostError> {
         let hands = lock(&self.hands);
         let slot = self.slot(bdf).ok_or(HostError::NoDevice { bdf })?;

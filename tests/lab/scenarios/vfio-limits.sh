@@ -10,6 +10,11 @@ start_limited() {
   echo $! >$STATE/pid
   wait_for 20 backend_is_ready
 }
+start_mapping() { PCIBACKD_FLAGS="$PCIBACKD_FLAGS --map-bars" start_backend; }
+hidden() { pciback list | grep "^$1 " | grep -q hidden; }
+# A guest's process that hangs: it has the device's registers mapped, and no guest is behind it any more
+hang() { kill -STOP $(pidof lab-guest); }
+end_hanging() { kill -KILL $(pidof lab-guest) && wait_for 5 not pidof lab-guest; }
 
 story() {
   must "the backend starts" start_backend
@@ -28,4 +33,24 @@ story() {
   check "and the remedy" grep "LimitMEMLOCK=infinity" $LOG
   check "the guest ends" end_guest one
   check "the device is given back" pciback unhide $EDU
+  must "the backend stops again" stop_backend
+  must "one starts whose guests may map registers" start_mapping
+  must "the device is hidden" pciback hide $EDU
+  must "a guest gets it" new_guest one $EDU
+  drive one edu last >$STATE/last 2>&1 &
+  must "and maps its registers" wait_for 10 grep using $STATE/last
+  must "its process hangs" hang
+  check "the guest ends all the same" end_guest one
+  check "the device is nobody's" wait_for 20 hidden $EDU
+  check "no other guest gets it as long as it is mapped" refused "attaching" new_guest two $EDU
+  check "the log says why, and the remedy" grep "fuser -v /dev/vfio" $LOG
+  check "it can be looked at as little, and that says so" refused "fuser" pciback show $EDU
+  check "nor can it be reset" refused "fuser" pciback reset $EDU
+  check "it is hidden, and not dead" hidden $EDU
+  must "the process ends" end_hanging
+  check "the device is reset then" pciback reset $EDU
+  must "another guest gets it" new_guest three $EDU
+  check "and can use it" drive three edu identify
+  check "that guest ends" end_guest three
+  check "and the device is given back" pciback unhide $EDU
 }
