@@ -33,6 +33,10 @@ pub struct Arguments {
     /// With an embedded Xen: guests may map their devices' memory. What they get for that lets them do all that pcibackd can with the device
     #[arg(long)]
     pub map_bars: bool,
+    /// With an embedded Xen: MiB of memory that each guest may give its devices, which stay in the host's memory then; without it half of what
+    /// the host has
+    #[arg(long, value_name = "MIB")]
+    pub guest_memory: Option<u64>,
     /// Where the sockets and the records of hidden devices are; not to be cleared while guests run
     #[arg(long, value_name = "DIR", default_value = DEFAULT_RUN_DIR)]
     pub run_dir: PathBuf,

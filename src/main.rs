@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         config,
         platform: arguments.platform,
         map_bars: arguments.map_bars,
+        guest_memory: arguments.guest_memory,
         run_dir: arguments.run_dir,
         sandboxed: arguments.sandboxed,
         fdstore: fdstore::Starts::of_daemon(),

@@ -91,6 +91,7 @@ impl Background {
                 // This program is another one.
                 fdstore: Starts::Others,
                 map_bars: false,
+                guest_memory: None,
             };
             let signals = Signals {
                 stop: stopped.as_fd(),

@@ -127,6 +127,9 @@ pub struct Options {
     pub platform: PlatformKind,
     /// Guests of an embedded Xen may map their devices' memory ([`xenbus::sim::MachineOptions::map_windows`]).
     pub map_bars: bool,
+    /// MiB of memory that each guest of an embedded Xen may give its devices ([`xenbus::sim::MachineOptions::guest_memory`]); `None`: half of the
+    /// host's.
+    pub guest_memory: Option<u64>,
     /// Sockets, lock and records.
     pub run_dir: PathBuf,
     /// It runs in a mount namespace of its own: a facade for everybody is laid from outside (`pciback facade`).
@@ -163,7 +166,8 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         stop: stop.as_fd(),
         reload: reload.as_fd(),
     };
-    let platform = Platform::start(options.platform, &options.run_dir, options.map_bars)?;
+    let machine = platform::machine_options(options.map_bars, options.guest_memory);
+    let platform = Platform::start(options.platform, &options.run_dir, machine)?;
     let running = serve(options, &platform, signals, || {
         // Without systemd there is nobody to tell.
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -218,6 +222,7 @@ fn serve(
         sandboxed,
         fdstore,
         map_bars: _,
+        guest_memory: _,
     } = options;
     let live = Arc::new(Live::new(config));
     let topologies = Topologies::take_up(&run_dir, Arc::clone(&live));

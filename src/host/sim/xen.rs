@@ -1,6 +1,8 @@
 //! The hypervisor's side of the bus: it reaches hardware directly, waits for nobody, and programs
 //! interrupts.
 
+use std::io;
+
 use conf_space::registers::header;
 use conf_space::{Bdf, Width};
 use xenbus::PciDevice;
@@ -53,10 +55,11 @@ impl Hardware for Plugged {
         }
     }
 
-    fn program_msi(&self, device: PciDevice, target: MsiTarget) {
-        self.with(device, |bus, function| {
+    fn program_msi(&self, device: PciDevice, target: MsiTarget) -> io::Result<()> {
+        let programmed = self.with(device, |bus, function| {
             function.program(&bus.machine, target);
         });
+        programmed.ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))
     }
 
     fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {

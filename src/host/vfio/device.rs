@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use conf_space::capabilities::{Capabilities, CapabilityId};
 use conf_space::overlay::Identity;
@@ -23,7 +23,7 @@ use super::interrupts::{Listener, Wiring};
 use super::ioctl::{self, RegionInfo};
 use super::movable::{InUse, Movable};
 use super::regions::{self, Kept, Span};
-use super::{Complaints, lock};
+use super::Complaints;
 use crate::host::config_file::ConfigFile;
 
 /// BARs 0 to 5 and, last, the expansion ROM. The kernel numbers its regions so, too.
@@ -211,7 +211,8 @@ pub(super) struct Slot {
     /// What it is, and where its BARs are.
     pub identity: Identity,
     pub open: Movable<Open>,
-    owner: Mutex<Option<DomId>>,
+    /// Held while a guest accesses its memory.
+    owner: RwLock<Option<DomId>>,
     gone: AtomicBool,
     pub complaints: Complaints,
 }
@@ -225,7 +226,7 @@ impl Slot {
             line,
             identity,
             open: Movable::new(),
-            owner: Mutex::new(None),
+            owner: RwLock::new(None),
             gone: AtomicBool::new(false),
             complaints: Complaints::new(),
         }
@@ -250,6 +251,22 @@ impl Slot {
         action(&*self.get()?)
     }
 
+    /// Does something with the open device for a guest, whose it stays meanwhile.
+    ///
+    /// # Errors
+    /// EPERM when it is not that guest's; as [`Slot::get`].
+    pub fn with_for<T>(
+        &self,
+        domain: DomId,
+        action: impl FnOnce(&Open) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let owner = self.owner.read().unwrap_or_else(PoisonError::into_inner);
+        if *owner != Some(domain) {
+            return Err(Errno::EPERM.into());
+        }
+        self.with(action)
+    }
+
     /// Closes it for good.
     pub fn close(&self) {
         if let Some(open) = self.open.begin_to_move() {
@@ -260,11 +277,12 @@ impl Slot {
 
     /// The guest that has it.
     pub fn owner(&self) -> Option<DomId> {
-        *lock(&self.owner)
+        *self.owner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Waits until the former one's accesses are done.
     pub fn set_owner(&self, owner: Option<DomId>) {
-        *lock(&self.owner) = owner;
+        *self.owner.write().unwrap_or_else(PoisonError::into_inner) = owner;
     }
 
     /// Whether the kernel wants it back: it was pulled out, or somebody unbinds it.
@@ -319,5 +337,36 @@ impl Slot {
     /// ENODEV; when descriptors have run out.
     pub fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
         self.with(|open| open.areas(bar))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_accessed_by_its_owner_alone() {
+        let bdf = "03:00.0".parse().unwrap();
+        let identity = Identity {
+            bdf,
+            vendor: 0x1234,
+            device: 0x11e8,
+            is_virtual_function: false,
+            interrupt_line: 0,
+            resources: [Resource::ABSENT; WINDOWS],
+            config_size: ConfigSize::Conventional,
+        };
+        let slot = Slot::new(bdf, 1, None, identity);
+        let access = |domain| {
+            let result = slot.with_for(DomId(domain), |_| Ok(()));
+            result.unwrap_err().raw_os_error()
+        };
+        assert_eq!(access(1), Some(libc::EPERM));
+        slot.set_owner(Some(DomId(1)));
+        // It is not open here.
+        assert_eq!(access(1), Some(libc::ENODEV));
+        assert_eq!(access(2), Some(libc::EPERM));
+        slot.set_owner(None);
+        assert_eq!(access(1), Some(libc::EPERM));
     }
 }

@@ -95,7 +95,8 @@ impl Errors {
         })
     }
 
-    /// Those whose DMA it may have been: the device itself, or all behind the bridge that has asked for it.
+    /// Those whose DMA it may have been: the device itself, or all behind the bridge that has asked for it; of these, those that guests have, if any:
+    /// others are no masters of the bus.
     fn requesters(&self, stopped: &StoppedDma) -> Vec<Arc<Slot>> {
         let slots = self.shared.slots();
         let is_itself = |slot: &&Arc<Slot>| stopped.requester.is(slot.bdf);
@@ -107,7 +108,11 @@ impl Errors {
             let ports = self.sysfs.ports_above(slot.bdf).unwrap_or_default();
             stopped.requester.stands_for(slot.bdf, &ports, exists)
         };
-        slots.into_iter().filter(is_behind).collect()
+        let mut behind: Vec<_> = slots.into_iter().filter(is_behind).collect();
+        if behind.iter().any(|slot| slot.owner().is_some()) {
+            behind.retain(|slot| slot.owner().is_some());
+        }
+        behind
     }
 }
 

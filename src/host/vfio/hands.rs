@@ -414,11 +414,20 @@ impl VfioBus {
     }
 
     /// Unmaps a part of a guest's memory.
-    pub(super) fn unmap_dma(&self, domain: DomId, address: u64) {
+    ///
+    /// # Errors
+    /// The kernel's; its devices reach it still.
+    pub(super) fn unmap_dma(&self, domain: DomId, address: u64) -> io::Result<()> {
         let space = lock(&self.guests).get(&domain).cloned();
-        if let Some(space) = space {
-            space.unmap(address);
-        }
+        let Some(space) = space else { return Ok(()) };
+        space.unmap(address).inspect_err(|error| {
+            space.complaints.warn(|| {
+                format!(
+                    "domain {domain}'s memory at {address:#x} cannot be taken back, and its devices reach it still ({error}): if that stays so, destroy \
+                     the domain"
+                )
+            });
+        })
     }
 }
 

@@ -87,9 +87,19 @@ impl Hardware for Plugged {
         }
     }
 
-    fn program_msi(&self, device: PciDevice, target: MsiTarget) {
-        let done = self.with(device, |open| open.wiring.program(target));
-        self.tell(device, "an interrupt cannot be wired", done);
+    fn program_msi(&self, device: PciDevice, target: MsiTarget) -> io::Result<()> {
+        let wired = self.with(device, |open| open.wiring.program(target));
+        if let (Err(error), Ok(slot)) = (&wired, self.slot(device)) {
+            let bdf = slot.bdf;
+            slot.complaints.warn(|| match target.entry {
+                Some(entry) => format!(
+                    "{bdf}: its guest does not get interrupt {entry} of MSI-X: {error}. Where the host has fewer interrupts left than the device can have, \
+                     Linux before 6.5 makes no more than are in use when MSI-X is enabled: have the guest's driver use fewer"
+                ),
+                None => format!("{bdf}: its guest does not get MSI: {error}"),
+            });
+        }
+        wired
     }
 
     fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {
@@ -122,10 +132,8 @@ impl Hardware for Plugged {
         self.bus()?.map_dma(domain, memory)
     }
 
-    fn unmap_dma(&self, domain: DomId, address: u64, _size: u64) {
-        if let Ok(bus) = self.bus() {
-            bus.unmap_dma(domain, address);
-        }
+    fn unmap_dma(&self, domain: DomId, address: u64) -> io::Result<()> {
+        self.bus()?.unmap_dma(domain, address)
     }
 
     fn end_of_interrupt(&self, domain: DomId, gsi: Gsi) {
@@ -150,18 +158,28 @@ impl Hardware for Plugged {
         self.slot(device)?.areas(bar)
     }
 
-    fn window_read(&self, device: PciDevice, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
-        self.with(device, |open| open.read_memory(bar, offset, width))
+    fn window_read(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        bar: u8,
+        offset: u64,
+        width: u8,
+    ) -> io::Result<u64> {
+        let slot = self.slot(device)?;
+        slot.with_for(domain, |open| open.read_memory(bar, offset, width))
     }
 
     fn window_write(
         &self,
+        domain: DomId,
         device: PciDevice,
         bar: u8,
         offset: u64,
         width: u8,
         value: u64,
     ) -> io::Result<()> {
-        self.with(device, |open| open.write_memory(bar, offset, width, value))
+        let slot = self.slot(device)?;
+        slot.with_for(domain, |open| open.write_memory(bar, offset, width, value))
     }
 }

@@ -193,26 +193,29 @@ impl Space {
     }
 
     /// Unmaps what begins at an address.
-    pub fn unmap(&self, address: u64) {
+    ///
+    /// # Errors
+    /// The kernel's; it stays mapped.
+    pub fn unmap(&self, address: u64) -> io::Result<()> {
         let mut state = lock(&self.state);
-        if let Some(part) = state.parts.remove(&address) {
-            self.forget(address, part);
+        if let Some(part) = state.parts.get(&address) {
+            self.container
+                .vfio_dma_unmap(address, part.size)
+                .map_err(system_error)?;
+            state.parts.remove(&address);
         }
+        Ok(())
     }
 
     /// Unmaps everything: devices in it reach nothing any more.
     pub fn clear(&self) {
         let mut state = lock(&self.state);
         for (address, part) in std::mem::take(&mut state.parts) {
-            self.forget(address, part);
-        }
-    }
-
-    fn forget(&self, address: u64, part: Part) {
-        if let Err(error) = self.container.vfio_dma_unmap(address, part.size) {
-            // It is pinned, and so not given to anybody else, until the container goes.
-            log::error!("a guest's memory at {address:#x} cannot be unmapped for DMA: {error}");
-            std::mem::forget(part);
+            if let Err(error) = self.container.vfio_dma_unmap(address, part.size) {
+                // It is pinned, and so not given to anybody else, until the container goes.
+                log::error!("a guest's memory at {address:#x} cannot be unmapped for DMA: {error}");
+                std::mem::forget(part);
+            }
         }
     }
 }

@@ -16,6 +16,15 @@ hidden() { pciback list | grep "^$1 " | grep -q hidden; }
 hang() { kill -STOP $(pidof lab-guest); }
 end_hanging() { kill -KILL $(pidof lab-guest) && wait_for 5 not pidof lab-guest; }
 
+without_kernel_log() {
+  mv /dev/kmsg /dev/away
+  start_limited && wait_for 5 grep "DMA .* that the IOMMU stops is told by the kernel only .*CAP_SYSLOG" $LOG
+  local status=$?
+  mv /dev/away /dev/kmsg
+  return $status
+}
+start_small() { PCIBACKD_FLAGS="$PCIBACKD_FLAGS --guest-memory 0" start_backend; }
+
 story() {
   must "the backend starts" start_backend
   must "vfio-pci is not loaded" unload
@@ -25,7 +34,7 @@ story() {
   must "it is loaded" modprobe vfio-pci
   check "doctor has nothing to say of the host" doctor_says "it is loaded"
   must "the backend stops" stop_backend
-  must "one starts that may lock 64 KiB" start_limited
+  must "one starts that may lock 64 KiB, and says what it cannot tell without the kernel's log" without_kernel_log
   check "a device is hidden" pciback hide $EDU
   must "a guest has it" new_guest one $EDU
   check "and cannot give it memory" refused "giving memory for DMA" drive one edu identify
@@ -53,4 +62,11 @@ story() {
   check "and can use it" drive three edu identify
   check "that guest ends" end_guest three
   check "and the device is given back" pciback unhide $EDU
+  must "the backend stops once more" stop_backend
+  must "one starts whose guests may give nothing" start_small
+  check "a device is hidden" pciback hide $EDU
+  must "a guest has it" new_guest two $EDU
+  check "and cannot give it memory" refused "giving memory for DMA" drive two edu identify
+  check "the log tells what it may give, and the remedy" grep "may give 0 in all.*--guest-memory" $LOG
+  check "the guest ends" end_guest two
 }

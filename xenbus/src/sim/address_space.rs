@@ -8,11 +8,13 @@ mod tests;
 
 use std::collections::BTreeSet;
 use std::io;
+use std::mem;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 
 use super::grants::PAGE_SIZE;
 use super::hardware::DmaMemory;
@@ -29,6 +31,53 @@ const MOST_PARTS: usize = 64;
 pub(super) struct AddressSpace {
     memory: Vec<DmaMemory>,
     devices: BTreeSet<PciDevice>,
+    /// Why memory was refused has been told: once for each guest, which could ask for ever.
+    is_refusal_told: bool,
+}
+
+impl AddressSpace {
+    /// Bytes that the guest has given.
+    fn given(&self) -> u64 {
+        let sizes = self.memory.iter().map(|memory| memory.size);
+        sizes.fold(0, u64::saturating_add)
+    }
+}
+
+/// Why a guest's memory is refused.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(
+        "it is in huge pages of {block} bytes: its size and where in the memfd it begins are to be multiples of that"
+    )]
+    HugePages { block: u64 },
+    #[error(
+        "the guest has given {given} bytes already, and may give {limit} in all, as they are pinned: start the machine with a higher limit \
+         (pcibackd --guest-memory)"
+    )]
+    TooMuch { given: u64, limit: u64 },
+    #[error(transparent)]
+    System(#[from] io::Error),
+}
+
+impl From<Errno> for Refused {
+    fn from(errno: Errno) -> Self {
+        Self::System(errno.into())
+    }
+}
+
+impl Refused {
+    /// Whether the errno alone would not tell.
+    fn needs_words(&self) -> bool {
+        !matches!(self, Self::System(_))
+    }
+
+    fn into_errno(self) -> io::Error {
+        match self {
+            Self::HugePages { .. } => Errno::EINVAL.into(),
+            Self::TooMuch { .. } => Errno::ENOMEM.into(),
+            Self::System(error) => error,
+        }
+    }
 }
 
 fn is_aligned(number: u64) -> bool {
@@ -36,8 +85,14 @@ fn is_aligned(number: u64) -> bool {
     number.is_multiple_of(PAGE)
 }
 
+/// Whether a part of a file in such pages can be mapped and unmapped.
+fn is_whole_blocks(block: u64, size: u64, offset: u64) -> bool {
+    let is_whole = |number: u64| number.checked_rem(block) == Some(0);
+    is_whole(size) && is_whole(offset)
+}
+
 /// Whether a part can be memory: whole pages of a file that cannot get shorter.
-fn check(memory: &DmaMemory) -> Result<(), Errno> {
+fn check(memory: &DmaMemory) -> Result<(), Refused> {
     let &DmaMemory {
         address,
         size,
@@ -45,7 +100,7 @@ fn check(memory: &DmaMemory) -> Result<(), Errno> {
         ref file,
     } = memory;
     if size == 0 || ![address, size, offset].into_iter().all(is_aligned) {
-        return Err(Errno::EINVAL);
+        return Err(Errno::EINVAL.into());
     }
     let end = offset.checked_add(size).ok_or(Errno::EINVAL)?;
     address.checked_add(size).ok_or(Errno::EINVAL)?;
@@ -53,11 +108,15 @@ fn check(memory: &DmaMemory) -> Result<(), Errno> {
     let seals = fcntl(file.as_fd(), FcntlArg::F_GET_SEALS).map_err(|_| Errno::EINVAL)?;
     let length = nix::sys::stat::fstat(file.as_fd())?.st_size;
     let fits = u64::try_from(length).is_ok_and(|length| end <= length);
-    if fits && SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
-        Ok(())
-    } else {
-        Err(Errno::EINVAL)
+    if !fits || !SealFlag::from_bits_retain(seals).contains(SealFlag::F_SEAL_SHRINK) {
+        return Err(Errno::EINVAL.into());
     }
+    let system = fstatfs(file.as_fd())?;
+    let block = u64::try_from(system.block_size()).unwrap_or(0);
+    if system.filesystem_type() == HUGETLBFS_MAGIC && !is_whole_blocks(block, size, offset) {
+        return Err(Refused::HugePages { block });
+    }
+    Ok(())
 }
 
 fn overlap(one: &DmaMemory, other: &DmaMemory) -> bool {
@@ -111,17 +170,17 @@ impl Machine {
 
     /// A device has gone: whoever had it has it no more.
     pub(super) fn cut_off(&self, device: PciDevice) {
-        let owner = lock(&self.inner.hypervisor)
-            .devices
-            .get(&device)
-            .map(|record| record.owner);
-        let Some(owner) = owner else { return };
-        let Some(space) = self.address_space(owner) else {
-            return;
-        };
-        let mut space = lock(&space);
-        if space.devices.remove(&device) {
-            self.hardware().deassign(owner, device);
+        // In all of them: whose it is may change until the guest's own lock is held.
+        let spaces: Vec<_> = lock(&self.inner.hypervisor)
+            .domains
+            .iter()
+            .map(|(domain, record)| (*domain, Arc::clone(&record.address_space)))
+            .collect();
+        for (domain, space) in spaces {
+            let mut space = lock(&space);
+            if space.devices.remove(&device) {
+                self.hardware().deassign(domain, device);
+            }
         }
     }
 
@@ -131,7 +190,7 @@ impl Machine {
             return Err(Errno::ESRCH);
         };
         let mut space = lock(&space);
-        for device in std::mem::take(&mut space.devices) {
+        for device in mem::take(&mut space.devices) {
             self.hardware().deassign(domain, device);
         }
         space.memory.clear();
@@ -141,52 +200,76 @@ impl Machine {
     /// A guest gives its devices memory to work on.
     ///
     /// # Errors
-    /// ESRCH; EINVAL when it cannot be memory; EEXIST when there is memory at one of the addresses; ENOSPC for too many parts; what the
-    /// hardware says, ENOMEM for one.
+    /// ESRCH; EINVAL when it cannot be memory; EEXIST when there is memory at one of the addresses; ENOSPC for too many parts; ENOMEM for more
+    /// than [`super::MachineOptions::guest_memory`]; what the hardware says, ENOMEM for one.
     pub fn give_memory(&self, domain: DomId, memory: DmaMemory) -> Result<(), XenError> {
         let operation = format!(
             "giving domain {domain} memory for DMA at {:#x}, {:#x} bytes",
             memory.address, memory.size
         );
-        let give = || -> io::Result<()> {
-            check(&memory)?;
-            let space = self.address_space(domain).ok_or(Errno::ESRCH)?;
-            let mut space = lock(&space);
-            lock(&self.inner.hypervisor).alive(domain)?;
-            if space.memory.iter().any(|other| overlap(other, &memory)) {
-                return Err(Errno::EEXIST.into());
-            }
-            if space.memory.len() >= MOST_PARTS {
-                return Err(Errno::ENOSPC.into());
-            }
-            if !space.devices.is_empty() {
-                self.hardware().map_dma(domain, &memory)?;
-            }
-            space.memory.push(memory);
-            Ok(())
+        let space = self.address_space(domain).ok_or(Errno::ESRCH);
+        let space = space.map_err(|errno| failed(operation.clone())(errno.into()))?;
+        let refused = match self.add_memory(domain, &space, memory) {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
         };
-        give().map_err(failed(operation))
+        if refused.needs_words() && !mem::replace(&mut lock(&space).is_refusal_told, true) {
+            log::warn!("{operation}, is refused: {refused}");
+        }
+        Err(failed(operation)(refused.into_errno()))
+    }
+
+    fn add_memory(
+        &self,
+        domain: DomId,
+        space: &Mutex<AddressSpace>,
+        memory: DmaMemory,
+    ) -> Result<(), Refused> {
+        // Before any lock: it is the guest's file.
+        check(&memory)?;
+        let mut space = lock(space);
+        let limit = {
+            let mut hypervisor = lock(&self.inner.hypervisor);
+            hypervisor.alive(domain)?;
+            hypervisor.options.guest_memory
+        };
+        if space.memory.iter().any(|other| overlap(other, &memory)) {
+            return Err(Errno::EEXIST.into());
+        }
+        if space.memory.len() >= MOST_PARTS {
+            return Err(Errno::ENOSPC.into());
+        }
+        let given = space.given();
+        if given.saturating_add(memory.size) > limit {
+            return Err(Refused::TooMuch { given, limit });
+        }
+        if !space.devices.is_empty() {
+            self.hardware().map_dma(domain, &memory)?;
+        }
+        space.memory.push(memory);
+        Ok(())
     }
 
     /// A guest takes a part of its memory back, by the address that it begins at. When this returns, no device reaches it.
     ///
     /// # Errors
-    /// ESRCH; EINVAL when no part begins there.
+    /// ESRCH; EINVAL when no part begins there; what the hardware says: the guest's devices reach it still, and it stays given.
     pub fn take_memory(&self, domain: DomId, address: u64) -> Result<(), XenError> {
-        let take = || -> Result<(), Errno> {
+        let take = || -> io::Result<()> {
             let space = self.address_space(domain).ok_or(Errno::ESRCH)?;
             let mut space = lock(&space);
             let found = space
                 .memory
                 .iter()
-                .position(|memory| memory.address == address);
-            let memory = space.memory.swap_remove(found.ok_or(Errno::EINVAL)?);
+                .position(|memory| memory.address == address)
+                .ok_or(Errno::EINVAL)?;
             if !space.devices.is_empty() {
-                self.hardware().unmap_dma(domain, address, memory.size);
+                self.hardware().unmap_dma(domain, address)?;
             }
+            space.memory.swap_remove(found);
             Ok(())
         };
         let operation = format!("taking domain {domain}'s memory for DMA at {address:#x} back");
-        take().map_err(io::Error::from).map_err(failed(operation))
+        take().map_err(failed(operation))
     }
 }

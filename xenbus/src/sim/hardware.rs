@@ -70,7 +70,10 @@ pub trait Hardware: Send + Sync + Debug {
 
     /// Programs address and data of an interrupt: into the MSI capability, or into the MSI-X table (unmasking the entry). Does not enable
     /// MSI or MSI-X.
-    fn program_msi(&self, device: PciDevice, target: MsiTarget);
+    ///
+    /// # Errors
+    /// The interrupt will never come.
+    fn program_msi(&self, device: PciDevice, target: MsiTarget) -> io::Result<()>;
 
     /// Masks an MSI-X entry, or (`None`) forgets the MSI capability's address and data.
     fn clear_msi(&self, device: PciDevice, entry: Option<u16>);
@@ -105,7 +108,12 @@ pub trait Hardware: Send + Sync + Debug {
     }
 
     /// A guest that has devices loses memory, a whole part of it as it was mapped. When this returns, no device reaches it.
-    fn unmap_dma(&self, _domain: DomId, _address: u64, _size: u64) {}
+    ///
+    /// # Errors
+    /// Devices reach it still.
+    fn unmap_dma(&self, _domain: DomId, _address: u64) -> io::Result<()> {
+        Ok(())
+    }
 
     /// A guest has served its line ([`super::Machine::raise_gsi`]): those of its devices that still want attention raise it again. A device that
     /// does not lower its line by itself is kept quiet until then.
@@ -125,12 +133,14 @@ pub trait Hardware: Send + Sync + Debug {
         Ok(Vec::new())
     }
 
-    /// Reads `width` (1, 2, 4 or 8) bytes, aligned, within a window.
+    /// Reads `width` (1, 2, 4 or 8) bytes, aligned, within a window, for a guest. Whether the device is that guest's is to be looked up so that it
+    /// cannot change until the access is done.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// EPERM when it is not; nobody answers.
     fn window_read(
         &self,
+        _domain: DomId,
         _device: PciDevice,
         _bar: u8,
         _offset: u64,
@@ -139,12 +149,13 @@ pub trait Hardware: Send + Sync + Debug {
         Err(io::Error::from_raw_os_error(libc::ENXIO))
     }
 
-    /// Writes `width` (1, 2, 4 or 8) bytes, aligned, within a window. Nobody but [`Hardware::program_msi`] changes an MSI-X table.
+    /// Writes `width` (1, 2, 4 or 8) bytes, aligned, within a window, for a guest. Nobody but [`Hardware::program_msi`] changes an MSI-X table.
     ///
     /// # Errors
-    /// Nobody answers.
+    /// As [`Hardware::window_read`].
     fn window_write(
         &self,
+        _domain: DomId,
         _device: PciDevice,
         _bar: u8,
         _offset: u64,
@@ -166,7 +177,9 @@ impl Hardware for NoHardware {
 
     fn config_write(&self, _device: PciDevice, _offset: u16, _width: u8, _value: u32) {}
 
-    fn program_msi(&self, _device: PciDevice, _target: MsiTarget) {}
+    fn program_msi(&self, _device: PciDevice, _target: MsiTarget) -> io::Result<()> {
+        Ok(())
+    }
 
     fn clear_msi(&self, _device: PciDevice, _entry: Option<u16>) {}
 }

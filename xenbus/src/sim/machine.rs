@@ -42,6 +42,8 @@ pub struct MachineOptions {
     /// Guests may map memory of their devices into their own processes. What they get for that may be more than a piece of memory: of a device
     /// on VFIO it is the whole device's descriptor, and whoever has it can do all that the daemon can with the device.
     pub map_windows: bool,
+    /// Bytes of memory that each guest may give its devices, which real ones have pinned; without end by default.
+    pub guest_memory: u64,
 }
 
 impl Default for MachineOptions {
@@ -54,6 +56,7 @@ impl Default for MachineOptions {
             hvm_vcpus: 2,
             hvm_memory: 64 << 20,
             map_windows: false,
+            guest_memory: u64::MAX,
         }
     }
 }

@@ -54,9 +54,14 @@ impl Mapped {
 }
 
 /// Writes address and data into the device.
-fn program(hardware: &dyn Hardware, device: PciDevice, entry: Option<u16>, vector: Vector) {
+fn program(
+    hardware: &dyn Hardware,
+    device: PciDevice,
+    entry: Option<u16>,
+    vector: Vector,
+) -> Result<(), Errno> {
     let (address, data) = vector.message();
-    hardware.program_msi(
+    let programmed = hardware.program_msi(
         device,
         MsiTarget {
             entry,
@@ -64,6 +69,7 @@ fn program(hardware: &dyn Hardware, device: PciDevice, entry: Option<u16>, vecto
             data,
         },
     );
+    programmed.map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
 }
 
 /// Sets how many MSI vectors the device may use.
@@ -150,7 +156,7 @@ impl Hypervisor {
     /// # Errors
     /// ESRCH without the domain, EDOM for an impossible count, ENOSPC when PIRQs or vectors have run out, ENODEV when the device is not the
     /// domain's or has no such capability, ENFILE for more MSI vectors than the device has, EINVAL for an entry beyond the table, ENXIO
-    /// without memory decode, ENODATA when the table was not recorded.
+    /// without memory decode, ENODATA when the table was not recorded; what the hardware says.
     pub fn map_msi(
         &mut self,
         id: DomId,
@@ -202,7 +208,10 @@ impl Hypervisor {
         if let (None, Some(offset)) = (msix, registers.capability(CAPABILITY_MSI)) {
             registers.set_control(offset, with_count(registers.control(offset), count));
         }
-        program(&*hardware, device, msix, vector);
+        if let Err(errno) = program(&*hardware, device, msix, vector) {
+            lock(&self.interrupts).free(vector, count);
+            return Err(errno);
+        }
         let domain = self.alive(id)?;
         for (index, _) in (first.0..).zip(block(vector, count)) {
             domain.pirqs.insert(Pirq(index), Mapped::MsiFollower);
@@ -333,7 +342,7 @@ impl Hypervisor {
     /// `PHYSDEVOP_restore_msi_ext`: programs a device anew with all that is mapped, and enables it.
     ///
     /// # Errors
-    /// ENODEV without the device, ENXIO for MSI-X without memory decode.
+    /// ENODEV without the device, ENXIO for MSI-X without memory decode; what the hardware says of the first that it does not take.
     pub fn restore_msi(&mut self, device: PciDevice) -> Result<(), Errno> {
         self.device(device)?;
         let registers = Registers {
@@ -344,10 +353,11 @@ impl Hypervisor {
             .domains
             .values()
             .flat_map(|domain| domain.pirqs.values());
+        let mut result = Ok(());
         for mapped in all.filter(|mapped| mapped.device() == Some(device)) {
             match *mapped {
                 Mapped::Msi { vector, count, .. } => {
-                    program(&*self.hardware, device, None, vector);
+                    result = result.and(program(&*self.hardware, device, None, vector));
                     if let Some(offset) = registers.capability(CAPABILITY_MSI) {
                         registers.set_control(
                             offset,
@@ -359,7 +369,8 @@ impl Hypervisor {
                     if !registers.memory_decoded() {
                         return Err(Errno::ENXIO);
                     }
-                    program(&*self.hardware, device, Some(entry), vector);
+                    let programmed = program(&*self.hardware, device, Some(entry), vector);
+                    result = result.and(programmed);
                     if let Some(offset) = registers.capability(CAPABILITY_MSIX) {
                         registers.set_control(offset, registers.control(offset) | MSIX_ENABLE);
                     }
@@ -367,7 +378,7 @@ impl Hypervisor {
                 Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed => {}
             }
         }
-        Ok(())
+        result
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use super::hardware::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 use super::lock;
@@ -39,6 +39,12 @@ pub(super) struct TestBus {
     iommu: Mutex<BTreeMap<DomId, Reach>>,
     /// No memory can be mapped any more.
     pub full: AtomicBool,
+    /// No memory can be unmapped.
+    pub stuck: AtomicBool,
+    /// No interrupt can be programmed any more.
+    pub out_of_vectors: AtomicBool,
+    /// An access to a window waits here twice before it is done.
+    pub pause: Mutex<Option<Arc<Barrier>>>,
 }
 
 /// What a guest's devices reach.
@@ -110,6 +116,26 @@ impl TestBus {
         }
     }
 
+    /// Waits where the test wants it, and does an access if the device is the guest's then.
+    fn access<T>(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        access: impl FnOnce(&File) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let pause = lock(&self.pause).clone();
+        if let Some(pause) = pause {
+            pause.wait();
+            pause.wait();
+        }
+        let iommu = lock(&self.iommu);
+        let reach = iommu.get(&domain);
+        if !reach.is_some_and(|reach| reach.devices.contains(&device)) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        self.with(device, |found| access(&found.memory))
+    }
+
     /// Looks at or changes a device.
     pub fn with<T>(&self, device: PciDevice, body: impl FnOnce(&mut TestDevice) -> T) -> T {
         body(
@@ -139,12 +165,16 @@ impl Hardware for TestBus {
         });
     }
 
-    fn program_msi(&self, device: PciDevice, target: MsiTarget) {
+    fn program_msi(&self, device: PciDevice, target: MsiTarget) -> io::Result<()> {
+        if self.out_of_vectors.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::ENOSPC));
+        }
         self.with(device, |found| {
             found
                 .messages
                 .insert(target.entry, (target.address, target.data))
         });
+        Ok(())
     }
 
     fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {
@@ -195,10 +225,14 @@ impl Hardware for TestBus {
         Ok(())
     }
 
-    fn unmap_dma(&self, domain: DomId, address: u64, size: u64) {
+    fn unmap_dma(&self, domain: DomId, address: u64) -> io::Result<()> {
+        if self.stuck.load(Ordering::Relaxed) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
         let mut iommu = lock(&self.iommu);
         let reach = iommu.get_mut(&domain).expect("it has a device");
-        assert_eq!(reach.memory.remove(&address), Some(size));
+        assert!(reach.memory.remove(&address).is_some());
+        Ok(())
     }
 
     fn end_of_interrupt(&self, domain: DomId, gsi: Gsi) {
@@ -229,15 +263,23 @@ impl Hardware for TestBus {
         [0, 0x2000].into_iter().map(area).collect()
     }
 
-    fn window_read(&self, device: PciDevice, _bar: u8, offset: u64, width: u8) -> io::Result<u64> {
+    fn window_read(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        _bar: u8,
+        offset: u64,
+        width: u8,
+    ) -> io::Result<u64> {
         let mut bytes = [0; 8];
         let part = &mut bytes[..width.into()];
-        self.with(device, |found| found.memory.read_exact_at(part, offset))?;
+        self.access(domain, device, |memory| memory.read_exact_at(part, offset))?;
         Ok(u64::from_le_bytes(bytes))
     }
 
     fn window_write(
         &self,
+        domain: DomId,
         device: PciDevice,
         _bar: u8,
         offset: u64,
@@ -246,6 +288,6 @@ impl Hardware for TestBus {
     ) -> io::Result<()> {
         let bytes = value.to_le_bytes();
         let part = &bytes[..width.into()];
-        self.with(device, |found| found.memory.write_all_at(part, offset))
+        self.access(domain, device, |memory| memory.write_all_at(part, offset))
     }
 }

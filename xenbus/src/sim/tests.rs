@@ -1,6 +1,7 @@
 //! The machine's hypercalls, as dom0 and guests make them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::evtchn::take;
 use super::test_bus::{MSI, MSIX, TestBus, address};
@@ -402,4 +403,23 @@ fn a_device_that_was_removed_is_gone_for_xen_too() {
         errno(setup.machine.map_msi(guest, address(0), MsiRequest::Msi)),
         libc::ENODEV
     );
+}
+
+#[test]
+fn an_interrupt_that_the_device_cannot_be_programmed_for_is_not_mapped() {
+    let setup = setup();
+    let guest = setup.guest();
+    let (xen, device) = (&setup.machine, address(0));
+    xen.assign_device(guest, device).unwrap();
+    xen.prepare_msix(device).unwrap();
+    let first = xen.map_msi(guest, device, msix(0)).unwrap();
+    setup.bus.out_of_vectors.store(true, Ordering::Relaxed);
+    for _ in 0..1000 {
+        assert_eq!(errno(xen.map_msi(guest, device, msix(1))), libc::ENOSPC);
+    }
+    assert_eq!(xen.mapped_pirqs(guest), [first]);
+    assert_eq!(errno(xen.restore_msi(device)), libc::ENOSPC);
+    setup.bus.out_of_vectors.store(false, Ordering::Relaxed);
+    xen.map_msi(guest, device, msix(1)).unwrap();
+    xen.restore_msi(device).unwrap();
 }

@@ -9,9 +9,10 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::unistd::ftruncate;
 
+use super::{Refused, is_whole_blocks};
 use crate::platform::Xen;
 use crate::sim::test_bus::{TestBus, address};
-use crate::sim::{DmaMemory, DomainKind, Machine};
+use crate::sim::{DmaMemory, DomainKind, Machine, MachineOptions, lock};
 use crate::types::DomId;
 
 struct Setup {
@@ -22,8 +23,12 @@ struct Setup {
 }
 
 fn setup() -> Setup {
+    setup_with(MachineOptions::default())
+}
+
+fn setup_with(options: MachineOptions) -> Setup {
     let run_dir = tempfile::tempdir().unwrap();
-    let machine = Machine::new(run_dir.path()).unwrap();
+    let machine = Machine::with_options(run_dir.path(), options).unwrap();
     let bus = TestBus::new();
     for number in 0..2 {
         bus.add(address(number));
@@ -178,4 +183,102 @@ fn a_guest_has_a_bounded_number_of_parts() {
     assert_eq!(part(64).unwrap_err().errno(), Some(libc::ENOSPC));
     setup.machine.take_memory(setup.guest, 0).unwrap();
     part(64).unwrap();
+}
+
+#[test]
+fn a_guest_gives_no_more_memory_than_it_may_whatever_it_has_behind_it() {
+    let setup = setup_with(MachineOptions {
+        guest_memory: 0x10_0000,
+        ..MachineOptions::default()
+    });
+    let (machine, guest) = (&setup.machine, setup.guest);
+    let given = |memory| {
+        let result = machine.give_memory(guest, memory);
+        result.map_err(|error| error.errno().unwrap())
+    };
+    // Sparse: nothing of it is in use.
+    let sparse = |address, size| DmaMemory {
+        file: memfd(1 << 40, SealFlag::F_SEAL_SHRINK),
+        ..at(address, size)
+    };
+    assert_eq!(given(sparse(0, 1 << 40)), Err(libc::ENOMEM));
+    given(at(0, 0xf_f000)).unwrap();
+    assert_eq!(given(at(0x20_0000, 0x2000)), Err(libc::ENOMEM));
+    given(at(0x20_0000, 0x1000)).unwrap();
+    assert_eq!(given(at(0x30_0000, 0x1000)), Err(libc::ENOMEM));
+    // Another guest's is its own.
+    let other = machine.create_domain("other", DomainKind::Pv).unwrap();
+    machine.give_memory(other, at(0, 0x10_0000)).unwrap();
+    // And what was taken back may be given again.
+    machine.take_memory(guest, 0).unwrap();
+    given(at(0x30_0000, 0xf_f000)).unwrap();
+}
+
+#[test]
+fn a_refusal_that_takes_words_names_the_limit_or_the_size_of_a_page() {
+    let text = Refused::TooMuch {
+        given: 4096,
+        limit: 1 << 20,
+    }
+    .to_string();
+    for part in ["4096", "1048576", "--guest-memory"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let text = Refused::HugePages { block: 2 << 20 }.to_string();
+    assert!(text.contains("2097152"), "{text}");
+}
+
+#[test]
+fn memory_in_huge_pages_is_given_in_whole_ones() {
+    const HUGE: u64 = 2 << 20;
+    assert!(is_whole_blocks(HUGE, HUGE, 4 * HUGE));
+    assert!(!is_whole_blocks(HUGE, 4096, 0));
+    assert!(!is_whole_blocks(HUGE, HUGE, 4096));
+    assert!(!is_whole_blocks(0, HUGE, 0));
+    let setup = setup();
+    let flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    let file = memfd_create(c"huge", flags).unwrap();
+    ftruncate(&file, 4 << 20).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    let given = |address, size, offset| {
+        let memory = DmaMemory {
+            address,
+            size,
+            offset,
+            file: file.try_clone().unwrap(),
+        };
+        let result = setup.machine.give_memory(setup.guest, memory);
+        result.map_err(|error| error.errno().unwrap())
+    };
+    assert_eq!(given(0, 0x1000, 0), Err(libc::EINVAL));
+    assert_eq!(given(0, HUGE, 0x1000), Err(libc::EINVAL));
+    // Where devices see it is another matter.
+    given(0x1000, HUGE, HUGE).unwrap();
+}
+
+#[test]
+fn memory_that_devices_reach_still_is_not_said_to_be_taken_back() {
+    let setup = setup();
+    let (machine, guest) = (&setup.machine, setup.guest);
+    machine.assign_device(guest, address(0)).unwrap();
+    machine.give_memory(guest, at(0x1000, 0x1000)).unwrap();
+    setup.bus.stuck.store(true, Ordering::Relaxed);
+    let refused = machine.take_memory(guest, 0x1000).unwrap_err();
+    assert_eq!(refused.errno(), Some(libc::EIO));
+    let again = machine.give_memory(guest, at(0x1000, 0x1000)).unwrap_err();
+    assert_eq!(again.errno(), Some(libc::EEXIST));
+    setup.bus.stuck.store(false, Ordering::Relaxed);
+    machine.take_memory(guest, 0x1000).unwrap();
+    assert_eq!(memory(&setup), Some([].into()));
+}
+
+#[test]
+fn a_device_that_was_removed_is_nobodys_whoever_xen_thinks_has_it() {
+    let setup = setup();
+    let (machine, guest) = (&setup.machine, setup.guest);
+    machine.assign_device(guest, address(0)).unwrap();
+    // As when dom0 and a guest's end come between a look and the next.
+    lock(&machine.inner.hypervisor).devices.remove(&address(0));
+    machine.device_removed(address(0));
+    assert_eq!(setup.bus.reach(guest), None);
 }

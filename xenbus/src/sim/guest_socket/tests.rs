@@ -3,8 +3,8 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
@@ -18,7 +18,7 @@ use nix::unistd::ftruncate;
 use super::{SocketGuest, SocketToolstack};
 use crate::platform::{MsiRequest, Xen};
 use crate::sim::test_bus::{BAR_SIZE, TestBus, address, bar_address};
-use crate::sim::{DmaMemory, DomainKind, GuestPlatform, Machine, MachineOptions};
+use crate::sim::{DmaMemory, DomainKind, GuestPlatform, Machine, MachineOptions, lock};
 use crate::types::{DomId, GrantRef, Gsi, Pirq, Port};
 use crate::xenstore::Store;
 
@@ -421,4 +421,32 @@ fn a_window_that_is_opened_again_is_the_same() {
     for _ in 0..1000 {
         guest.open_window(bar(0)).unwrap();
     }
+}
+
+#[test]
+fn an_access_that_is_under_way_while_the_device_changes_hands_is_refused() {
+    let (setup, bus, guest) = setup_with_devices(MachineOptions::default());
+    let other = setup
+        .machine
+        .create_domain("other", DomainKind::Pv)
+        .unwrap();
+    let window = guest.open_window(bar(0)).unwrap();
+    let pause = Arc::new(Barrier::new(2));
+    *lock(&bus.pause) = Some(Arc::clone(&pause));
+    let written = std::thread::scope(|scope| {
+        let written = scope.spawn(move || window.memory.write(0, 4, 0x1234_5678));
+        pause.wait();
+        setup
+            .machine
+            .deassign_device(setup.guest, address(0))
+            .unwrap();
+        setup.machine.assign_device(other, address(0)).unwrap();
+        pause.wait();
+        written.join().unwrap()
+    });
+    assert_eq!(written.unwrap_err().raw_os_error(), Some(libc::EPERM));
+    *lock(&bus.pause) = None;
+    let other = SocketGuest::connect(&setup.socket, other).unwrap();
+    let window = other.open_window(bar(0)).unwrap();
+    assert_eq!(window.memory.read(0, 4).unwrap(), 0);
 }
