@@ -19,11 +19,11 @@ use vfio_bindings::bindings::vfio::{
 use xenbus::sim::{Machine, Window, WindowArea};
 use xenbus::{DomId, Gsi};
 
+use super::Complaints;
 use super::interrupts::{Listener, Wiring};
 use super::ioctl::{self, RegionInfo};
 use super::movable::{InUse, Movable};
 use super::regions::{self, Kept, Span};
-use super::Complaints;
 use crate::host::config_file::ConfigFile;
 
 /// BARs 0 to 5 and, last, the expansion ROM. The kernel numbers its regions so, too.
