@@ -133,7 +133,9 @@ impl ConfigSpace for VfioConfig {
             Ok(switched)
         });
         // Also when MSI cannot be had, for which the line was switched off.
-        if !matches!(switched, Ok(false)) && !self.0.is_gone() {
+        let concerns_line =
+            reaches(header::COMMAND.offset, offset, width) || !matches!(switched, Ok(false));
+        if concerns_line && !self.0.is_gone() {
             self.0.settle_line();
         }
         switched.map(drop)

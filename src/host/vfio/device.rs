@@ -8,7 +8,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use conf_space::capabilities::{Capabilities, CapabilityId};
 use conf_space::overlay::Identity;
-use conf_space::registers::header;
+use conf_space::registers::header::{self, command};
 use conf_space::registers::{msi, msix};
 use conf_space::{AccessError, Bdf, ConfigSize, ConfigSpace, Resource, Width};
 use nix::errno::Errno;
@@ -101,6 +101,13 @@ impl Open {
             resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             file,
         })
+    }
+
+    /// Whether the command register lets the device raise its line.
+    fn has_line_on(&self) -> bool {
+        let register = &header::COMMAND;
+        let command = self.config.read(register.offset, register.width);
+        command.is_ok_and(|command| command & u32::from(command::INTX_DISABLE) == 0)
     }
 
     fn memory(&self, bar: u8) -> Option<&Memory> {
@@ -295,11 +302,13 @@ impl Slot {
         !self.gone.swap(true, Ordering::AcqRel)
     }
 
-    /// Has the line's interrupts be passed on, as long as a guest has the device and neither MSI nor MSI-X is on.
+    /// Has the line's interrupts be passed on, as long as a guest has the device, the command register has the line on, and neither MSI nor MSI-X
+    /// is. The kernel keeps a device off its line that is not to use it, and holds the line all the same, which another device may need.
     pub fn settle_line(&self) {
-        let wanted = self.owner().is_some();
         if let Ok(open) = self.open.get()
-            && let Err(error) = open.wiring.set_line(wanted)
+            && let Err(error) = open
+                .wiring
+                .set_line(self.owner().is_some() && open.has_line_on())
         {
             self.complaints.warn(|| {
                 format!(

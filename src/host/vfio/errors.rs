@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conf_space::Bdf;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -46,6 +46,26 @@ impl Reported {
     }
 }
 
+/// The kernel traces an error before it tells the drivers of it, which takes as long as the others take that it tells.
+const UNTIL_TOLD: Duration = Duration::from_secs(2);
+
+/// Reports that VFIO may still tell of, the last of each kind.
+#[derive(Debug, Default)]
+struct Heard(Vec<(ErrorReport, Instant)>);
+
+impl Heard {
+    fn add(&mut self, reports: &[ErrorReport], now: Instant) {
+        self.0.retain(|(report, since)| {
+            now.saturating_duration_since(*since) < UNTIL_TOLD && !reports.contains(report)
+        });
+        self.0.extend(reports.iter().map(|report| (*report, now)));
+    }
+
+    fn reports(&self) -> Vec<ErrorReport> {
+        self.0.iter().map(|(report, _)| *report).collect()
+    }
+}
+
 /// All three ways.
 #[derive(Debug)]
 pub(super) struct Errors {
@@ -58,6 +78,7 @@ pub(super) struct Errors {
     any: Epoll,
     /// What VFIO has told of, and when, until it is clear whether a report speaks of it.
     told: Told,
+    heard: Heard,
 }
 
 type Told = BTreeMap<Bdf, Instant>;
@@ -92,6 +113,7 @@ impl Errors {
             kernel_log: kernel_log.ok(),
             any,
             told: BTreeMap::new(),
+            heard: Heard::default(),
         })
     }
 
@@ -171,15 +193,16 @@ impl ErrorReports for Errors {
 
     fn take(&mut self, assigned: &[(Bdf, Vec<Bdf>)]) -> io::Result<Vec<ErrorReport>> {
         let now = Instant::now();
-        // In this order: the kernel traces an error before it tells the drivers of it.
+        // In this order: what VFIO has told of by now was traced before.
         for bdf in self.shared.errors.take() {
             self.told.entry(bdf).or_insert(now);
         }
         let mut reports = self.traced.take(assigned)?;
         let delay = self.traced.delay();
         let is_due = |since: Instant| now.saturating_duration_since(since) >= delay;
-        let unheard = unheard(&mut self.told, &reports, assigned, is_due);
-        reports.extend(unheard);
+        self.heard.add(&reports, now);
+        let heard = self.heard.reports();
+        reports.extend(unheard(&mut self.told, &heard, assigned, is_due));
         Ok(reports)
     }
 
@@ -271,6 +294,33 @@ mod tests {
             of_nobody.ends_with("pciback reset 0000:01:00.0"),
             "{of_nobody}"
         );
+    }
+
+    #[test]
+    fn what_vfio_tells_of_after_its_report_is_not_reported_again() {
+        let one = bdf("01:00.0");
+        let report = ErrorReport {
+            source: one,
+            severity: Severity::Fatal,
+        };
+        let mut heard = Heard::default();
+        let traced = Instant::now();
+        heard.add(&[report], traced);
+        heard.add(&[report], traced);
+        assert_eq!(heard.reports(), [report]);
+        let later = traced.checked_add(Duration::from_millis(500)).unwrap();
+        heard.add(&[], later);
+        let mut told = BTreeMap::from([(one, later)]);
+        assert_eq!(
+            unheard(&mut told, &heard.reports(), &[], |_| true),
+            [],
+            "the same error"
+        );
+        let much_later = traced.checked_add(UNTIL_TOLD).unwrap();
+        heard.add(&[], much_later);
+        let mut told = BTreeMap::from([(one, much_later)]);
+        let found = unheard(&mut told, &heard.reports(), &[], |_| true);
+        assert_eq!(found.len(), 1, "another error");
     }
 
     #[test]

@@ -58,6 +58,7 @@ BACKEND=$backend
 PCIBACKD_FLAGS="$flags"
 SATA_SUM=$(first_mib_sum "$work/sata.img")
 NVME_SUM=$(first_mib_sum "$work/nvme.img")
+ROM_SUM=$(first_mib_sum "$work/rom.img")
 END
   machine=$(setting "$1" MACHINE xen)
   if [[ $machine == linux ]]; then

@@ -103,4 +103,14 @@ make_images() {
   cp -r "$dom0/usr/local/bin" "$work/linux/usr/local/"
   install -m 755 "$lab/linux/init" "$work/linux/init"
   for disk in sata nvme; do head -c 8M /dev/urandom >"$work/$disk.img"; done
+  make_rom
+}
+
+# An expansion ROM (PCI 3.0, 6.3.1) of 16 blocks for a device that there is not, so that no firmware runs it, and of no code that any knows
+make_rom() {
+  {
+    printf '\x55\xaa\x10'; head -c 21 /dev/zero
+    printf '\x1c\0\0\0PCIR\xff\xff\xff\xff\0\0\x18\0\0\0\0\xff\x10\0\0\0\xff\x80\0\0'
+    head -c 8140 /dev/urandom
+  } >"$work/rom.img"
 }

@@ -1,7 +1,7 @@
 # The machine without Xen, of scenarios that say MACHINE=linux: Linux behind VT-d, for VFIO. Sourced by ../run.
 # shellcheck shell=bash disable=SC2154,SC2034
 
-#   00:05.0           edu, QEMU's device for learners: INTx and MSI, and DMA on demand
+#   00:05.0           edu, QEMU's device for learners: INTx and MSI, and DMA on demand; it has an expansion ROM
 #   00:08.0           NVMe, MSI-X
 #   01:00.0           igb, which has SR-IOV, behind the root port 00:0a.0
 #   02:00.0           a bridge from PCI Express to PCI, behind the root port 00:0b.0; behind it, and so in its IOMMU group:
@@ -9,7 +9,7 @@
 #   04:00.0, 05:00.0  edu, behind the root ports 00:0c.0 and 00:0d.0: they can be pulled out
 linux_devices() {
   echo "-device intel-iommu,intremap=on
-    -device edu,bus=pcie.0,addr=5
+    -device edu,bus=pcie.0,addr=5,romfile=$work/rom.img
     -drive file=$work/nvme.img,id=nvme,if=none,format=raw -device nvme,bus=pcie.0,addr=8,drive=nvme,serial=nvme
     -device pcie-root-port,id=port10,bus=pcie.0,addr=a,chassis=10
     -netdev user,id=net20 -device igb,bus=port10,netdev=net20,mac=52:54:00:00:00:20,romfile=
@@ -21,7 +21,7 @@ linux_devices() {
     -device pcie-root-port,id=port13,bus=pcie.0,addr=d,chassis=13 -device edu,bus=port13"
 }
 
-linux_modules="vfio-pci vfio_iommu_type1 igb igbvf nvme e1000"
+linux_modules="vfio-pci vfio_iommu_type1 igb igbvf nvme e1000 aer_inject"
 linux_programs="usr/bin/lspci usr/bin/setpci usr/bin/setpriv usr/bin/strace usr/bin/ip usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
 
 # Made once, as the other bases are. Prints its name

@@ -1,4 +1,4 @@
-# a guest has QEMU's edu through VFIO: registers, DMA both ways, INTx and MSI; DMA elsewhere is stopped and told
+# a guest has QEMU's edu through VFIO: registers, ROM, DMA both ways, INTx and MSI; DMA elsewhere is stopped and told
 MACHINE=linux
 EDU=0000:00:05.0
 stray_told() { grep "$EDU, which domain $(domid one) has, was to $1 0x" $LOG | grep "detach the device"; }
@@ -12,6 +12,7 @@ story() {
   must "edu is hidden" pciback hide $EDU
   must "a guest has it" new_guest one $EDU
   check "it computes" drive one edu identify factorial
+  check "its expansion ROM has what it should" has $ROM_SUM eval 'drive one function rom | first_mib'
   check "copies to and from the guest's memory" drive one edu dma
   check "interrupts by its line" drive one edu intx
   check "and by messages" drive one edu msi

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::memory::{self, Memory, check, map};
 use super::window::{Area, Door, Window};
-use super::{Device, Result, Signal};
+use super::{Device, Recovery, Result, Signal};
 
 /// `_IO(';', number)`.
 const fn request(number: u32) -> libc::Ioctl {
@@ -284,6 +284,10 @@ impl Device for Bare {
             }
             _ => Ok(()),
         }
+    }
+
+    fn recovery_step(&mut self, _patience: Duration) -> Result<Option<Recovery>> {
+        Err("VFIO asks nobody to recover".into())
     }
 
     fn memory(&self) -> &Memory {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use xenbus::pciif::{AerCommand, AerResult};
 use xenbus::sim::{
     DeviceMemory, DmaMemory, Frontend, GuestPlatform, SocketGuest, SocketToolstack, Variant,
 };
@@ -11,7 +12,7 @@ use xenbus::{DomId, PciDevice, Pirq, XenbusState};
 
 use super::memory::{self, Memory, map};
 use super::window::{Area, Door, Window};
-use super::{Device, PATIENCE, Result, Signal, until};
+use super::{Device, PATIENCE, Recovery, Result, Signal, until};
 
 /// See the module. The guest's first device.
 pub struct Embedded {
@@ -147,6 +148,20 @@ impl Device for Embedded {
             Some(pirq) => Ok(self.xen.end_of_interrupt(pirq)?),
             None => Ok(()),
         }
+    }
+
+    fn recovery_step(&mut self, patience: Duration) -> Result<Option<Recovery>> {
+        let Some(request) = self.frontend.next_aer(patience)? else {
+            return Ok(None);
+        };
+        let (step, answer) = match request.command.ok_or("a step of recovery that is none")? {
+            AerCommand::Detected => (Recovery::Detected, AerResult::NeedReset),
+            AerCommand::MmioEnabled => (Recovery::MmioEnabled, AerResult::NeedReset),
+            AerCommand::SlotReset => (Recovery::SlotReset, AerResult::Recovered),
+            AerCommand::Resume => (Recovery::Resume, AerResult::None),
+        };
+        self.frontend.answer_aer(answer)?;
+        Ok(Some(step))
     }
 
     fn memory(&self) -> &Memory {

@@ -4,7 +4,8 @@
 mod bare;
 mod edu;
 mod embedded;
-mod igbvf;
+mod function;
+mod igb;
 mod memory;
 mod nvme;
 mod window;
@@ -36,6 +37,26 @@ pub enum Signal {
     Msix,
 }
 
+/// A step of recovery from an error that a guest's driver is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    Detected,
+    MmioEnabled,
+    SlotReset,
+    Resume,
+}
+
+impl std::fmt::Display for Recovery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Detected => "error detected",
+            Self::MmioEnabled => "memory enabled",
+            Self::SlotReset => "slot reset",
+            Self::Resume => "resume",
+        })
+    }
+}
+
 /// A function that is this program's.
 pub trait Device {
     fn config_read(&mut self, offset: u16, width: u8) -> Result<u32>;
@@ -53,6 +74,9 @@ pub trait Device {
 
     /// The device has been served: its line may interrupt again.
     fn end_of_interrupt(&mut self) -> Result<()>;
+
+    /// Waits until a step of recovery from an error is asked for, and answers as a driver that wants its device reset; `None` when none is in time.
+    fn recovery_step(&mut self, patience: Duration) -> Result<Option<Recovery>>;
 
     /// What the device reaches by DMA, at [`memory::ADDRESS`], and nothing else.
     fn memory(&self) -> &Memory;
@@ -77,7 +101,9 @@ pub fn drive(driver: &str, place: &str, steps: &[&str]) -> Result<()> {
     match driver {
         "edu" => edu::drive(device, steps),
         "nvme" => nvme::drive(device, steps),
-        "igbvf" => igbvf::drive(device, steps),
+        "igb" => igb::drive_physical(device, steps),
+        "igbvf" => igb::drive_virtual(device, steps),
+        "function" => function::drive(device, steps),
         _ => Err(format!("there is no driver '{driver}'").into()),
     }
 }

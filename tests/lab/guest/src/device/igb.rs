@@ -1,16 +1,20 @@
-//! A virtual function of Intel's 82576 (its datasheet, 7.8.2 and 8.26: what virtual functions have), and its mailbox to the physical one.
+//! Intel's 82576: a physical function, or a virtual one (its datasheet, 7.8.2 and 8.26: what virtual functions have) with its mailbox to the
+//! physical one. Both have the same interrupt registers.
 
 use super::window::Window;
-use super::{Device, PATIENCE, Result, Signal, VENDOR, same, until};
+use super::{Device, PATIENCE, Recovery, Result, Signal, VENDOR, same, until};
 
-/// Device and vendor ID, which the function itself does not have: its physical one says them.
-const IDS: u32 = 0x10ca_8086;
+/// Device and vendor ID.
+const PHYSICAL: u32 = 0x10c9_8086;
+/// What the function itself does not have: its physical one says them.
+const VIRTUAL: u32 = 0x10ca_8086;
 
 /// Registers of BAR 0.
 mod register {
     pub const CONTROL: u64 = 0x0000;
     pub const MAILBOX_MEMORY: u64 = 0x0800;
     pub const MAILBOX: u64 = 0x0c40;
+    pub const INTERRUPT_MODE: u64 = 0x1514;
     pub const INTERRUPT_SET: u64 = 0x1520;
     pub const INTERRUPT_ENABLE: u64 = 0x1524;
     pub const INTERRUPT_DISABLE: u64 = 0x1528;
@@ -18,6 +22,8 @@ mod register {
 }
 
 const CONTROL_RESET: u32 = 1 << 26;
+/// Of the physical function's interrupt mode: a vector for each cause. A virtual function has no other.
+const MODE_MSIX: u32 = 1 << 4;
 
 /// Of the mailbox: a message for the physical function; its answer was taken; the buffer is mine; the physical function has written; it has
 /// taken what was sent; it resets itself; it is done with that.
@@ -40,17 +46,32 @@ const PENDING: u64 = 0x2000;
 struct Function {
     device: Box<dyn Device>,
     registers: Window,
+    ids: u32,
 }
 
-pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
+pub fn drive_physical(device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
+    drive(device, PHYSICAL, steps)
+}
+
+pub fn drive_virtual(device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
+    drive(device, VIRTUAL, steps)
+}
+
+fn drive(mut device: Box<dyn Device>, ids: u32, steps: &[&str]) -> Result<()> {
     let registers = device.window(0)?;
-    let mut function = Function { device, registers };
+    let mut function = Function {
+        device,
+        registers,
+        ids,
+    };
     for step in steps {
         match *step {
             "identify" => function.identify()?,
             "msix" => function.msix()?,
-            "reset" => function.reset()?,
-            _ => return Err(format!("igbvf cannot '{step}'").into()),
+            "recover" => function.recover()?,
+            "deaf" => function.deaf(),
+            "reset" if ids == VIRTUAL => function.reset()?,
+            _ => return Err(format!("igb cannot '{step}'").into()),
         }
     }
     Ok(())
@@ -61,7 +82,7 @@ impl Function {
         same(
             "vendor and device",
             self.device.config_read(VENDOR, 4)?,
-            IDS,
+            self.ids,
         )?;
         // The other BAR holds the MSI-X table, which is nobody's to look at, and behind it the pending bits.
         let pending = self.device.window(3)?.read32(PENDING)?;
@@ -71,7 +92,15 @@ impl Function {
     /// Has the device interrupt by each of its vectors.
     fn msix(&mut self) -> Result<()> {
         self.device.interrupts(Signal::Msix, VECTORS)?;
+        self.vectors()
+    }
+
+    fn vectors(&mut self) -> Result<()> {
         let all = (1u32 << VECTORS).wrapping_sub(1);
+        if self.ids == PHYSICAL {
+            self.registers
+                .write32(register::INTERRUPT_MODE, MODE_MSIX)?;
+        }
         self.registers.write32(register::INTERRUPT_DISABLE, all)?;
         self.registers.read32(register::INTERRUPT_CAUSE)?;
         self.registers.write32(register::INTERRUPT_ENABLE, all)?;
@@ -86,6 +115,30 @@ impl Function {
             self.registers.write32(register::INTERRUPT_ENABLE, all)?;
         }
         Ok(())
+    }
+
+    /// Waits for an error of the device, which it says, recovers from it as it is asked to, and uses the interrupts that it had before.
+    fn recover(&mut self) -> Result<()> {
+        self.device.interrupts(Signal::Msix, VECTORS)?;
+        println!("waiting");
+        loop {
+            let step = self.device.recovery_step(PATIENCE)?;
+            let step = step.ok_or("nobody asks to recover")?;
+            println!("{step}");
+            if step == Recovery::Resume {
+                break;
+            }
+        }
+        self.identify()?;
+        self.vectors()?;
+        println!("recovered");
+        Ok(())
+    }
+
+    /// Has the device, and hears of nothing.
+    fn deaf(&self) {
+        println!("waiting");
+        std::thread::sleep(PATIENCE);
     }
 
     /// Resets itself, tells the physical function's driver, and gets its network address from it, which is printed.

@@ -1,0 +1,68 @@
+# errors that a guest's device reports through VFIO: its guest recovers from them, or is destroyed; another guest hears nothing of it
+MACHINE=linux
+CARD=0000:01:00.0
+EDU=0000:00:05.0
+story() {
+  must "errors can be injected" modprobe aer_inject
+  configure
+  must "the backend starts" start_backend
+  must "a card behind a root port is hidden, and an edu" eval 'pciback hide $CARD && pciback hide $EDU'
+  must "a guest has the card" new_guest one $CARD
+  must "another guest has edu" new_guest two $EDU
+  check "the card interrupts by each vector" drive one igb identify msix
+
+  check "it reports an error that it has corrected" report_correctable
+  check "which is counted" wait_for 10 has '1 correctable' pciback show $CARD
+  check "and nothing else comes of it" lacks 'has reported' cat $LOG
+
+  drive one igb recover >$STATE/recovery1 2>&1 &
+  must "the guest waits for errors" wait_for 10 grep waiting $STATE/recovery1
+  check "the card reports a non-fatal error" report_non_fatal
+  check "the guest recovers, and has its interrupts" wait_for 20 recovered 1
+  check "it has asked for a reset" has 'was reset for its guest' cat $LOG
+  check "it was asked for these steps" steps 1 'error detected,slot reset,resume'
+  check "the other guest can use its device" drive two edu identify dma intx msi
+
+  drive one igb recover >$STATE/recovery2 2>&1 &
+  must "the guest waits again" wait_for 10 grep waiting $STATE/recovery2
+  check "the card reports a fatal error, and the kernel resets the link" report_fatal
+  check "the guest recovers, and has its interrupts" wait_for 30 recovered 2
+  check "it was asked for these steps" steps 2 'error detected,slot reset,resume'
+  check "and can use the card from the start" drive one igb identify msix
+  check "the other guest can use its device" drive two edu identify dma intx msi
+  check "each error was told once" [ "$(grep -c 'has reported a .*fatal error' $LOG)" = 2 ]
+  check "pciback show tells of both" has '1 non-fatal, 1 fatal; the last one: recovered' pciback show $CARD
+
+  drive one igb deaf >$STATE/deaf 2>&1 &
+  must "the guest handles errors no more" wait_for 10 grep waiting $STATE/deaf
+  check "the card reports an error" report_non_fatal
+  check "in time, it is given up, and the guest destroyed" wait_for 20 free
+  check "the log says so" grep 'did not answer in time.*the guest is destroyed' $LOG
+  rm $STATE/one.domid
+  wait $!
+  check "the other guest can use its device still" drive two edu identify dma intx msi
+  check "a card that nobody has reports a fatal error" report_fatal
+  must "the next guest gets it" wait_for 20 new_guest three $CARD
+  check "and can use it" drive three igb identify msix
+}
+
+configure() {
+  mkdir -p /etc/pciback
+  cat >/etc/pciback/pcibackd.toml <<END
+[defaults]
+aer = { on_failure = "kill", timeout = 3 }
+[commands]
+kill = ["lab-guest", "toolstack", "$RUN_DIR", "destroy", "{domain}"]
+END
+}
+
+# As in pv-aer
+inject() { printf '\001\000\000\000%b\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000' "$1" >/dev/aer_inject; }
+report_non_fatal() { inject '\0000\0100\0000\0000\0000\0000\0000\0000'; }
+report_fatal() { inject '\0020\0000\0000\0000\0000\0000\0000\0000'; }
+# A bad TLP
+report_correctable() { inject '\0000\0000\0000\0000\0100\0000\0000\0000'; }
+
+recovered() { has recovered cat $STATE/recovery$1; }
+steps() { has "waiting,$2," eval "tr '\n' , <$STATE/recovery$1"; }
+free() { pciback list | grep "^$CARD " | grep -q 'hidden'; }

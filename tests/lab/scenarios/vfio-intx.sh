@@ -1,0 +1,42 @@
+# lines of devices on VFIO: none of one that is to have none; two on one line in the host, told apart by the kernel, or not
+MACHINE=linux
+EDU=0000:00:05.0
+OTHER=0000:05:00.0
+story() {
+  mkdir -p /etc/pciback
+  printf '[[device]]\nbdf = "%s"\nintx = "off"\n' $EDU >/etc/pciback/pcibackd.toml
+  must "the backend starts" start_backend
+  check "two devices are on one line" [ "$(cat /sys/bus/pci/devices/$EDU/irq)" = "$(cat /sys/bus/pci/devices/$OTHER/irq)" ]
+  must "both are hidden" both hide
+  must "a guest has one that is to have no line" new_guest one $EDU
+  check "it sees no pin" drive one function nopin
+  check "nobody listens to a line of it" not listens $EDU
+  check "its messages arrive" drive one edu identify msi
+  check "the guest ends" end_guest one
+
+  rm /etc/pciback/pcibackd.toml
+  must "it may have its line" reload
+  must "the guest has it again" new_guest one $EDU
+  must "another guest has one on the same line" new_guest two $OTHER
+  check "the kernel listens for both" eval 'listens $EDU && listens $OTHER'
+  { drive one edu intx intx intx && echo served; } >$STATE/intx 2>&1 &
+  check "one interrupts" drive two edu intx intx intx
+  check "and the other one meanwhile" wait_for 20 has served cat $STATE/intx
+  check "both end" eval 'end_guest one && end_guest two'
+  must "both are given back" both unhide
+
+  must "the kernel is not to tell devices apart" eval 'rmmod vfio-pci && modprobe vfio-pci nointxmask=1'
+  must "both are hidden again" both hide
+  must "a guest has one" new_guest one $EDU
+  must "another guest has the other" new_guest two $OTHER
+  check "one has the line" drive one edu intx
+  check "the log says that the other one has none" grep "$OTHER: its guest has no interrupts by its INTx line" $LOG
+  check "which has messages" drive two edu identify msi
+  check "both end" eval 'end_guest one && end_guest two'
+  must "both are given back" both unhide
+  check "the kernel is as before" eval 'rmmod vfio-pci && modprobe vfio-pci nointxmask=0'
+}
+
+both() { pciback "$1" $EDU && pciback "$1" $OTHER; }
+listens() { grep -q "vfio-intx($1)" /proc/interrupts; }
+reload() { kill -HUP "$(cat $STATE/pid)" && wait_for 10 grep 'configuration was read again' $LOG; }

@@ -1,0 +1,48 @@
+# What VFIO needs and a host does not give is told with the remedy, and nothing stays half-way: a device that no IOMMU is for, /dev/vfio
+MACHINE=linux
+DEVICES="-device pxb-pcie,id=bypass,bus=pcie.0,addr=10,bus_nr=128,bypass_iommu=on -device pcie-root-port,id=port80,bus=bypass,chassis=80 -device edu,bus=port80"
+OUTSIDE=0000:81:00.0
+EDU=0000:00:05.0
+CARD=0000:01:00.0
+as_before() { driven_by igb $CARD && untouched $CARD && untouched $EDU && not driven_by vfio-pci $EDU; }
+untouched() { [ "$(cat "/sys/bus/pci/devices/$1/driver_override")" = "(null)" ] && ! pciback list | grep "^$1 " | grep hidden; }
+doctor_says() { pciback doctor "$2" | grep -A 1 "$1"; }
+
+# Root, without the rights that let it pass by permissions
+start_unprivileged() {
+  /usr/bin/setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search pcibackd $PCIBACKD_FLAGS >>$LOG 2>&1 &
+  echo $! >$STATE/pid
+  wait_for 20 backend_is_ready
+}
+# In a container that was given /dev/vfio/vfio, and not what comes later
+start_contained() {
+  unshare -m sh -c "mount --make-rprivate / 2>/dev/null; mount -t tmpfs none /dev/vfio && mknod /dev/vfio/vfio c 10 196 && exec pcibackd $PCIBACKD_FLAGS" >>$LOG 2>&1 &
+  echo $! >$STATE/pid
+  wait_for 20 backend_is_ready
+}
+
+story() {
+  must "the backend starts" start_backend
+  check "a device is in no IOMMU group" [ ! -e /sys/bus/pci/devices/$OUTSIDE/iommu_group ]
+  check "it is refused, and the remedy told" refused "intel_iommu=on" pciback hide $OUTSIDE
+  check "as a group, too" refused "intel_iommu=on" pciback hide --group $OUTSIDE
+  check "and nothing has been done to it" untouched $OUTSIDE
+  check "no guest gets it" refused "attaching" new_guest one $OUTSIDE
+  check "doctor says so" doctor_says "no IOMMU group" $OUTSIDE
+  must "the backend stops" stop_backend
+
+  chmod 0 /dev/vfio
+  must "one starts that may not use /dev/vfio" start_unprivileged
+  check "it hides nothing, and tells the remedy" refused "DeviceAllow=char-vfio" pciback hide $CARD
+  check "nor a device without a driver" refused "DeviceAllow=char-vfio" pciback hide $EDU
+  check "everything is as before" as_before
+  chmod 755 /dev/vfio
+  check "with the right, the same backend hides it" pciback hide $CARD
+  must "the backend stops, and gives it back" stop_backend
+  check "to its driver" wait_for 10 driven_by igb $CARD
+
+  must "one starts that sees no groups in /dev/vfio" start_contained
+  check "it hides nothing, and tells the remedy" refused "/dev/vfio" pciback hide $CARD
+  check "nor a device without a driver" refused "/dev/vfio" pciback hide $EDU
+  check "everything is as before" as_before
+}
