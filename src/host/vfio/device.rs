@@ -221,6 +221,8 @@ pub(super) struct Slot {
     /// Held while a guest accesses its memory.
     owner: RwLock<Option<DomId>>,
     gone: AtomicBool,
+    /// The kernel refuses the line, which was told.
+    line_refused: AtomicBool,
     pub complaints: Complaints,
 }
 
@@ -235,6 +237,7 @@ impl Slot {
             open: Movable::new(),
             owner: RwLock::new(None),
             gone: AtomicBool::new(false),
+            line_refused: AtomicBool::new(false),
             complaints: Complaints::new(),
         }
     }
@@ -305,18 +308,19 @@ impl Slot {
     /// Has the line's interrupts be passed on, as long as a guest has the device, the command register has the line on, and neither MSI nor MSI-X
     /// is. The kernel keeps a device off its line that is not to use it, and holds the line all the same, which another device may need.
     pub fn settle_line(&self) {
-        if let Ok(open) = self.open.get()
-            && let Err(error) = open
-                .wiring
-                .set_line(self.owner().is_some() && open.has_line_on())
-        {
-            self.complaints.warn(|| {
+        let Ok(open) = self.open.get() else { return };
+        let wanted = self.owner().is_some() && open.has_line_on();
+        match open.wiring.set_line(wanted) {
+            Ok(()) => self.line_refused.store(false, Ordering::Release),
+            // It is tried again with each write of the command register.
+            Err(_) if self.line_refused.swap(true, Ordering::AcqRel) => {}
+            Err(error) => self.complaints.warn(|| {
                 format!(
                     "{}: its guest has no interrupts by its INTx line ({error}), only by MSI or MSI-X; another device may use the same line in \
                      the host: see /proc/interrupts",
                     self.bdf
                 )
-            });
+            }),
         }
     }
 

@@ -2,6 +2,7 @@
 MACHINE=linux
 CARD=0000:01:00.0
 EDU=0000:00:05.0
+BELOW=0000:04:00.0
 story() {
   must "errors can be injected" modprobe aer_inject
   configure
@@ -33,6 +34,14 @@ story() {
   check "each error was told once" [ "$(grep -c 'has reported a .*fatal error' $LOG)" = 2 ]
   check "pciback show tells of both" has '1 non-fatal, 1 fatal; the last one: recovered' pciback show $CARD
 
+  must "an edu behind a root port is hidden" pciback hide $BELOW
+  must "a guest has it" new_guest four $BELOW
+  drive four edu recover >$STATE/recovery3 2>&1 &
+  must "and waits for errors with MSI on" wait_for 10 grep waiting $STATE/recovery3
+  check "its port reports a fatal error, and the kernel resets the link" report_fatal_above
+  check "the guest recovers, and has MSI" wait_for 30 recovered 3
+  check "the other guest has heard nothing" drive two edu identify msi
+
   drive one igb deaf >$STATE/deaf 2>&1 &
   must "the guest handles errors no more" wait_for 10 grep waiting $STATE/deaf
   check "the card reports an error" report_non_fatal
@@ -56,13 +65,15 @@ kill = ["lab-guest", "toolstack", "$RUN_DIR", "destroy", "{domain}"]
 END
 }
 
-# As in pv-aer
-inject() { printf '\001\000\000\000%b\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000' "$1" >/dev/aer_inject; }
-report_non_fatal() { inject '\0000\0100\0000\0000\0000\0000\0000\0000'; }
-report_fatal() { inject '\0020\0000\0000\0000\0000\0000\0000\0000'; }
+# inject DEVICE ERRORS: bus, device, function; uncorrectable and correctable status. As in pv-aer
+inject() { printf '%b\000%b\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000\000' "$1" "$2" >/dev/aer_inject; }
+report_non_fatal() { inject '\0001\0000\0000' '\0000\0100\0000\0000\0000\0000\0000\0000'; }
+report_fatal() { inject '\0001\0000\0000' '\0020\0000\0000\0000\0000\0000\0000\0000'; }
+report_fatal_above() { inject '\0000\0014\0000' '\0020\0000\0000\0000\0000\0000\0000\0000'; }
 # A bad TLP
-report_correctable() { inject '\0000\0000\0000\0000\0100\0000\0000\0000'; }
+report_correctable() { inject '\0001\0000\0000' '\0000\0000\0000\0000\0100\0000\0000\0000'; }
 
+# recovered NUMBER, steps NUMBER LIST: what a driver has done that waited for errors
 recovered() { has recovered cat $STATE/recovery$1; }
 steps() { has "waiting,$2," eval "tr '\n' , <$STATE/recovery$1"; }
 free() { pciback list | grep "^$CARD " | grep -q 'hidden'; }

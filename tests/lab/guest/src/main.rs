@@ -34,7 +34,7 @@ const USAGE: &str = "usage:
   lab-guest drive DRIVER PLACE STEP...
                                  plays a driver of a device at vfio:BDF (VFIO, by itself) or RUN_DIR:DOMID (that guest of pcibackd's embedded Xen).
                                  edu: identify, factorial, dma, intx, msi, stray (DMA where nothing is), bench,
-                                 last (until the device goes);
+                                 recover (as igb does), last (until the device goes);
                                  nvme: identify, write (and read) some blocks, first (MiB, to the standard output); igbvf: identify, msix, reset;
                                  igb: identify, msix, recover (from an error that it waits for), deaf (for 20 s);
                                  function, which is any: nopin, rom (to the standard output), sleep (D3hot), wake

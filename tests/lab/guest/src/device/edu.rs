@@ -59,6 +59,7 @@ pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
             "dma" => edu.dma()?,
             "intx" => edu.interrupts(Signal::Line)?,
             "msi" => edu.interrupts(Signal::Msi)?,
+            "recover" => edu.recover()?,
             "stray" => edu.stray()?,
             "bench" => edu.bench()?,
             "last" => edu.last()?,
@@ -160,6 +161,20 @@ impl Edu {
 
     fn interrupts(&mut self, signal: Signal) -> Result<()> {
         self.device.interrupts(signal, 1)?;
+        self.events(signal)
+    }
+
+    /// Has MSI on, waits for an error, recovers from it, and uses the interrupt that it had before.
+    fn recover(&mut self) -> Result<()> {
+        self.device.interrupts(Signal::Msi, 1)?;
+        super::recover(&mut *self.device)?;
+        self.identify()?;
+        self.events(Signal::Msi)?;
+        println!("recovered");
+        Ok(())
+    }
+
+    fn events(&mut self, signal: Signal) -> Result<()> {
         for reason in [1, 0x8000_0000, 6] {
             self.registers.write32(register::RAISE, reason)?;
             self.take(reason)?;

@@ -2,7 +2,7 @@
 //! physical one. Both have the same interrupt registers.
 
 use super::window::Window;
-use super::{Device, PATIENCE, Recovery, Result, Signal, VENDOR, same, until};
+use super::{Device, PATIENCE, Result, Signal, VENDOR, same, until};
 
 /// Device and vendor ID.
 const PHYSICAL: u32 = 0x10c9_8086;
@@ -120,15 +120,7 @@ impl Function {
     /// Waits for an error of the device, which it says, recovers from it as it is asked to, and uses the interrupts that it had before.
     fn recover(&mut self) -> Result<()> {
         self.device.interrupts(Signal::Msix, VECTORS)?;
-        println!("waiting");
-        loop {
-            let step = self.device.recovery_step(PATIENCE)?;
-            let step = step.ok_or("nobody asks to recover")?;
-            println!("{step}");
-            if step == Recovery::Resume {
-                break;
-            }
-        }
+        super::recover(&mut *self.device)?;
         self.identify()?;
         self.vectors()?;
         println!("recovered");

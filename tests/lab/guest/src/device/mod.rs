@@ -108,6 +108,19 @@ pub fn drive(driver: &str, place: &str, steps: &[&str]) -> Result<()> {
     }
 }
 
+/// Waits for an error of a device, which it says, and recovers from it as it is asked to.
+fn recover(device: &mut dyn Device) -> Result<()> {
+    println!("waiting");
+    loop {
+        let step = device.recovery_step(PATIENCE)?;
+        let step = step.ok_or("nobody asks to recover")?;
+        println!("{step}");
+        if step == Recovery::Resume {
+            return Ok(());
+        }
+    }
+}
+
 /// Waits until something is so.
 fn until(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
     let begin = Instant::now();
