@@ -36,11 +36,12 @@ struct Memory {
     mappable: Vec<Span>,
 }
 
-/// Where a device's control words of MSI and MSI-X are.
+/// Where a device's control words of MSI and MSI-X are, and its MSI-X table.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Controls {
     pub msi: Option<u16>,
     pub msix: Option<u16>,
+    pub table: Option<Kept>,
 }
 
 /// An open device. The kernel closes it with the last of its descriptors, and then lets its group go if that is closed, too.
@@ -128,7 +129,7 @@ impl Open {
         .ok_or_else(|| Errno::EINVAL.into())
     }
 
-    /// Reads 1, 2, 4 or 8 bytes of a window.
+    /// Reads 1, 2, 4 or 8 bytes of a window. The kernel keeps the MSI-X table to itself: it is as it was programmed here.
     ///
     /// # Errors
     /// EINVAL beyond it; the kernel's, EIO while the device does not decode memory.
@@ -137,6 +138,9 @@ impl Open {
         let mut bytes = [0; 8];
         let part = bytes.get_mut(..usize::from(width)).ok_or(Errno::EINVAL)?;
         self.file.read_exact_at(part, at)?;
+        if let Some(table) = self.controls.table.filter(|table| table.bar == bar) {
+            regions::read_table(table.span, offset, part, |entry| self.wiring.entry(entry));
+        }
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -178,9 +182,10 @@ fn find_controls(config: &ConfigFile) -> Result<(Controls, Vec<Kept>), AccessErr
         let base = found.find(id)?;
         base.checked_add(register)
     };
-    let controls = Controls {
+    let mut controls = Controls {
         msi: control(CapabilityId::MSI, msi::CONTROL.offset),
         msix: control(CapabilityId::MSI_X, msix::CONTROL.offset),
+        table: None,
     };
     let mut kept = Vec::new();
     if let Some(base) = found.find(CapabilityId::MSI_X) {
@@ -193,6 +198,7 @@ fn find_controls(config: &ConfigFile) -> Result<(Controls, Vec<Kept>), AccessErr
             long(msix::TABLE.offset)?,
             long(msix::PENDING.offset)?,
         );
+        [controls.table, _] = structures;
         kept.extend(structures.into_iter().flatten());
     }
     Ok((controls, kept))

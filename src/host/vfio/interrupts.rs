@@ -27,6 +27,7 @@ use xenbus::Gsi;
 use xenbus::sim::{Machine, MsiTarget};
 
 use self::thread::{Inner, Source};
+use super::regions::{ENTRY, MASKED};
 use super::{ioctl, lock};
 
 /// What somebody else is to hear of: the device has reported an error, or somebody wants it back.
@@ -47,7 +48,7 @@ enum Mode {
 }
 
 /// Address and data of a message.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Message {
     address: u64,
     data: u32,
@@ -84,6 +85,17 @@ fn new_event() -> io::Result<EventFd> {
     Ok(EventFd::from_flags(
         EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
     )?)
+}
+
+fn table_entry(message: Option<Message>) -> [u8; ENTRY] {
+    let control = if message.is_some() { 0 } else { MASKED };
+    let Message { address, data } = message.unwrap_or_default();
+    let mut bytes = [0; ENTRY];
+    let parts = address.to_le_bytes().into_iter().chain(data.to_le_bytes());
+    for (byte, value) in bytes.iter_mut().zip(parts.chain(control.to_le_bytes())) {
+        *byte = value;
+    }
+    bytes
 }
 
 impl Wiring {
@@ -183,6 +195,13 @@ impl Wiring {
             self.wire(entry, None)?;
         }
         Ok(())
+    }
+
+    /// An entry of the MSI-X table, as it is programmed: masked, if it is not.
+    pub fn entry(&self, entry: u16) -> [u8; ENTRY] {
+        let state = lock(&self.inner.state);
+        let message = state.vectors.get(&entry).map(|vector| vector.message);
+        table_entry(message)
     }
 
     /// Wires one MSI-X vector, and leaves the others alone.
@@ -341,5 +360,22 @@ impl Drop for Wiring {
         if let Some(thread) = self.thread.take().filter(|_| told) {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_of_the_table_holds_its_message_or_is_masked() {
+        let message = Message {
+            address: 0xfee0_1000,
+            data: 0x31,
+        };
+        let expected = [0, 0x10, 0xe0, 0xfe, 0, 0, 0, 0, 0x31, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(table_entry(Some(message)), expected);
+        let masked = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0];
+        assert_eq!(table_entry(None), masked);
     }
 }

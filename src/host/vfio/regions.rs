@@ -68,10 +68,34 @@ pub(super) struct Kept {
     pub span: Span,
 }
 
+/// Bytes of an entry of an MSI-X table: address, data, control (PCIe 7.7.2.6).
+pub(super) const ENTRY: usize = 16;
+/// Of an entry's control: it is masked.
+pub(super) const MASKED: u32 = 1 << 0;
+
+/// What an access at `offset` reads of an MSI-X table, whose entries are `entry`; `bytes` that are not the table's stay as they are.
+pub(super) fn read_table(
+    table: Span,
+    offset: u64,
+    bytes: &mut [u8],
+    entry: impl Fn(u16) -> [u8; ENTRY],
+) {
+    for (byte, at) in bytes.iter_mut().zip(offset..table.end) {
+        let within = at.checked_sub(table.start);
+        let Some(within) = within.and_then(|within| usize::try_from(within).ok()) else {
+            continue;
+        };
+        let (number, place) = (within / ENTRY, within % ENTRY);
+        if let Ok(number) = u16::try_from(number)
+            && let Some(value) = entry(number).get(place)
+        {
+            *byte = *value;
+        }
+    }
+}
+
 /// The MSI-X table and its pending bits, from the three registers of the capability.
 pub(super) fn msix_structures(control: u16, table: u32, pending: u32) -> [Option<Kept>; 2] {
-    /// Bytes of an entry of the table.
-    const ENTRY: u64 = 16;
     let vectors = u64::from(control & msix::control::TABLE_SIZE).saturating_add(1);
     let at = |location: u32, size: u64| {
         Some(Kept {
@@ -80,7 +104,7 @@ pub(super) fn msix_structures(control: u16, table: u32, pending: u32) -> [Option
         })
     };
     [
-        at(table, vectors.saturating_mul(ENTRY)),
+        at(table, vectors.saturating_mul(ENTRY as u64)),
         // 64 bits at a time (PCIe 7.7.2.8).
         at(pending, vectors.div_ceil(64).saturating_mul(8)),
     ]
@@ -239,6 +263,26 @@ mod tests {
             found,
             [Some(kept(3, 0x1000, 0x1410)), Some(kept(1, 0x2008, 0x2018))]
         );
+    }
+
+    #[test]
+    fn an_access_reads_the_entries_of_the_table_and_leaves_what_is_beside_it() {
+        // Each byte says in which entry it is, and where in it.
+        let entry = |number: u16| {
+            let number = u8::try_from(number).unwrap() << 4;
+            std::array::from_fn(|place| number | u8::try_from(place).unwrap())
+        };
+        let read = |offset, width| {
+            let mut bytes = [0xee; 8];
+            read_table(span(0x1000, 0x1020), offset, &mut bytes[..width], entry);
+            u64::from_be_bytes(bytes)
+        };
+        assert_eq!(read(0x1000, 8), 0x0001_0203_0405_0607);
+        assert_eq!(read(0x101c, 4), 0x1c1d_1e1f_eeee_eeee);
+        assert_eq!(read(0x1011, 1), 0x11ee_eeee_eeee_eeee);
+        for offset in [0xff8, 0x1020, u64::MAX - 7] {
+            assert_eq!(read(offset, 8), 0xeeee_eeee_eeee_eeee);
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ story() {
   must "a guest has it" new_guest one $DEVICE
   check "it identifies the disk" drive one nvme identify
   check "writes blocks and reads them back" drive one nvme write
+  check "reads its MSI-X table as it is programmed" drive one nvme table
   check "and reads what was there" has $NVME_SUM eval 'drive one nvme first | first_mib'
   check "it sleeps in D3hot, and wakes" drive one function sleep wake
   check "and works" drive one nvme identify write
