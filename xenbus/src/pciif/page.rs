@@ -145,6 +145,9 @@ impl SharedOp {
         self.size.store(op.size, Relaxed);
         self.value.store(op.value, Relaxed);
         self.info.store(op.info, Relaxed);
+        if op.command() != Some(Command::EnableMsix) {
+            return;
+        }
         for (entry, shared) in op.msix_entries.iter().zip(&self.msix_entries) {
             shared.vector.store(entry.vector, Relaxed);
             shared.entry.store(entry.entry, Relaxed);
