@@ -1,5 +1,7 @@
 //! The host of a daemon that reaches devices through VFIO, without Xen (`--platform vfio`).
 
+use std::fs::OpenOptions;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::{Finding, Findings};
@@ -11,10 +13,31 @@ pub struct VfioFacts {
     pub groups: bool,
     /// The kernel has the driver vfio-pci.
     pub driver: bool,
-    /// There is `/dev/vfio/vfio`.
-    pub node: bool,
+    /// `/dev/vfio/vfio`.
+    pub node: Node,
     /// It allows interrupts to be assigned although nothing keeps devices from sending any.
     pub unsafe_interrupts: bool,
+}
+
+/// What becomes of opening `/dev/vfio/vfio`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Node {
+    /// It can be opened.
+    Usable,
+    /// It is there, and not for us.
+    Denied,
+    /// There is none, or nobody behind it.
+    Missing,
+}
+
+impl Node {
+    fn of(path: &Path) -> Self {
+        match OpenOptions::new().read(true).write(true).open(path) {
+            Ok(_) => Self::Usable,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => Self::Denied,
+            Err(_) => Self::Missing,
+        }
+    }
 }
 
 impl VfioFacts {
@@ -28,7 +51,7 @@ impl VfioFacts {
         Self {
             groups: has_entries("sys/kernel/iommu_groups"),
             driver: root.join("sys/bus/pci/drivers/vfio-pci").exists(),
-            node: root.join("dev/vfio/vfio").exists(),
+            node: Node::of(&root.join("dev/vfio/vfio")),
             unsafe_interrupts: std::fs::read_to_string(root.join(switch))
                 .is_ok_and(|text| text.starts_with('Y')),
         }
@@ -47,14 +70,18 @@ pub fn judge(facts: &VfioFacts) -> Vec<Finding> {
             "switch VT-d or AMD-Vi on in the firmware's setup, and in Linux: intel_iommu=on or amd_iommu=on on its command line",
         );
     }
-    if facts.driver && facts.node {
-        findings.ok("VFIO", "it is loaded");
-    } else {
-        findings.problem(
+    match facts.node {
+        Node::Denied => findings.problem(
+            "VFIO",
+            "/dev/vfio/vfio may not be used by whoever runs this",
+            "run it as root; pcibackd runs as root, too, and under systemd with DeviceAllow=char-vfio",
+        ),
+        Node::Usable if facts.driver => findings.ok("VFIO", "it is loaded"),
+        Node::Usable | Node::Missing => findings.problem(
             "VFIO",
             "it is not loaded: no device can be hidden",
             "modprobe vfio-pci",
-        );
+        ),
     }
     if facts.unsafe_interrupts {
         findings.warning(
@@ -103,5 +130,22 @@ mod tests {
         let with = verdicts(&[good[0], good[1], good[2], switch]);
         let warning = ("interrupt remapping".to_owned(), Verdict::Warning);
         assert!(with.contains(&warning), "{with:?}");
+    }
+
+    #[test]
+    fn who_may_not_use_vfio_is_not_told_to_load_it() {
+        let findings = judge(&VfioFacts {
+            groups: true,
+            driver: true,
+            node: Node::Denied,
+            unsafe_interrupts: false,
+        });
+        let vfio = findings.iter().find(|finding| finding.check == "VFIO");
+        let text = format!("{vfio:?}");
+        assert!(
+            text.contains("Problem") && text.contains("DeviceAllow=char-vfio"),
+            "{text}"
+        );
+        assert!(!text.contains("modprobe"), "{text}");
     }
 }

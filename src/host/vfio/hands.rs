@@ -69,7 +69,7 @@ fn cannot_open(bdf: Bdf, group: u32) -> impl FnOnce(io::Error) -> HostError {
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
-            "VFIO is not there: modprobe vfio-pci, and look into dmesg for vfio"
+            "VFIO is not there: modprobe vfio-pci, and look into dmesg for vfio; in a container, have all of /dev/vfio there"
         }
         Some(Errno::EACCES | Errno::EPERM) => {
             "pcibackd must be allowed to use /dev/vfio: it runs as root, under systemd with DeviceAllow=char-vfio, and all of the group must be \

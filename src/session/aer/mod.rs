@@ -200,7 +200,9 @@ impl Session {
         if action == Action::Wait && recovery == before {
             let limit = &mut export.recovery_work.limit;
             action = recovery.begin(|| limit.allow());
-            if recovery != before && self.log_limit.allow() {
+            // Recoveries are limited themselves: nothing else that the guest makes us say is to keep one from being told.
+            let is_limited = !matches!(action, Action::Fail(_));
+            if recovery != before && (is_limited || self.log_limit.allow()) {
                 warn!("domain {domain}: {bdf} has reported an error");
             }
         }
@@ -244,9 +246,7 @@ impl Session {
             }
             Action::Done => {
                 export.device.clear_errors();
-                if self.log_limit.allow() {
-                    info!("domain {domain}: {bdf} has recovered from its error");
-                }
+                info!("domain {domain}: {bdf} has recovered from its error");
             }
             Action::Fail(failure) => {
                 let reason = failure.reason();

@@ -31,6 +31,7 @@ story() {
   check "it was asked for these steps" steps 2 'error detected,slot reset,resume'
   check "and can use the card from the start" drive one igb identify msix
   check "the other guest can use its device" drive two edu identify dma intx msi
+  check "the log says so of both" [ "$(grep -c 'has recovered from its error' $LOG)" = 2 ]
   check "each error was told once" [ "$(grep -c 'has reported a .*fatal error' $LOG)" = 2 ]
   check "pciback show tells of both" has '1 non-fatal, 1 fatal; the last one: recovered' pciback show $CARD
 

@@ -13,8 +13,8 @@ start_limited() {
 start_mapping() { PCIBACKD_FLAGS="$PCIBACKD_FLAGS --map-bars" start_backend; }
 hidden() { pciback list | grep "^$1 " | grep -q hidden; }
 # A guest's process that hangs: it has the device's registers mapped, and no guest is behind it any more
-hang() { kill -STOP $(pidof lab-guest); }
-end_hanging() { kill -KILL $(pidof lab-guest) && wait_for 5 not pidof lab-guest; }
+hang() { kill -STOP "$(pidof lab-guest)"; }
+end_hanging() { kill -KILL "$(pidof lab-guest)" && wait_for 5 not pidof lab-guest; }
 
 without_kernel_log() {
   mv /dev/kmsg /dev/away

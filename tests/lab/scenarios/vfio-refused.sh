@@ -7,10 +7,12 @@ CARD=0000:01:00.0
 as_before() { driven_by igb $CARD && untouched $CARD && untouched $EDU && not driven_by vfio-pci $EDU; }
 untouched() { [ "$(cat "/sys/bus/pci/devices/$1/driver_override")" = "(null)" ] && ! pciback list | grep "^$1 " | grep hidden; }
 doctor_says() { pciback doctor "$2" | grep -A 1 "$1"; }
+unprivileged_doctor_says() { $UNPRIVILEGED pciback doctor | grep -A 1 "$1"; }
 
 # Root, without the rights that let it pass by permissions
+UNPRIVILEGED="/usr/bin/setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search"
 start_unprivileged() {
-  /usr/bin/setpriv --bounding-set=-dac_override,-dac_read_search --inh-caps=-dac_override,-dac_read_search pcibackd $PCIBACKD_FLAGS >>$LOG 2>&1 &
+  $UNPRIVILEGED pcibackd $PCIBACKD_FLAGS >>$LOG 2>&1 &
   echo $! >$STATE/pid
   wait_for 20 backend_is_ready
 }
@@ -36,13 +38,14 @@ story() {
   check "it hides nothing, and tells the remedy" refused "DeviceAllow=char-vfio" pciback hide $CARD
   check "nor a device without a driver" refused "DeviceAllow=char-vfio" pciback hide $EDU
   check "everything is as before" as_before
+  check "doctor says so to who may not either" unprivileged_doctor_says "may not be used"
   chmod 755 /dev/vfio
   check "with the right, the same backend hides it" pciback hide $CARD
   must "the backend stops, and gives it back" stop_backend
   check "to its driver" wait_for 10 driven_by igb $CARD
 
   must "one starts that sees no groups in /dev/vfio" start_contained
-  check "it hides nothing, and tells the remedy" refused "/dev/vfio" pciback hide $CARD
-  check "nor a device without a driver" refused "/dev/vfio" pciback hide $EDU
+  check "it hides nothing, and tells the remedy" refused "in a container, have all of /dev/vfio" pciback hide $CARD
+  check "nor a device without a driver" refused "in a container, have all of /dev/vfio" pciback hide $EDU
   check "everything is as before" as_before
 }
