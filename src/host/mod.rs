@@ -345,6 +345,14 @@ pub trait Bus: Send + Sync + fmt::Debug {
         Ok(())
     }
 
+    /// Whether dom0 can have a hidden device back that no guest has.
+    ///
+    /// # Errors
+    /// EBUSY when somebody still has it open; it stays as it is.
+    fn check_return(&self, _bdf: Bdf) -> Result<(), HostError> {
+        Ok(())
+    }
+
     /// A hidden device was removed from the machine, and nobody uses it any more.
     fn forget(&self, _bdf: Bdf) {}
 }

@@ -504,6 +504,10 @@ impl Bus for Host {
         self.bus.together(bdf)
     }
 
+    fn check_return(&self, bdf: Bdf) -> Result<(), HostError> {
+        self.bus.check_return(bdf)
+    }
+
     fn check_together(&self, bdf: Bdf, taken: &[Bdf]) -> Result<(), HostError> {
         self.bus.check_together(bdf, taken)
     }

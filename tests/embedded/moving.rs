@@ -31,6 +31,13 @@ fn hide(house: &House) -> Entry {
     }))
 }
 
+fn unhide(house: &House) -> Entry {
+    entry(house.ask(&Request::Unhide {
+        devices: vec![NVME.to_string()],
+        force: false,
+    }))
+}
+
 #[test]
 fn a_reset_that_ends_while_its_device_changes_hands_waits_for_it() {
     let house = House::new(&[NVME]);
@@ -75,7 +82,7 @@ fn a_device_that_a_former_guest_has_not_let_go_of_says_so_until_it_has() {
     house.machine.destroy_domain(domain).unwrap();
     // Not dead: nobody has looked at it.
     house.until_free(NVME);
-    for refused in [reset(&house), hide(&house)] {
+    for refused in [reset(&house), hide(&house), unhide(&house)] {
         assert!(!refused.ok, "{refused:?}");
         assert!(
             refused.message.contains("has not let go of it"),
@@ -87,6 +94,7 @@ fn a_device_that_a_former_guest_has_not_let_go_of_says_so_until_it_has() {
     let hidden = hide(&house);
     assert!(hidden.ok, "{hidden:?}");
     let (_, mut frontend) = house.boot(&[NVME]);
-    assert_eq!(frontend.conf_read(at(0, 0), 0, 4).unwrap(), 0x0010_1b36);
+    let identity = frontend.conf_read(at(0, 0), 0, 4).unwrap();
+    assert_eq!(identity, 0x0010_1b36);
     frontend.close(LONG).unwrap();
 }

@@ -232,9 +232,13 @@ impl Devices {
 
     /// Takes a device from its driver.
     pub(super) fn detach(&self, bdf: Bdf) -> Result<(), DeviceError> {
+        // One that was on its way already may be ours by now, and is to stay so.
+        let has_driver = self.bus.describe(bdf)?.driver.is_some();
         // Reserved first: nobody may grab it between two steps.
         self.bus.set_driver_override(bdf, Some(RESERVED_FOR))?;
-        self.busy(bdf, "unbinding its driver", || self.bus.unbind(bdf))?;
+        if has_driver {
+            self.busy(bdf, "unbinding its driver", || self.bus.unbind(bdf))?;
+        }
         Ok(())
     }
 
@@ -353,7 +357,7 @@ impl Devices {
         let device = self.find(bdf)?;
         self.check_functions(bdf)?;
         let record = &device.record;
-        {
+        let phase = {
             let _alone = self.admission();
             let Some(phase @ (Phase::Hidden | Phase::Dead)) = record.phase() else {
                 return Err(not_free(&device));
@@ -362,6 +366,13 @@ impl Devices {
             if !record.advance(phase, Phase::Returning) {
                 return Err(not_free(&device));
             }
+            phase
+        };
+        // Only now: no guest gets it meanwhile.
+        if let Err(error) = self.bus.check_return(bdf) {
+            record.set_phase(phase);
+            self.wake();
+            return Err(error.into());
         }
         Ok(device)
     }

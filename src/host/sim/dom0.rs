@@ -129,6 +129,16 @@ impl Function {
     }
 }
 
+impl Function {
+    fn check_reach(&self) -> Result<(), HostError> {
+        const REMEDY: &str = "a guest that had it has not let go of it";
+        if self.reach() == Reach::Elsewhere {
+            return Err(refused(self.bdf(), "open it", REMEDY, libc::EBUSY));
+        }
+        Ok(())
+    }
+}
+
 impl SimBus {
     /// Devices have come or gone.
     pub(super) fn announce(&self) {
@@ -205,14 +215,7 @@ impl Bus for SimBus {
         while function.reach() == Reach::Moving {
             thread::sleep(LOOK);
         }
-        if function.reach() == Reach::Elsewhere {
-            return Err(refused(
-                bdf,
-                "open it",
-                "a guest that had it has not let go of it",
-                libc::EBUSY,
-            ));
-        }
+        function.check_reach()?;
         Ok(Arc::new(OpenConfig {
             function,
             machine: self.machine.clone(),
@@ -450,5 +453,9 @@ impl Bus for SimBus {
         }
         let others = NotViable { number: 0, others };
         Err(HostError::NotViable { bdf, others })
+    }
+
+    fn check_return(&self, bdf: Bdf) -> Result<(), HostError> {
+        self.known(bdf)?.check_reach()
     }
 }

@@ -222,6 +222,10 @@ impl Bus for VfioBus {
         self.check_unused(bdf, &group)
     }
 
+    fn check_return(&self, bdf: Bdf) -> Result<(), HostError> {
+        self.check_let_go(bdf)
+    }
+
     fn forget(&self, bdf: Bdf) {
         // First the guest's memory, which can be unmapped as long as the group is there.
         self.machine

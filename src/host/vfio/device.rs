@@ -229,6 +229,8 @@ pub(super) struct Slot {
     gone: AtomicBool,
     /// The kernel refuses the line, which was told.
     line_refused: AtomicBool,
+    /// A guest has asked for its memory, and so may have a descriptor of it.
+    lent: AtomicBool,
     pub complaints: Complaints,
 }
 
@@ -244,6 +246,7 @@ impl Slot {
             owner: RwLock::new(None),
             gone: AtomicBool::new(false),
             line_refused: AtomicBool::new(false),
+            lent: AtomicBool::new(false),
             complaints: Complaints::new(),
         }
     }
@@ -311,6 +314,11 @@ impl Slot {
         !self.gone.swap(true, Ordering::AcqRel)
     }
 
+    /// Whether somebody else may have it open.
+    pub fn is_lent(&self) -> bool {
+        self.lent.load(Ordering::Acquire)
+    }
+
     /// Has the line's interrupts be passed on, as long as a guest has the device, the command register has the line on, and neither MSI nor MSI-X
     /// is. The kernel keeps a device off its line that is not to use it, and holds the line all the same, which another device may need.
     pub fn settle_line(&self) {
@@ -355,6 +363,7 @@ impl Slot {
     /// # Errors
     /// ENODEV; when descriptors have run out.
     pub fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
+        self.lent.store(true, Ordering::Release);
         self.with(|open| open.areas(bar))
     }
 }

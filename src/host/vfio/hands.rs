@@ -19,8 +19,8 @@ use super::device::{Open, Slot};
 use super::group::{self, Group, Member};
 use super::interrupts::Listener;
 use super::movable::{self, Away};
-use super::space::{self, Space};
-use super::{DRIVER, VfioBus, binding, ioctl, lock, refused};
+use super::space::Space;
+use super::{DRIVER, VfioBus, binding, dma, ioctl, lock, refused};
 use crate::host::{Bus, HostError};
 
 /// A group that is in a space, as long as something of it is open.
@@ -58,11 +58,15 @@ fn is_elsewhere(number: u32) -> io::Result<()> {
     }
 }
 
-fn cannot_open(bdf: Bdf, group: u32) -> impl FnOnce(io::Error) -> HostError {
+fn cannot(bdf: Bdf, action: impl Into<String>) -> impl FnOnce(io::Error) -> HostError {
     move |error| {
         let remedy = remedy(&error);
-        refused(bdf, format!("open it by {}", group_path(group)), remedy)(error)
+        refused(bdf, action, remedy)(error)
     }
+}
+
+fn cannot_open(bdf: Bdf, group: u32) -> impl FnOnce(io::Error) -> HostError {
+    cannot(bdf, format!("open it by {}", group_path(group)))
 }
 
 /// What an operator can do about a group that cannot be opened.
@@ -100,11 +104,8 @@ impl VfioBus {
         if hands.groups.contains_key(&group.number) || !group.members.iter().any(by_vfio) {
             return Ok(());
         }
-        is_elsewhere(group.number).map_err(|error| {
-            let action = format!("take its IOMMU group {}", group.number);
-            let remedy = remedy(&error);
-            refused(bdf, action, remedy)(error)
-        })
+        let action = format!("take its IOMMU group {}", group.number);
+        is_elsewhere(group.number).map_err(cannot(bdf, action))
     }
 
     /// A device that vfio-pci has, opened if it is not yet, or could not be opened again when it changed hands: in a space with nothing in it, or
@@ -230,6 +231,29 @@ impl VfioBus {
         result
     }
 
+    /// Whether a device can be taken from vfio-pci: who was given a descriptor of it, to map its memory, has let go of that.
+    ///
+    /// # Errors
+    /// EBUSY.
+    pub(super) fn check_let_go(&self, bdf: Bdf) -> Result<(), HostError> {
+        let mut hands = lock(&self.hands);
+        let Some(slot) = self.slot(bdf).filter(|slot| slot.is_lent()) else {
+            return Ok(());
+        };
+        if self
+            .members(slot.group)
+            .iter()
+            .any(|slot| slot.owner().is_some())
+        {
+            return Ok(());
+        }
+        // The kernel tells only whether the group can be opened, and we have it open ourselves.
+        self.close(&mut hands, slot.group);
+        let result = is_elsewhere(slot.group).map_err(cannot(bdf, "take it from vfio-pci"));
+        self.reopen_for_nobody(&mut hands, slot.group);
+        result
+    }
+
     /// Takes a device from vfio-pci, and forgets it. Others of its group are opened again.
     ///
     /// # Errors
@@ -250,10 +274,7 @@ impl VfioBus {
             slot.close();
         }
         let result = is_elsewhere(number)
-            .map_err(|error| {
-                let remedy = remedy(&error);
-                refused(bdf, "take it from vfio-pci", remedy)(error)
-            })
+            .map_err(cannot(bdf, "take it from vfio-pci"))
             .and_then(|()| binding::unbind(&self.sysfs, bdf));
         self.reopen_for_nobody(&mut hands, number);
         result
@@ -351,7 +372,7 @@ impl VfioBus {
         let reopened = self.reopen(hands, number, Ok(Arc::clone(&space)));
         let moved = reopened.and_then(|()| {
             let mut new = memory.iter().filter(|_| is_new);
-            new.try_for_each(|memory| map(&space, domain, memory))
+            new.try_for_each(|memory| dma::map(&space, domain, memory))
         });
         if moved.is_err() {
             self.close(hands, number);
@@ -402,50 +423,6 @@ impl VfioBus {
             space.clear();
         }
     }
-
-    /// Maps more memory of a guest that has devices.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub(super) fn map_dma(&self, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
-        let space = lock(&self.guests).get(&domain).cloned();
-        let space = space.ok_or(Errno::ESRCH)?;
-        map(&space, domain, memory)
-    }
-
-    /// Unmaps a part of a guest's memory.
-    ///
-    /// # Errors
-    /// The kernel's; its devices reach it still.
-    pub(super) fn unmap_dma(&self, domain: DomId, address: u64) -> io::Result<()> {
-        let space = lock(&self.guests).get(&domain).cloned();
-        let Some(space) = space else { return Ok(()) };
-        space.unmap(address).inspect_err(|error| {
-            space.complaints.warn(|| {
-                format!(
-                    "domain {domain}'s memory at {address:#x} cannot be taken back, and its devices reach it still ({error}): if that stays so, destroy \
-                     the domain"
-                )
-            });
-        })
-    }
-}
-
-fn map(space: &Space, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
-    let (address, size) = (memory.address, memory.size);
-    let result = match space.obstacle(memory) {
-        Some(why) => Err((Errno::EINVAL.into(), why)),
-        None => space.map(memory).map_err(|error| {
-            let why = space::explain(&error, size);
-            (error, why)
-        }),
-    };
-    result.map_err(|(error, why)| {
-        space.complaints.warn(|| {
-            format!("domain {domain}'s memory at {address:#x} ({size} bytes) cannot be mapped for DMA ({error}): {why}")
-        });
-        error
-    })
 }
 
 impl Hands {

@@ -13,6 +13,7 @@
 //! | `binding` | to vfio-pci, and from it |
 //! | [`group`] | IOMMU groups, and whether they can be used |
 //! | `space` | containers, and guests' memory in them |
+//! | `dma` | that a guest's memory comes and goes |
 //! | `device` | an open device |
 //! | `movable` | that it is closed and opened again when it changes hands |
 //! | `config` | its configuration space |
@@ -26,6 +27,7 @@ mod binding;
 mod bus;
 mod config;
 mod device;
+mod dma;
 mod errors;
 pub mod group;
 mod hands;

@@ -22,15 +22,19 @@ without_vfio() {
   return $status
 }
 # Both or none of it, as VFIO and the host can have it
-all_or_none() { both_hidden || { driven_by e1000 $CARD && no_record $CARD && no_record $EDU; }; }
+all_or_none() { { both_hidden && both_on_vfio; } || { driven_by e1000 $CARD && no_record $CARD && no_record $EDU; }; }
 no_record() { [ ! -e "$RUN_DIR/devices/$1" ]; }
+is_locked() { grep -q ":$(stat -c %i "$RUN_DIR/lock") " /proc/locks; }
 killed_while() {
   local after asked
   for after in 0.02 0.05 0.1 0.2 0.4 0.8; do
     pciback "$@" &
     asked=$!
     sleep $after
-    restart_killed || return
+    kill_backend
+    # It may be in the kernel, which lets it end what it is at
+    wait_for 20 not is_locked || return
+    start_backend || return
     # Whoever asked is told nothing
     wait $asked
     wait_for 20 all_or_none || return

@@ -55,9 +55,10 @@ story() {
   check "the log says why, and the remedy" grep "fuser -v /dev/vfio" $LOG
   check "it can be looked at as little, and that says so" refused "fuser" pciback show $EDU
   check "nor can it be reset" refused "fuser" pciback reset $EDU
+  check "nor given back to the host" refused "fuser" pciback unhide $EDU
   check "it is hidden, and not dead" hidden $EDU
   must "the process ends" end_hanging
-  check "the device is reset then" pciback reset $EDU
+  check "the device can be looked at then" has "Vendor ID" pciback show $EDU
   must "another guest gets it" new_guest three $EDU
   check "and can use it" drive three edu identify
   check "that guest ends" end_guest three
