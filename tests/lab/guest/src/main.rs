@@ -37,7 +37,7 @@ const USAGE: &str = "usage:
                                  recover (as igb does), last (until the device goes);
                                  nvme: identify, write (and read) some blocks, first (MiB, to the standard output); igbvf: identify, msix, reset;
                                  igb: identify, msix, recover (from an error that it waits for), deaf (for 20 s);
-                                 function, which is any: nopin, rom (to the standard output), sleep (D3hot), wake
+                                 xhci: msi (four vectors); function, which is any: nopin, rom (to the standard output), sleep (D3hot), wake
   lab-guest toolstack RUN_DIR create NAME BDF... | attach DOMID BDF | detach DOMID BDF | destroy DOMID
                                  plays a toolstack of pcibackd's embedded Xen; create prints DOMID";
 

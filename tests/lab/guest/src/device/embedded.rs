@@ -128,7 +128,8 @@ impl Device for Embedded {
         self.line = None;
         match signal {
             Signal::Line => self.line = Some(self.frontend.enable_intx(self.function)?),
-            Signal::Msi => drop(self.frontend.enable_msi(self.function)?),
+            Signal::Msi if count == 1 => drop(self.frontend.enable_msi(self.function)?),
+            Signal::Msi => drop(self.frontend.enable_multi_msi(self.function, count)?),
             Signal::Msix => {
                 let entries: Vec<u16> = (0..u16::try_from(count)?).collect();
                 self.frontend.enable_msix(self.function, &entries)?;

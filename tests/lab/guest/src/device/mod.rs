@@ -9,6 +9,7 @@ mod igb;
 mod memory;
 mod nvme;
 mod window;
+mod xhci;
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -103,6 +104,7 @@ pub fn drive(driver: &str, place: &str, steps: &[&str]) -> Result<()> {
         "nvme" => nvme::drive(device, steps),
         "igb" => igb::drive_physical(device, steps),
         "igbvf" => igb::drive_virtual(device, steps),
+        "xhci" => xhci::drive(device, steps),
         "function" => function::drive(device, steps),
         _ => Err(format!("there is no driver '{driver}'").into()),
     }
