@@ -69,9 +69,10 @@ struct Use<'a, T>(&'a Movable<T>);
 
 impl<T> Drop for Use<'_, T> {
     fn drop(&mut self) {
-        // Whoever waits has either seen that it is not used any more, or hears of it.
-        drop(lock(&self.0.state));
-        self.0.changed.notify_all();
+        // Only who closes it waits for that, and has either seen that it is not used any more, or hears of it. To say so is a system call.
+        if lock(&self.0.state).is_err() {
+            self.0.changed.notify_all();
+        }
     }
 }
 
