@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use conf_space::registers::header;
+use conf_space::{AccessError, ConfigSpace};
 use log::{error, info, warn};
 use xenbus::DomId;
 
@@ -134,7 +135,7 @@ impl Device {
 /// Waits until the kernel has reset the link above a device and is done with it, for as long as the device `is_wanted`. Returns whether it answers.
 fn settle(device: &Device, command: u16, is_wanted: impl Fn() -> bool) -> bool {
     wait_for(UNTIL_RESET_BEGINS, || {
-        was_reset(device, command) || !is_wanted()
+        was_reset(&*device.config, command) || !is_wanted()
     });
     let mut answers = false;
     for _ in 0..MOST_RESETS {
@@ -150,12 +151,13 @@ fn settle(device: &Device, command: u16, is_wanted: impl Fn() -> bool) -> bool {
 }
 
 /// Whether the device is being reset or has been: nothing is on of what was on in its command register. Other bits say nothing: the line is
-/// off while a guest has MSI, for one.
-fn was_reset(device: &Device, command: u16) -> bool {
+/// off while a guest has MSI, for one. Nor does a device that is closed while it changes hands (EBUSY).
+fn was_reset(config: &(impl ConfigSpace + ?Sized), command: u16) -> bool {
     let register = &header::COMMAND;
-    match device.config.read(register.offset, register.width) {
+    match config.read(register.offset, register.width) {
         Ok(value) if value == register.width.mask() => true,
         Ok(value) => command != 0 && value & u32::from(command) == 0,
+        Err(AccessError::Failed { errno: libc::EBUSY }) => false,
         Err(_) => true,
     }
 }
@@ -170,5 +172,38 @@ fn wait_for(time: Duration, mut condition: impl FnMut() -> bool) -> bool {
             return false;
         }
         thread::sleep(LOOK);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conf_space::Width;
+    use conf_space::registers::header::command;
+
+    use super::*;
+
+    /// What every read gives.
+    struct Reads(Result<u32, AccessError>);
+
+    impl ConfigSpace for Reads {
+        fn read(&self, _offset: u16, _width: Width) -> Result<u32, AccessError> {
+            self.0
+        }
+
+        fn write(&self, _offset: u16, _width: Width, _value: u32) -> Result<(), AccessError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_device_that_changes_hands_is_not_taken_for_one_that_was_reset() {
+        let before = command::MEMORY | command::BUS_MASTER;
+        let is_reset = |reads| was_reset(&Reads(reads), before);
+        let failed = |errno| Err(AccessError::Failed { errno });
+        assert!(!is_reset(failed(libc::EBUSY)));
+        assert!(!is_reset(Ok(u32::from(before))));
+        for reads in [failed(libc::EIO), Err(AccessError::Gone), Ok(0), Ok(0xffff)] {
+            assert!(is_reset(reads), "{reads:?}");
+        }
     }
 }
