@@ -232,6 +232,8 @@ pub(super) struct Slot {
     /// A guest has asked for its memory, and so may have a descriptor of it.
     lent: AtomicBool,
     pub complaints: Complaints,
+    /// Of its DMA that the IOMMU has stopped, which a guest is not to keep out of the log by others.
+    pub stopped_dma: Complaints,
 }
 
 impl Slot {
@@ -248,6 +250,7 @@ impl Slot {
             line_refused: AtomicBool::new(false),
             lent: AtomicBool::new(false),
             complaints: Complaints::new(),
+            stopped_dma: Complaints::new(),
         }
     }
 

@@ -71,7 +71,8 @@ impl Heard {
 pub(super) struct Errors {
     shared: Arc<Shared>,
     sysfs: Sysfs,
-    traced: Box<dyn ErrorReports>,
+    /// `None`: it cannot be read any more.
+    traced: Option<Box<dyn ErrorReports>>,
     /// `None`: it cannot be read.
     kernel_log: Option<KernelLog>,
     /// Readable when one of them is.
@@ -109,12 +110,32 @@ impl Errors {
         Ok(Self {
             shared,
             sysfs,
-            traced,
+            traced: Some(traced),
             kernel_log: kernel_log.ok(),
             any,
             told: BTreeMap::new(),
             heard: Heard::default(),
         })
+    }
+
+    /// What the trace has told of since the last time.
+    fn take_traced(&mut self, assigned: &[(Bdf, Vec<Bdf>)]) -> Vec<ErrorReport> {
+        let Some(traced) = &mut self.traced else {
+            return Vec::new();
+        };
+        let error = match traced.take(assigned) {
+            Ok(reports) => return reports,
+            Err(error) => error,
+        };
+        log::error!(
+            "errors of devices are heard of through VFIO only from now on, and taken for non-fatal, for VFIO does not say how bad they are: what the \
+             kernel traces or counts of them cannot be read: {error}; restart pcibackd to try again"
+        );
+        // Closed, it is waited for no more.
+        if let Some(traced) = self.traced.take() {
+            traced.close(!assigned.is_empty());
+        }
+        Vec::new()
     }
 
     /// Those whose DMA it may have been: the device itself, or all behind the bridge that has asked for it; of these, those that guests have, if any:
@@ -163,20 +184,19 @@ fn describe(bdf: Bdf, owner: Option<DomId>, alone: bool, stopped: &StoppedDma) -
 }
 
 /// Forgets of what VFIO has told what reports speak of, and takes from it what they would speak of by now. How bad that is VFIO does not say.
+/// Neither who reports an error nor whom VFIO tells of it need be a guest's: it may be a port, a physical function of dom0's, a device that waits
+/// for its guest.
 fn unheard(
     told: &mut Told,
     heard: &[ErrorReport],
-    assigned: &[(Bdf, Vec<Bdf>)],
+    ports_above: impl Fn(Bdf) -> Vec<Bdf>,
     is_due: impl Fn(Instant) -> bool,
 ) -> Vec<ErrorReport> {
-    let ports_of = |bdf: Bdf| {
-        let found = assigned.iter().find(|(device, _)| *device == bdf);
-        found.map_or(&[][..], |(_, ports)| ports)
-    };
     told.retain(|bdf, _| {
+        let ports = ports_above(*bdf);
         !heard
             .iter()
-            .any(|report| report.concerns(*bdf, ports_of(*bdf), ports_of(report.source)))
+            .any(|report| report.concerns(*bdf, &ports, &ports_above(report.source)))
     });
     let due = told.extract_if(.., |_, since| is_due(*since));
     due.map(|(source, _)| ErrorReport {
@@ -197,12 +217,13 @@ impl ErrorReports for Errors {
         for bdf in self.shared.errors.take() {
             self.told.entry(bdf).or_insert(now);
         }
-        let mut reports = self.traced.take(assigned)?;
-        let delay = self.traced.delay();
+        let mut reports = self.take_traced(assigned);
+        let delay = self.traced.as_ref().map_or(Duration::ZERO, |it| it.delay());
         let is_due = |since: Instant| now.saturating_duration_since(since) >= delay;
         self.heard.add(&reports, now);
         let heard = self.heard.reports();
-        reports.extend(unheard(&mut self.told, &heard, assigned, is_due));
+        let ports_above = |bdf| self.sysfs.ports_above(bdf).unwrap_or_default();
+        reports.extend(unheard(&mut self.told, &heard, ports_above, is_due));
         Ok(reports)
     }
 
@@ -226,7 +247,7 @@ impl ErrorReports for Errors {
         for stopped in stopped {
             for slot in self.requesters(&stopped) {
                 let alone = stopped.requester.is(slot.bdf);
-                slot.complaints
+                slot.stopped_dma
                     .warn(|| describe(slot.bdf, slot.owner(), alone, &stopped));
                 found.push(slot.bdf);
             }
@@ -235,104 +256,11 @@ impl ErrorReports for Errors {
     }
 
     fn close(self: Box<Self>, keep: bool) {
-        self.traced.close(keep);
+        if let Some(traced) = self.traced {
+            traced.close(keep);
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::errors::kernel_log::Requester;
-
-    fn bdf(text: &str) -> Bdf {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn an_error_that_both_tell_of_is_reported_once() {
-        let (port, one, other) = (bdf("00:01.0"), bdf("01:00.0"), bdf("02:00.0"));
-        let assigned = [(one, vec![port]), (other, vec![])];
-        let traced = |source| {
-            [ErrorReport {
-                source,
-                severity: Severity::Fatal,
-            }]
-        };
-        let now = Instant::now();
-        let sources = |heard: &[ErrorReport]| -> Vec<Bdf> {
-            let mut told = BTreeMap::from([(one, now), (other, now)]);
-            let found = unheard(&mut told, heard, &assigned, |_| true);
-            assert!(told.is_empty());
-            found.into_iter().map(|report| report.source).collect()
-        };
-        assert_eq!(sources(&[]), [one, other]);
-        assert_eq!(sources(&traced(one)), [other]);
-        assert_eq!(sources(&traced(port)), [other]);
-        assert_eq!(sources(&traced(other)), [one]);
-    }
-
-    #[test]
-    fn stopped_dma_is_told_with_whose_it_was_and_where_it_went() {
-        let stopped = |access| StoppedDma {
-            requester: Requester::parse("01:00.0").unwrap(),
-            access,
-            address: 0x4001_0000,
-        };
-        let one = bdf("01:00.0");
-        let of_guest = describe(one, Some(DomId(3)), true, &stopped(Access::Write));
-        assert!(
-            of_guest.starts_with("0000:01:00.0, which domain 3 has, was to write to 0x40010000,"),
-            "{of_guest}"
-        );
-        assert!(of_guest.contains("detach the device"), "{of_guest}");
-        let of_nobody = describe(one, None, false, &stopped(Access::Read));
-        assert!(
-            of_nobody.contains("behind the same bridge), which no guest has, was to read from"),
-            "{of_nobody}"
-        );
-        assert!(
-            of_nobody.ends_with("pciback reset 0000:01:00.0"),
-            "{of_nobody}"
-        );
-    }
-
-    #[test]
-    fn what_vfio_tells_of_after_its_report_is_not_reported_again() {
-        let one = bdf("01:00.0");
-        let report = ErrorReport {
-            source: one,
-            severity: Severity::Fatal,
-        };
-        let mut heard = Heard::default();
-        let traced = Instant::now();
-        heard.add(&[report], traced);
-        heard.add(&[report], traced);
-        assert_eq!(heard.reports(), [report]);
-        let later = traced.checked_add(Duration::from_millis(500)).unwrap();
-        heard.add(&[], later);
-        let mut told = BTreeMap::from([(one, later)]);
-        assert_eq!(
-            unheard(&mut told, &heard.reports(), &[], |_| true),
-            [],
-            "the same error"
-        );
-        let much_later = traced.checked_add(UNTIL_TOLD).unwrap();
-        heard.add(&[], much_later);
-        let mut told = BTreeMap::from([(one, much_later)]);
-        let found = unheard(&mut told, &heard.reports(), &[], |_| true);
-        assert_eq!(found.len(), 1, "another error");
-    }
-
-    #[test]
-    fn what_a_report_may_still_speak_of_is_waited_for() {
-        let one = bdf("01:00.0");
-        let mut told = BTreeMap::from([(one, Instant::now())]);
-        assert_eq!(unheard(&mut told, &[], &[], |_| false), []);
-        let report = ErrorReport {
-            source: one,
-            severity: Severity::Fatal,
-        };
-        assert_eq!(unheard(&mut told, &[report], &[], |_| true), []);
-        assert_eq!(unheard(&mut told, &[], &[], |_| true), []);
-    }
-}
+mod tests;
