@@ -6,9 +6,9 @@
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::mem;
+use std::mem::{self, Discriminant};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
@@ -31,8 +31,8 @@ const MOST_PARTS: usize = 64;
 pub(super) struct AddressSpace {
     memory: Vec<DmaMemory>,
     devices: BTreeSet<PciDevice>,
-    /// Why memory was refused has been told: once for each guest, which could ask for ever.
-    is_refusal_told: bool,
+    /// Why memory was refused, as far as it has been told: each reason once for each guest, which could ask for ever.
+    told: HashSet<Discriminant<Refused>>,
 }
 
 impl AddressSpace {
@@ -213,7 +213,7 @@ impl Machine {
             Ok(()) => return Ok(()),
             Err(refused) => refused,
         };
-        if refused.needs_words() && !mem::replace(&mut lock(&space).is_refusal_told, true) {
+        if refused.needs_words() && lock(&space).told.insert(mem::discriminant(&refused)) {
             log::warn!("{operation}, is refused: {refused}");
         }
         Err(failed(operation)(refused.into_errno()))

@@ -1,5 +1,6 @@
 //! What devices reach of a guest's memory.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -47,6 +48,15 @@ fn memfd(size: i64, seals: SealFlag) -> OwnedFd {
     let file = memfd_create(c"test", MFdFlags::MFD_ALLOW_SEALING).unwrap();
     ftruncate(&file, size).unwrap();
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+    file
+}
+
+/// Two huge pages of 2 MiB.
+fn huge_pages() -> OwnedFd {
+    let flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    let file = memfd_create(c"huge", flags).unwrap();
+    ftruncate(&file, 4 << 20).unwrap();
+    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
     file
 }
 
@@ -236,10 +246,7 @@ fn memory_in_huge_pages_is_given_in_whole_ones() {
     assert!(!is_whole_blocks(HUGE, HUGE, 4096));
     assert!(!is_whole_blocks(0, HUGE, 0));
     let setup = setup();
-    let flags = MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
-    let file = memfd_create(c"huge", flags).unwrap();
-    ftruncate(&file, 4 << 20).unwrap();
-    fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
+    let file = huge_pages();
     let given = |address, size, offset| {
         let memory = DmaMemory {
             address,
@@ -281,4 +288,52 @@ fn a_device_that_was_removed_is_nobodys_whoever_xen_thinks_has_it() {
     lock(&machine.inner.hypervisor).devices.remove(&address(0));
     machine.device_removed(address(0));
     assert_eq!(setup.bus.reach(guest), None);
+}
+
+thread_local! {
+    /// What was logged at warning level on this thread.
+    static WARNINGS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+struct Collector;
+
+impl log::Log for Collector {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            WARNINGS.with_borrow_mut(|warnings| warnings.push(record.args().to_string()));
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn each_reason_for_a_refusal_is_told_once_for_each_guest() {
+    log::set_logger(&Collector).unwrap();
+    log::set_max_level(log::LevelFilter::Warn);
+    let setup = setup_with(MachineOptions {
+        guest_memory: 0x1000,
+        ..MachineOptions::default()
+    });
+    let machine = &setup.machine;
+    let other = machine.create_domain("other", DomainKind::Pv).unwrap();
+    for guest in [setup.guest, other] {
+        for _ in 0..3 {
+            let part = DmaMemory {
+                file: huge_pages(),
+                ..at(0, 0x1000)
+            };
+            machine.give_memory(guest, part).unwrap_err();
+            machine.give_memory(guest, at(0, 0x2000)).unwrap_err();
+            machine.give_memory(guest, at(1, 0x1000)).unwrap_err();
+        }
+        let told = WARNINGS.take();
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(told[0].contains("huge pages"), "{told:?}");
+        assert!(told[1].contains("--guest-memory"), "{told:?}");
+    }
 }
