@@ -42,9 +42,9 @@ fn unhide(house: &House) -> Entry {
 fn a_reset_that_ends_while_its_device_changes_hands_waits_for_it() {
     let house = House::new(&[NVME]);
     house.bus.set_reach(NVME, Reach::Moving);
+    let before = house.bus.resets(NVME);
     thread::scope(|scope| {
         let asked = scope.spawn(|| reset(&house));
-        let before = house.bus.resets(NVME);
         until("it was reset", || house.bus.resets(NVME) > before);
         thread::sleep(Duration::from_millis(20));
         assert_eq!(house.phase(NVME), Some(Phase::Releasing));

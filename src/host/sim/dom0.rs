@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conf_space::registers::header::{self, command};
 use conf_space::registers::power_management;
@@ -22,8 +22,9 @@ use crate::host::sharing::Occupancy;
 use crate::host::vfio::group::NotViable;
 use crate::host::{Backend, Bus, Config, Description, HostError};
 
-/// How often it is looked whether a device has come back.
+/// How often it is looked whether a device has come back, and for how long.
 const LOOK: Duration = Duration::from_micros(200);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A device's configuration space as dom0 reaches it.
 #[derive(Debug)]
@@ -130,12 +131,17 @@ impl Function {
 }
 
 impl Function {
-    fn check_reach(&self) -> Result<(), HostError> {
-        const REMEDY: &str = "a guest that had it has not let go of it";
-        if self.reach() == Reach::Elsewhere {
-            return Err(refused(self.bdf(), "open it", REMEDY, libc::EBUSY));
+    fn wait_for_reach(&self) -> Result<(), HostError> {
+        let begin = Instant::now();
+        while self.reach() == Reach::Moving && begin.elapsed() < PATIENCE {
+            thread::sleep(LOOK);
         }
-        Ok(())
+        let remedy = match self.reach() {
+            Reach::Here => return Ok(()),
+            Reach::Moving => "it is changing hands still",
+            Reach::Elsewhere => "a guest that had it has not let go of it",
+        };
+        Err(refused(self.bdf(), "open it", remedy, libc::EBUSY))
     }
 }
 
@@ -212,10 +218,7 @@ impl Bus for SimBus {
 
     fn open(&self, bdf: Bdf) -> Result<Config, HostError> {
         let function = self.known(bdf)?;
-        while function.reach() == Reach::Moving {
-            thread::sleep(LOOK);
-        }
-        function.check_reach()?;
+        function.wait_for_reach()?;
         Ok(Arc::new(OpenConfig {
             function,
             machine: self.machine.clone(),
@@ -456,6 +459,6 @@ impl Bus for SimBus {
     }
 
     fn check_return(&self, bdf: Bdf) -> Result<(), HostError> {
-        self.known(bdf)?.check_reach()
+        self.known(bdf)?.wait_for_reach()
     }
 }

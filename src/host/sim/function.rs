@@ -82,7 +82,7 @@ pub enum Reach {
     /// It does.
     #[default]
     Here,
-    /// In a moment: the device is closed, and is opened again. Whoever opens it waits.
+    /// In a moment: the device is closed, and is opened again. Whoever opens it waits, for some seconds at most.
     Moving,
     /// Not as long as somebody else has it.
     Elsewhere,
