@@ -7,6 +7,7 @@
 #   new_guest NAME BDF...       makes a guest of the embedded Xen with these devices
 #   drive NAME DRIVER STEP...   runs a driver in it, which is a process of its own; NAME may also be vfio:BDF, a device without pcibackd
 #   end_guest NAME              destroys it
+#   hidden BDF, not_hidden BDF   what pcibackd says of the device; neither is so if it does not answer
 #   iommu_faults BDF            what the IOMMU has stopped of that device's DMA so far, by the kernel's log
 
 bind_vfio() {
@@ -29,6 +30,21 @@ unbind_vfio() {
 }
 
 group_of() { basename "$(readlink "/sys/bus/pci/devices/$1/iommu_group")"; }
+
+hidden() { states_of "$1" | grep -q hidden; }
+
+not_hidden() {
+  local states
+  states=$(states_of "$1") || return
+  case "$states" in *hidden*) return 1 ;; esac
+}
+
+# What pcibackd lists of a device: nothing, if it does not have it
+states_of() {
+  local list
+  list=$(pciback list) || return
+  echo "$list" | sed -n "/^$1 /p"
+}
 
 iommu_faults() { dmesg | grep "DMAR: .*Request device \[${1#0000:}\]"; }
 

@@ -46,7 +46,7 @@ story() {
   drive one igb deaf >$STATE/deaf 2>&1 &
   must "the guest handles errors no more" wait_for 10 grep waiting $STATE/deaf
   check "the card reports an error" report_non_fatal
-  check "in time, it is given up, and the guest destroyed" wait_for 20 free
+  check "in time, it is given up, and the guest destroyed" wait_for 20 hidden $CARD
   check "the log says so" grep 'did not answer in time.*the guest is destroyed' $LOG
   rm $STATE/one.domid
   wait $!
@@ -77,4 +77,3 @@ report_correctable() { inject '\0001\0000\0000' '\0000\0000\0000\0000\0100\0000\
 # recovered NUMBER, steps NUMBER LIST: what a driver has done that waited for errors
 recovered() { has recovered cat $STATE/recovery$1; }
 steps() { has "waiting,$2," eval "tr '\n' , <$STATE/recovery$1"; }
-free() { pciback list | grep "^$CARD " | grep -q 'hidden'; }

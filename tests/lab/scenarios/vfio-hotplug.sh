@@ -2,7 +2,6 @@
 MACHINE=linux
 EDU=0000:00:05.0
 REMOVABLE=0000:04:00.0
-hidden() { pciback list | grep "^$1 " | grep -q hidden; }
 there() { [ -e "/sys/bus/pci/devices/$1" ]; }
 removed() { echo 1 >/sys/bus/pci/devices/$EDU/remove; }
 found_again() { echo 1 >/sys/bus/pci/rescan && there $EDU; }
@@ -15,14 +14,14 @@ story() {
   check "a device is hidden" pciback hide $EDU
   check "it is removed" removed
   check "and is gone from the machine" not there $EDU
-  check "pcibackd has forgotten it" wait_for 5 not hidden $EDU
+  check "pcibackd has forgotten it" wait_for 5 not_hidden $EDU
   check "it comes again" found_again
   check "and is hidden again" pciback hide $EDU
   check "somebody unbinds it by hand" unbound_by_hand
-  check "pcibackd lets go of it, too" wait_for 5 not hidden $EDU
+  check "pcibackd lets go of it, too" wait_for 5 not_hidden $EDU
   check "and it can be hidden again" pciback hide $EDU
   check "another is hidden" pciback hide $REMOVABLE
   check "and pulled out" pulled_out
   check "it is gone from the machine" wait_for 10 not there $REMOVABLE
-  check "and forgotten" wait_for 5 not hidden $REMOVABLE
+  check "and forgotten" wait_for 5 not_hidden $REMOVABLE
 }

@@ -11,7 +11,6 @@ start_limited() {
   wait_for 20 backend_is_ready
 }
 start_mapping() { PCIBACKD_FLAGS="$PCIBACKD_FLAGS --map-bars" start_backend; }
-hidden() { pciback list | grep "^$1 " | grep -q hidden; }
 # A guest's process that hangs: it has the device's registers mapped, and no guest is behind it any more
 hang() { kill -STOP "$(pidof lab-guest)"; }
 end_hanging() { kill -KILL "$(pidof lab-guest)" && wait_for 5 not pidof lab-guest; }

@@ -5,7 +5,7 @@ OUTSIDE=0000:81:00.0
 EDU=0000:00:05.0
 CARD=0000:01:00.0
 as_before() { driven_by igb $CARD && untouched $CARD && untouched $EDU && not driven_by vfio-pci $EDU; }
-untouched() { [ "$(cat "/sys/bus/pci/devices/$1/driver_override")" = "(null)" ] && ! pciback list | grep "^$1 " | grep hidden; }
+untouched() { [ "$(cat "/sys/bus/pci/devices/$1/driver_override")" = "(null)" ] && not_hidden "$1"; }
 doctor_says() { pciback doctor "$2" | grep -A 1 "$1"; }
 unprivileged_doctor_says() { $UNPRIVILEGED pciback doctor | grep -A 1 "$1"; }
 
@@ -30,6 +30,7 @@ story() {
   check "as a group, too" refused "intel_iommu=on" pciback hide --group $OUTSIDE
   check "and nothing has been done to it" untouched $OUTSIDE
   check "no guest gets it" refused "attaching" new_guest one $OUTSIDE
+  check "and nothing is left of the first guest, which was to have it" refused "destroying domain 1 failed" toolstack destroy 1
   check "doctor says so" doctor_says "no IOMMU group" $OUTSIDE
   must "the backend stops" stop_backend
 

@@ -3,7 +3,6 @@ MACHINE=linux
 EDU=0000:00:05.0
 REMOVABLE=0000:05:00.0
 there() { [ -e "/sys/bus/pci/devices/$1" ]; }
-hidden() { pciback list | grep "^$1 " | grep -q hidden; }
 # As the button of its slot does
 pulled_out() { echo 0 >"$(dirname "$(grep -l "^${REMOVABLE%.*}" /sys/bus/pci/slots/*/address)")/power"; }
 
@@ -16,7 +15,7 @@ story() {
   must "the guest uses its device" wait_for 10 grep using $STATE/last
   check "it is pulled out meanwhile" no_wait pulled_out
   check "and is gone from the machine" wait_for 10 not there $REMOVABLE
-  check "and forgotten" wait_for 5 not hidden $REMOVABLE
+  check "and forgotten" wait_for 5 not_hidden $REMOVABLE
   check "the guest has seen it go" wait_for 10 grep gone $STATE/last
   check "the other guest can use its device" drive two edu identify dma msi
   check "the guest ends" end_guest one

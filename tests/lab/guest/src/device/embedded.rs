@@ -176,10 +176,13 @@ pub fn toolstack(run_dir: &str, command: &[&str]) -> Result<()> {
     match command {
         ["create", name, devices @ ..] => {
             let domain = toolstack.create_domain(name)?;
-            for device in devices {
-                toolstack.pci_attach(domain, device.parse()?)?;
+            if let Err(error) = start(&toolstack, domain, devices) {
+                // As xl does: nothing of it is left. Why it could not be is what counts.
+                if let Err(error) = toolstack.destroy_domain(domain) {
+                    eprintln!("lab-guest: domain {domain} is left behind: {error}");
+                }
+                return Err(error);
             }
-            toolstack.unpause_domain(domain)?;
             println!("{domain}");
         }
         ["attach", domain, device] => toolstack.pci_attach(domain.parse()?, device.parse()?)?,
@@ -188,4 +191,11 @@ pub fn toolstack(run_dir: &str, command: &[&str]) -> Result<()> {
         _ => return Err("the toolstack does: create, attach, detach, destroy".into()),
     }
     Ok(())
+}
+
+fn start(toolstack: &SocketToolstack, domain: DomId, devices: &[&str]) -> Result<()> {
+    for device in devices {
+        toolstack.pci_attach(domain, device.parse()?)?;
+    }
+    Ok(toolstack.unpause_domain(domain)?)
 }
