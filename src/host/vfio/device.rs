@@ -322,6 +322,11 @@ impl Slot {
         self.lent.load(Ordering::Acquire)
     }
 
+    /// Nobody else has it open any more.
+    pub fn set_returned(&self) {
+        self.lent.store(false, Ordering::Release);
+    }
+
     /// Has the line's interrupts be passed on, as long as a guest has the device, the command register has the line on, and neither MSI nor MSI-X
     /// is. The kernel keeps a device off its line that is not to use it, and holds the line all the same, which another device may need.
     pub fn settle_line(&self) {
@@ -364,10 +369,12 @@ impl Slot {
     /// The parts of a window that a guest may map, while it interrupts by its line too: the embedded Xen is told when the line was served.
     ///
     /// # Errors
-    /// ENODEV; when descriptors have run out.
-    pub fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
-        self.lent.store(true, Ordering::Release);
-        self.with(|open| open.areas(bar))
+    /// As [`Slot::with_for`]; when descriptors have run out.
+    pub fn areas(&self, domain: DomId, bar: u8) -> io::Result<Vec<WindowArea>> {
+        self.with_for(domain, |open| {
+            self.lent.store(true, Ordering::Release);
+            open.areas(bar)
+        })
     }
 }
 
@@ -394,6 +401,10 @@ mod tests {
         };
         assert_eq!(access(1), Some(libc::EPERM));
         slot.set_owner(Some(DomId(1)));
+        // Nobody was given a descriptor of it.
+        let areas = |domain| slot.areas(DomId(domain), 0).unwrap_err().raw_os_error();
+        assert_eq!(areas(2), Some(libc::EPERM));
+        assert!(!slot.is_lent());
         // It is not open here.
         assert_eq!(access(1), Some(libc::ENODEV));
         assert_eq!(access(2), Some(libc::EPERM));

@@ -250,6 +250,9 @@ impl VfioBus {
         // The kernel tells only whether the group can be opened, and we have it open ourselves.
         self.close(&mut hands, slot.group);
         let result = is_elsewhere(slot.group).map_err(cannot(bdf, "take it from vfio-pci"));
+        if result.is_ok() {
+            slot.set_returned();
+        }
         self.reopen_for_nobody(&mut hands, slot.group);
         result
     }
@@ -408,7 +411,7 @@ impl VfioBus {
                 log::warn!("{bdf} was taken from domain {domain} and not reset: {error}");
             }
         }
-        let _hands = lock(&self.hands);
+        let hands = lock(&self.hands);
         if let Some(slot) = slot {
             slot.set_owner(None);
             // Until now it was allowed to be switched on.
@@ -419,7 +422,13 @@ impl VfioBus {
             .slots()
             .iter()
             .any(|slot| slot.owner() == Some(domain));
-        if !has_more && let Some(space) = lock(&self.guests).remove(&domain) {
+        if has_more {
+            return;
+        }
+        let space = lock(&self.guests).remove(&domain);
+        drop(hands);
+        // Nobody waits while the memory of a whole guest is unpinned.
+        if let Some(space) = space {
             space.clear();
         }
     }

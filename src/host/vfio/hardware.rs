@@ -154,8 +154,8 @@ impl Hardware for Plugged {
             .unwrap_or_default()
     }
 
-    fn areas(&self, device: PciDevice, bar: u8) -> io::Result<Vec<WindowArea>> {
-        self.slot(device)?.areas(bar)
+    fn areas(&self, domain: DomId, device: PciDevice, bar: u8) -> io::Result<Vec<WindowArea>> {
+        self.slot(device)?.areas(domain, bar)
     }
 
     fn window_read(

@@ -124,12 +124,13 @@ pub trait Hardware: Send + Sync + Debug {
         Vec::new()
     }
 
-    /// Which parts of a window a guest may map. Everything else, an MSI-X table for one, is reached through [`Hardware::window_read`] and
+    /// Which parts of a window a guest may map. Whether the device is that guest's is to be looked up so that it cannot change until the
+    /// descriptors are made. Everything else, an MSI-X table for one, is reached through [`Hardware::window_read`] and
     /// [`Hardware::window_write`] alone, which reach all of it.
     ///
     /// # Errors
-    /// The device does not let go of a descriptor.
-    fn areas(&self, _device: PciDevice, _bar: u8) -> io::Result<Vec<WindowArea>> {
+    /// EPERM when it is not the guest's; the device does not let go of a descriptor.
+    fn areas(&self, _domain: DomId, _device: PciDevice, _bar: u8) -> io::Result<Vec<WindowArea>> {
         Ok(Vec::new())
     }
 

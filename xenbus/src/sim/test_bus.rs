@@ -249,10 +249,10 @@ impl Hardware for TestBus {
         }]
     }
 
-    fn areas(&self, device: PciDevice, bar: u8) -> io::Result<Vec<WindowArea>> {
+    fn areas(&self, domain: DomId, device: PciDevice, bar: u8) -> io::Result<Vec<WindowArea>> {
         assert_eq!(bar, 0);
         let area = |start| {
-            let file = self.with(device, |found| found.memory.try_clone())?;
+            let file = self.access(domain, device, File::try_clone)?;
             Ok(WindowArea {
                 start,
                 size: 0x1000,

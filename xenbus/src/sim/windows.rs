@@ -63,7 +63,8 @@ impl OpenWindow {
         if !lock(&self.machine.inner.hypervisor).options.map_windows {
             return Ok(Vec::new());
         }
-        self.machine.hardware().areas(self.device, self.window.bar)
+        let hardware = self.machine.hardware();
+        hardware.areas(self.domain, self.device, self.window.bar)
     }
 
     /// Whether both are of the same BAR at the same place.
