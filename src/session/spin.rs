@@ -9,10 +9,6 @@ use std::time::{Duration, Instant};
 /// Gaps longer than this are not waited for: sleeping costs less.
 const MAX: Duration = Duration::from_micros(500);
 
-/// Looks in a row. The clock costs more than a look, and so does the pause for the sake of the other threads of a core: under a hypervisor
-/// it may leave the virtual machine, and the operation is noticed that much later.
-const LOOKS: u32 = 128;
-
 /// How long it is worth waiting: twice the usual gap between an answer and the next operation.
 #[derive(Debug)]
 pub struct Spin {
@@ -64,10 +60,13 @@ impl Spin {
             return false;
         }
         loop {
-            if (0..LOOKS).any(|_| ready()) {
-                return true;
+            // The clock costs more than the look.
+            for _ in 0..32 {
+                if ready() {
+                    return true;
+                }
+                spin_loop();
             }
-            spin_loop();
             if start.elapsed() >= limit {
                 return false;
             }
