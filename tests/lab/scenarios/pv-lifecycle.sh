@@ -4,11 +4,11 @@ TIMEOUT=1800
 story() {
   local all="shutdown crash reboot destroy hang" ways round way late
   ways=$all
-  for round in 1 2; do
+  for round in 1 2 3; do
     for BACKEND in stock pcibackd pcibackd stock; do lives "$ways"; done
     late=""
     for way in $ways; do in_time $way || late="$late $way"; done
-    # a busy host makes either of them slow: those once more
+    # a busy host makes either of them slow: those again
     ways=$late
     [ "$ways" ] || break
   done
