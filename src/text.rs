@@ -1,7 +1,7 @@
 //! Text for operators.
 
 use std::error::Error;
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 
 /// An error with its causes, on one line. Control characters, which could come from a guest's nodes, are escaped.
 pub fn chain(error: &dyn Error) -> String {
@@ -13,6 +13,12 @@ pub fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     printable(&text)
+}
+
+/// Things as a list in a sentence.
+pub fn listed(things: impl IntoIterator<Item = impl Display>) -> String {
+    let things = things.into_iter().map(|thing| thing.to_string());
+    things.collect::<Vec<_>>().join(", ")
 }
 
 /// Text with control characters escaped, so that it stays on its line of the log.

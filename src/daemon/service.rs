@@ -26,7 +26,7 @@ use crate::facade::{self, RealDrivers};
 use crate::host::devices::{DeviceError, Devices, Quarantine, Rebind};
 use crate::host::record::Phase;
 use crate::host::{HostError, ReadOnly};
-use crate::text::chain;
+use crate::text::{chain, listed};
 use crate::trace;
 use crate::virtual_devices::VirtualGuests;
 
@@ -361,12 +361,11 @@ impl Service for DaemonService {
 
 /// The devices that something was done to besides the one that was named.
 fn with_others(named: Bdf, all: &[Bdf]) -> String {
-    let others = all.iter().filter(|other| **other != named);
-    let others: Vec<String> = others.map(Bdf::to_string).collect();
+    let others = listed(all.iter().filter(|other| **other != named));
     if others.is_empty() {
-        return String::new();
+        return others;
     }
-    format!(", with {}", others.join(", "))
+    format!(", with {others}")
 }
 
 fn treatment(treatment: Treatment) -> &'static str {

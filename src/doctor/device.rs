@@ -12,7 +12,7 @@ use crate::host::reset::{Way, names, way};
 use crate::host::sharing::Holder;
 use crate::host::vfio::group::Group;
 use crate::host::{Backend, Function, HostError, backend, is_bridge};
-use crate::text::chain;
+use crate::text::{chain, listed};
 
 /// Judges the facts.
 pub fn judge(facts: &DeviceFacts) -> Vec<Finding> {
@@ -163,15 +163,11 @@ fn host(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
 }
 
 fn others(group: &Group, bdf: Bdf) -> String {
-    let others = group.endpoints().filter(|other| *other != bdf);
-    let others: Vec<String> = others.map(|other| other.to_string()).collect();
+    let others = listed(group.endpoints().filter(|other| *other != bdf));
     if others.is_empty() {
-        return String::new();
+        return others;
     }
-    format!(
-        ", which goes to one guest together with {}",
-        others.join(", ")
-    )
+    format!(", which goes to one guest together with {others}")
 }
 
 fn driver_override(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {

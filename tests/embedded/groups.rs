@@ -1,7 +1,7 @@
 //! Devices that only go together: an IOMMU group, where Linux has the IOMMU.
 
 use conf_space::Bdf;
-use pcibackd::control::protocol::{Entry, Request, Response};
+use pcibackd::control::protocol::Request;
 use pcibackd::host::Bus;
 use pcibackd::host::devices::{RESERVED_FOR, for_xen};
 use pcibackd::host::record::Phase;
@@ -31,13 +31,6 @@ fn unhide() -> Request {
     Request::UnhideGroup { devices }
 }
 
-fn entry(response: Response) -> Entry {
-    match response {
-        Response::Entries { entries } => entries.into_iter().next().unwrap(),
-        other => panic!("{other:?}"),
-    }
-}
-
 fn are_hidden(house: &House) -> bool {
     let hidden = |(bdf, _)| house.phase_if_any(bdf) == Some(Phase::Hidden);
     GROUP.into_iter().all(hidden)
@@ -56,18 +49,30 @@ fn as_before(house: &House, step: usize) {
     }
 }
 
+/// All of it is hidden, and is given back, or dom0 has all of it.
+fn ends_whole(house: &House, step: usize) {
+    until(("all or none", step), || {
+        house.records().is_empty() || are_hidden(house)
+    });
+    if !house.records().is_empty() {
+        let back = house.entry(&unhide());
+        assert!(back.ok, "{back:?}, step {step}");
+    }
+    as_before(house, step);
+}
+
 #[test]
 fn a_group_is_hidden_and_given_back_as_a_whole() {
     let house = with_group();
-    let alone = entry(house.ask(&Request::Hide {
+    let alone = house.entry(&Request::Hide {
         devices: vec![NVME.to_string()],
         force: false,
-    }));
+    });
     assert!(!alone.ok, "{alone:?}");
     as_before(&house, 0);
-    assert!(entry(house.ask(&hide())).ok);
+    assert!(house.entry(&hide()).ok);
     assert!(are_hidden(&house));
-    assert!(entry(house.ask(&unhide())).ok);
+    assert!(house.entry(&unhide()).ok);
     as_before(&house, 0);
 }
 
@@ -78,14 +83,7 @@ fn a_group_whose_daemon_is_killed_while_it_is_hidden_is_hidden_as_a_whole_or_not
             // Whoever asked is told nothing by a daemon that is killed.
             let _ = house.try_ask(&hide());
         });
-        until(("all or none", step), || {
-            house.records().is_empty() || are_hidden(house)
-        });
-        if !house.records().is_empty() {
-            let back = entry(house.ask(&unhide()));
-            assert!(back.ok, "{back:?}, step {step}");
-        }
-        as_before(house, step);
+        ends_whole(house, step);
         died
     });
 }
@@ -93,19 +91,12 @@ fn a_group_whose_daemon_is_killed_while_it_is_hidden_is_hidden_as_a_whole_or_not
 #[test]
 fn a_group_whose_daemon_is_killed_while_it_is_given_back_is_dom0s_as_a_whole_or_stays_hidden() {
     at_each_step(with_group, |house, step| {
-        let hidden = entry(house.ask(&hide()));
+        let hidden = house.entry(&hide());
         assert!(hidden.ok, "{hidden:?}, step {step}");
         let died = house.surviving(step, || {
             let _ = house.try_ask(&unhide());
         });
-        until(("all or none", step), || {
-            house.records().is_empty() || are_hidden(house)
-        });
-        if !house.records().is_empty() {
-            let back = entry(house.ask(&unhide()));
-            assert!(back.ok, "{back:?}, step {step}");
-        }
-        as_before(house, step);
+        ends_whole(house, step);
         died
     });
 }
@@ -133,7 +124,7 @@ fn a_device_that_was_being_hidden_and_cannot_be_after_a_restart_is_dom0s_again()
 #[test]
 fn devices_of_a_group_that_were_hidden_go_back_with_one_that_cannot_follow_after_a_restart() {
     let house = with_group();
-    assert!(entry(house.ask(&hide())).ok);
+    assert!(house.entry(&hide()).ok);
     house.kill();
     // Killed before the second was ready, which is dead by now.
     house.record(MSI_ONLY).set_phase(Phase::Hiding);

@@ -10,7 +10,7 @@ use conf_space::Bdf;
 use conf_space::overlay::Permissive;
 use pcibackd::config::Config;
 use pcibackd::control::client::{self, Answers};
-use pcibackd::control::protocol::{DaemonStatus, GuestLine, Request, Response};
+use pcibackd::control::protocol::{DaemonStatus, Entry, GuestLine, Request, Response};
 use pcibackd::daemon::Background;
 use pcibackd::host::devices::for_xen;
 use pcibackd::host::record::{Phase, Record, RunTime};
@@ -64,6 +64,14 @@ pub const fn at(slot: u8, function: u8) -> PciDevice {
         segment: 0,
         bus: 0,
         devfn: slot << 3 | function,
+    }
+}
+
+pub fn entries(response: Response) -> Result<Vec<Entry>, String> {
+    match response {
+        Response::Entries { entries } => Ok(entries),
+        Response::Failed { message } => Err(message),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -196,6 +204,11 @@ impl House {
 
     pub fn ask(&self, request: &Request) -> Response {
         client::ask(self.directory.path(), request).unwrap()
+    }
+
+    /// What comes of a request that is about one device.
+    pub fn entry(&self, request: &Request) -> Entry {
+        entries(self.ask(request)).unwrap().remove(0)
     }
 
     /// As [`House::ask`], of a daemon that may be killed before it answers.

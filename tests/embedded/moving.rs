@@ -3,39 +3,32 @@
 use std::thread;
 use std::time::Duration;
 
-use pcibackd::control::protocol::{Entry, Request, Response};
+use pcibackd::control::protocol::{Entry, Request};
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{NVME, Reach};
 
 use crate::house::{House, LONG, at, until};
 
-fn entry(response: Response) -> Entry {
-    match response {
-        Response::Entries { entries } => entries.into_iter().next().unwrap(),
-        other => panic!("{other:?}"),
-    }
-}
-
 fn reset(house: &House) -> Entry {
-    entry(house.ask(&Request::Reset {
+    house.entry(&Request::Reset {
         devices: vec![NVME.to_string()],
         method: None,
         force: false,
-    }))
+    })
 }
 
 fn hide(house: &House) -> Entry {
-    entry(house.ask(&Request::Hide {
+    house.entry(&Request::Hide {
         devices: vec![NVME.to_string()],
         force: false,
-    }))
+    })
 }
 
 fn unhide(house: &House) -> Entry {
-    entry(house.ask(&Request::Unhide {
+    house.entry(&Request::Unhide {
         devices: vec![NVME.to_string()],
         force: false,
-    }))
+    })
 }
 
 #[test]

@@ -11,8 +11,7 @@ use pcibackd::host::sim::{FunctionBuilder, INTX_ONLY, MSI_ONLY};
 use xenbus::sim::{Frontend, MachineOptions};
 use xenbus::{DomId, PciDevice};
 
-use crate::house::{House, LONG, at, until};
-use crate::sriov::entries;
+use crate::house::{House, LONG, at, entries, until};
 
 const FIRST: PciDevice = at(0, 0);
 const SECOND: PciDevice = at(1, 0);

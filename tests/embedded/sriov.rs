@@ -10,19 +10,11 @@ use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{BRIDGE, NIC, NIC_VF0, NIC_VF1, NVME};
 use xenbus::sim::{Frontend, MachineOptions, Variant};
 
-use crate::house::{House, LONG, at, until};
+use crate::house::{House, LONG, at, entries, until};
 
 /// What somebody else in dom0 does: `echo COUNT > sriov_numvfs`.
 fn set(house: &House, count: u16) {
     house.bus.set_virtual_functions(NIC, count).unwrap();
-}
-
-pub fn entries(response: Response) -> Result<Vec<Entry>, String> {
-    match response {
-        Response::Entries { entries } => Ok(entries),
-        Response::Failed { message } => Err(message),
-        other => panic!("{other:?}"),
-    }
 }
 
 pub fn create(house: &House, count: u16, hide: bool) -> Result<Vec<Entry>, String> {

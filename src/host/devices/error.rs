@@ -9,6 +9,7 @@ use crate::config::ResetChoice;
 use crate::host::HostError;
 use crate::host::record::RecordError;
 use crate::host::reset::Missing;
+use crate::text::listed;
 
 /// A device that cannot change hands.
 #[derive(Debug, thiserror::Error)]
@@ -151,11 +152,6 @@ fn in_the_way(missing: &Missing, beside: &[Bdf]) -> String {
         return String::new();
     }
     format!("; a reset of its bus would hit {} as well", listed(beside))
-}
-
-pub(super) fn listed(devices: &[Bdf]) -> String {
-    let devices: Vec<String> = devices.iter().map(Bdf::to_string).collect();
-    devices.join(", ")
 }
 
 /// Which guest has which device.

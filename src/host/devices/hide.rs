@@ -7,7 +7,6 @@ use nix::errno::Errno;
 use xenbus::{DomId, XenError};
 
 use super::device::Parts;
-use super::error::listed;
 use super::reset::not_free;
 use super::together::Abandoned;
 use super::{Device, DeviceError, Devices, for_xen};
@@ -15,7 +14,7 @@ use crate::host::config_state;
 use crate::host::is_bridge;
 use crate::host::record::{Flags, Phase, Record};
 use crate::host::{Function, HostError, backend};
-use crate::text::chain;
+use crate::text::{chain, listed};
 
 /// The name that `driver_override` reserves a hidden device for. The kernel's own backend and libvirt use the same.
 pub const RESERVED_FOR: &str = "pciback";

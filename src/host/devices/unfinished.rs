@@ -5,11 +5,10 @@ use std::sync::Arc;
 
 use conf_space::address::Bdf;
 
-use super::error::listed;
 use super::hide::{Begun, Rebind};
 use super::{Devices, Quarantine};
 use crate::host::record::{Phase, Record};
-use crate::text::chain;
+use crate::text::{chain, listed};
 
 /// Devices that an earlier daemon left on their way.
 #[derive(Debug, Default)]

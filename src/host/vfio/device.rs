@@ -379,12 +379,11 @@ impl Slot {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    #[test]
-    fn a_device_is_accessed_by_its_owner_alone() {
-        let bdf = "03:00.0".parse().unwrap();
+    /// Of a device that is not open, in group 1.
+    pub fn slot(bdf: Bdf) -> Slot {
         let identity = Identity {
             bdf,
             vendor: 0x1234,
@@ -394,7 +393,12 @@ mod tests {
             resources: [Resource::ABSENT; WINDOWS],
             config_size: ConfigSize::Conventional,
         };
-        let slot = Slot::new(bdf, 1, None, identity);
+        Slot::new(bdf, 1, None, identity)
+    }
+
+    #[test]
+    fn a_device_is_accessed_by_its_owner_alone() {
+        let slot = slot("03:00.0".parse().unwrap());
         let access = |domain| {
             let result = slot.with_for(DomId(domain), |_| Ok(()));
             result.unwrap_err().raw_os_error()

@@ -22,6 +22,7 @@ use super::movable::{self, Away};
 use super::space::Space;
 use super::{DRIVER, VfioBus, binding, dma, ioctl, lock, refused};
 use crate::host::{Bus, HostError};
+use crate::text::listed;
 
 /// A group that is in a space, as long as something of it is open.
 #[derive(Debug)]
@@ -286,14 +287,9 @@ impl VfioBus {
     /// Opens what is left of a group, in a space with nothing in it.
     fn reopen_for_nobody(&self, hands: &mut Hands, number: u32) {
         if let Err(error) = self.reopen(hands, number, Space::new()) {
-            let devices: Vec<String> = self
-                .members(number)
-                .iter()
-                .map(|slot| slot.bdf.to_string())
-                .collect();
             log::error!(
                 "{} cannot be opened by {} again: {error}; {}. pcibackd tries again when a guest is to have it, or it is reset (pciback reset)",
-                devices.join(", "),
+                listed(self.members(number).iter().map(|slot| slot.bdf)),
                 group_path(number),
                 remedy(&error)
             );

@@ -4,12 +4,11 @@ use std::os::unix::fs::symlink;
 use std::sync::RwLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use conf_space::overlay::Identity;
-use conf_space::{ConfigSize, Resource};
 use nix::sys::eventfd::EfdFlags;
 
 use super::*;
 use crate::host::errors::kernel_log::Requester;
+use crate::host::vfio::device::tests::slot;
 
 fn bdf(text: &str) -> Bdf {
     text.parse().unwrap()
@@ -40,19 +39,6 @@ fn an_error_that_both_tell_of_is_reported_once() {
     assert_eq!(sources(&traced(one)), [other]);
     assert_eq!(sources(&traced(port)), [other]);
     assert_eq!(sources(&traced(other)), [one]);
-}
-
-fn slot(bdf: Bdf) -> Slot {
-    let identity = Identity {
-        bdf,
-        vendor: 0x1234,
-        device: 0x11e8,
-        is_virtual_function: false,
-        interrupt_line: 0,
-        resources: [Resource::ABSENT; 7],
-        config_size: ConfigSize::Conventional,
-    };
-    Slot::new(bdf, 1, None, identity)
 }
 
 fn event() -> EventFd {
