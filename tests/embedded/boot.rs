@@ -9,7 +9,7 @@ use pcibackd::host::sim::{INTX_ONLY, NVME};
 use crate::house::House;
 
 /// As `driver_override` does when it is written before the driver is loaded.
-fn reserve(house: &House, bdf: Bdf) {
+pub fn reserve(house: &House, bdf: Bdf) {
     house
         .bus
         .set_driver_override(bdf, Some(RESERVED_FOR))

@@ -1,14 +1,18 @@
 //! Devices that only go together: an IOMMU group, where Linux has the IOMMU.
 
+use std::thread;
+use std::time::Duration;
+
 use conf_space::Bdf;
 use pcibackd::control::protocol::Request;
 use pcibackd::host::Bus;
 use pcibackd::host::devices::{RESERVED_FOR, for_xen};
-use pcibackd::host::record::Phase;
-use pcibackd::host::sim::{MSI_ONLY, NVME};
+use pcibackd::host::record::{Flags, Phase};
+use pcibackd::host::sim::{MSI_ONLY, NVME, Reach};
 use xenbus::DomId;
 
-use crate::house::{House, until};
+use crate::boot::reserve;
+use crate::house::{House, LONG, until};
 use crate::killed::at_each_step;
 
 /// The devices of the group, with their drivers.
@@ -111,11 +115,7 @@ fn a_device_that_was_being_hidden_and_cannot_be_after_a_restart_is_dom0s_again()
     record.set_driver(Some(driver));
     record.set_phase(Phase::Hiding);
     drop(record);
-    house
-        .bus
-        .set_driver_override(bdf, Some(RESERVED_FOR))
-        .unwrap();
-    house.bus.unbind(bdf).unwrap();
+    reserve(&house, bdf);
     house.start();
     until("it is dom0's", || house.records().is_empty());
     as_before(&house, 0);
@@ -127,6 +127,9 @@ fn devices_of_a_group_that_were_hidden_go_back_with_one_that_cannot_follow_after
     assert!(house.entry(&hide()).ok);
     house.kill();
     // Killed before the second was ready, which is dead by now.
+    for (bdf, _) in GROUP {
+        house.record(bdf).insert(Flags::WITH_GROUP);
+    }
     house.record(MSI_ONLY).set_phase(Phase::Hiding);
     house.bus.vanish(MSI_ONLY, true);
     house.start();
@@ -134,4 +137,114 @@ fn devices_of_a_group_that_were_hidden_go_back_with_one_that_cannot_follow_after
     let (nvme, driver) = GROUP[0];
     let found = house.bus.describe(nvme).unwrap().driver;
     assert_eq!(found.as_deref(), Some(driver));
+}
+
+/// As at boot, of a device whose driver is not loaded: it is alone in the group with something to do.
+fn hidden_beside_one_without_driver() -> House {
+    let house = with_group();
+    house.bus.unbind(MSI_ONLY).unwrap();
+    house.hide(&[NVME]);
+    house
+}
+
+#[test]
+fn a_device_that_was_hidden_long_before_stays_so_if_another_one_cannot_follow_after_a_restart() {
+    let house = hidden_beside_one_without_driver();
+    house.kill();
+    house.record(MSI_ONLY).set_phase(Phase::Hiding);
+    house.bus.vanish(MSI_ONLY, true);
+    house.start();
+    until("the other one is dom0's", || house.records() == [NVME]);
+    assert_eq!(house.phase(NVME), Some(Phase::Hidden));
+    let (_, mut frontend) = house.boot(&[NVME]);
+    frontend.close(LONG).unwrap();
+}
+
+fn without_drivers() -> House {
+    let house = with_group();
+    for (bdf, _) in GROUP {
+        house.bus.unbind(bdf).unwrap();
+    }
+    house
+}
+
+/// The daemon is killed at each step while the group is hidden, and one of it dies before the next one is started.
+fn one_dies_while_no_daemon_runs(begin: fn() -> House) {
+    at_each_step(begin, |house, step| {
+        house.life().end_at(step);
+        let _ = house.try_ask(&hide());
+        let died = house.life().has_ended();
+        house.kill();
+        house.bus.vanish(MSI_ONLY, true);
+        house.start();
+        until(("all or none", step), || {
+            house.records().is_empty() || are_hidden(house)
+        });
+        *house = begin();
+        died
+    });
+}
+
+#[test]
+fn a_group_is_hidden_as_a_whole_or_not_at_all_if_one_dies_while_no_daemon_runs() {
+    one_dies_while_no_daemon_runs(with_group);
+}
+
+#[test]
+fn a_group_without_drivers_is_hidden_as_a_whole_or_not_at_all_if_one_dies_while_no_daemon_runs() {
+    one_dies_while_no_daemon_runs(without_drivers);
+}
+
+#[test]
+fn devices_that_were_reserved_stay_reserved_if_their_group_cannot_be_hidden() {
+    let house = with_group();
+    for (bdf, _) in GROUP {
+        reserve(&house, bdf);
+    }
+    // The second: when it is found out, the first one has arrived.
+    house.bus.vanish(MSI_ONLY, true);
+    assert!(!house.entry(&hide()).ok);
+    assert_eq!(house.records(), []);
+    for (bdf, _) in GROUP {
+        let reserved = house.bus.driver_override(bdf).unwrap();
+        assert_eq!(reserved.as_deref(), Some(RESERVED_FOR), "{bdf}");
+        assert_eq!(house.bus.describe(bdf).unwrap().driver, None, "{bdf}");
+    }
+}
+
+#[test]
+fn a_guest_waits_for_a_device_whose_return_to_dom0_is_refused() {
+    let house = with_group();
+    assert!(house.entry(&hide()).ok);
+    house.bus.set_reach(MSI_ONLY, Reach::Moving);
+    thread::scope(|scope| {
+        let refused = scope.spawn(|| house.entry(&unhide()));
+        until("the first is on its way back", || {
+            house.phase(NVME) == Some(Phase::Returning)
+        });
+        let guest = scope.spawn(|| house.boot(&[NVME]));
+        // Time to be turned away.
+        thread::sleep(Duration::from_millis(20));
+        house.bus.set_reach(MSI_ONLY, Reach::Elsewhere);
+        let refused = refused.join().unwrap();
+        assert!(!refused.ok, "{refused:?}");
+        let (domain, mut frontend) = guest.join().unwrap();
+        assert_eq!(house.record(NVME).owner().unwrap().domain, domain);
+        frontend.close(LONG).unwrap();
+    });
+}
+
+#[test]
+fn a_guest_that_waits_for_a_device_on_its_way_back_to_dom0_is_told_when_it_has_gone() {
+    let house = House::new(&[NVME]);
+    house.bus.set_reset_time(NVME, Duration::from_millis(200));
+    thread::scope(|scope| {
+        let back = scope.spawn(|| house.unhide(NVME));
+        until("it is on its way back", || {
+            house.phase_if_any(NVME) == Some(Phase::Returning)
+        });
+        let domain = house.guest(&[NVME]);
+        back.join().unwrap();
+        until("it is told", || house.node(domain, "error-0").is_some());
+    });
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use conf_space::address::Bdf;
 use xenbus::DomId;
 
+use super::reset::not_free;
 use super::{Device, DeviceError, Devices};
 use crate::host::Function;
 use crate::host::record::{Flags, Owner, Phase, RunTime};
@@ -39,11 +40,13 @@ impl Devices {
         let table = self.table();
         match table.hidden.get(&bdf) {
             Some(device) => Ok(Arc::clone(device)),
-            None if table.coming.get(&bdf) == Some(&Phase::Hiding) => Err(DeviceError::Busy {
-                bdf,
-                phase: Phase::Hiding.name(),
+            None => Err(match table.coming.get(&bdf) {
+                Some(phase) => DeviceError::Busy {
+                    bdf,
+                    phase: phase.name(),
+                },
+                None => DeviceError::NotHidden { bdf },
             }),
-            None => Err(DeviceError::NotHidden { bdf }),
         }
     }
 
@@ -67,11 +70,14 @@ impl Devices {
                 }),
             },
             Some(Phase::Dead) => Err(DeviceError::Dead { bdf }),
-            Some(phase @ (Phase::Hiding | Phase::Releasing)) => Err(DeviceError::Busy {
-                bdf,
-                phase: phase.name(),
-            }),
-            Some(Phase::Returning) | None => Err(DeviceError::NotHidden { bdf }),
+            // Dom0 may not get it back: then it is hidden as before.
+            Some(phase @ (Phase::Hiding | Phase::Releasing | Phase::Returning)) => {
+                Err(DeviceError::Busy {
+                    bdf,
+                    phase: phase.name(),
+                })
+            }
+            None => Err(DeviceError::NotHidden { bdf }),
         }
     }
 
@@ -124,7 +130,7 @@ impl Devices {
         record.errors().forget();
         // It may be on its way back to dom0 by now.
         if !record.advance(Phase::Hidden, Phase::Assigned) {
-            return Err(DeviceError::NotHidden { bdf: device.bdf });
+            return Err(not_free(device));
         }
         Ok(Claim::Taken)
     }

@@ -46,18 +46,6 @@ pub(super) struct Begun {
     pub record: Record,
     /// It was on that way before the daemon was started anew.
     pub(super) resumed: bool,
-    /// What becomes of it if it does not arrive.
-    pub(super) otherwise: Rebind,
-}
-
-impl Begun {
-    pub(super) fn leaving(&self) -> Leaving<'_> {
-        Leaving {
-            bdf: self.bdf,
-            record: &self.record,
-            rebind: self.otherwise,
-        }
-    }
 }
 
 /// A device on its way back to dom0.
@@ -68,11 +56,17 @@ pub(super) struct Leaving<'a> {
     pub rebind: Rebind,
 }
 
-impl Device {
-    pub(super) fn leaving(&self, rebind: Rebind) -> Leaving<'_> {
-        Leaving {
-            bdf: self.bdf,
-            record: &self.record,
+impl<'a> Leaving<'a> {
+    /// One that is to be as it was before it was hidden.
+    pub(super) fn as_before(bdf: Bdf, record: &'a Record) -> Self {
+        let rebind = if record.flags().contains(Flags::RESERVED) {
+            Rebind::Reserved
+        } else {
+            Rebind::Driver
+        };
+        Self {
+            bdf,
+            record,
             rebind,
         }
     }
@@ -142,8 +136,10 @@ impl Devices {
             for bdf in coming {
                 table.coming.remove(bdf);
             }
-            let arrived = arrived.into_iter().map(|device| (device.bdf, device));
-            table.hidden.extend(arrived);
+            for device in arrived {
+                device.record.clear(Flags::WITH_GROUP);
+                table.hidden.insert(device.bdf, device);
+            }
         }
         // A guest may be waiting for one, or for being told that it cannot have it.
         self.wake();
@@ -212,12 +208,13 @@ impl Devices {
             });
         }
         let resumed = record.phase().is_some();
-        let otherwise = if !resumed && before.driver.is_none() && self.is_reserved(bdf)? {
-            Rebind::Reserved
-        } else {
-            Rebind::Driver
-        };
         if !resumed {
+            if before.driver.is_none() && self.is_reserved(bdf)? {
+                record.insert(Flags::RESERVED);
+            }
+            if together.len() > 1 {
+                record.insert(Flags::WITH_GROUP);
+            }
             record.set_driver(before.driver.as_deref());
             record.set_phase(Phase::Hiding);
         }
@@ -225,7 +222,6 @@ impl Devices {
             bdf,
             record,
             resumed,
-            otherwise,
         })
     }
 
@@ -273,10 +269,7 @@ impl Devices {
             Err(error) => return Err((begun, error)),
         };
         let Begun {
-            record,
-            resumed,
-            otherwise,
-            ..
+            record, resumed, ..
         } = begun;
         let device = parts.with(record);
         match self
@@ -288,11 +281,11 @@ impl Devices {
                 Ok(Arc::new(device))
             }
             Err(error) => {
+                let record = device.record;
                 let begun = Begun {
                     bdf,
-                    record: device.record,
+                    record,
                     resumed,
-                    otherwise,
                 };
                 Err((begun, error))
             }
@@ -397,12 +390,20 @@ impl Devices {
         for device in devices {
             self.is_leaving(device);
         }
-        let leaving = devices.iter().map(|device| device.leaving(rebind));
+        let leaving = devices.iter().map(|device| Leaving {
+            bdf: device.bdf,
+            record: &device.record,
+            rebind,
+        });
         self.undo(&leaving.collect::<Vec<_>>());
-        let mut table = self.table();
-        for device in devices {
-            table.coming.remove(&device.bdf);
+        {
+            let mut table = self.table();
+            for device in devices {
+                table.coming.remove(&device.bdf);
+            }
         }
+        // A guest may be waiting to be told that it cannot have it.
+        self.wake();
     }
 
     /// The way back to dom0, from wherever the devices are on the way. Drivers come last: none can have a device of an IOMMU group as long as

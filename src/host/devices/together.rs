@@ -35,9 +35,11 @@ impl From<DeviceError> for Abandoned {
 impl Abandoned {
     pub fn leaving(&self) -> Vec<Leaving<'_>> {
         let arrived = self.arrived.iter();
-        let arrived = arrived.map(|device| device.leaving(Rebind::Driver));
+        let arrived = arrived.map(|device| (device.bdf, &device.record));
+        let begun = self.begun.iter().map(|begun| (begun.bdf, &begun.record));
         arrived
-            .chain(self.begun.iter().map(Begun::leaving))
+            .chain(begun)
+            .map(|(bdf, record)| Leaving::as_before(bdf, record))
             .collect()
     }
 }

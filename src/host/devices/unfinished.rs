@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use conf_space::address::Bdf;
 
-use super::hide::{Begun, Rebind};
-use super::{Devices, Quarantine};
-use crate::host::record::{Phase, Record};
+use super::hide::Begun;
+use super::{Device, DeviceError, Devices, Quarantine};
+use crate::host::record::{Flags, Phase, Record};
 use crate::text::{chain, listed};
 
 /// Devices that an earlier daemon left on their way.
@@ -21,7 +21,10 @@ impl Devices {
     /// Ends what was begun, on threads of its own.
     pub(super) fn finish(self: &Arc<Self>, unfinished: Unfinished) {
         for (first, group) in self.in_groups(unfinished.hiding) {
-            self.in_background(first, "hide", move |devices| devices.go_on_hiding(&group));
+            let rest = self.rest_of_group(first, &group);
+            self.in_background(first, "hide", move |devices| {
+                devices.go_on_hiding(first, &group, &rest);
+            });
         }
         for (first, group) in self.in_groups(unfinished.returning) {
             self.in_background(first, "give back", move |devices| {
@@ -54,38 +57,66 @@ impl Devices {
             bdf,
             record,
             resumed: true,
-            otherwise: Rebind::Driver,
         })
     }
 
-    /// Hides devices that are noted as coming. If one of them cannot be hidden, dom0 gets all back, with those that had arrived.
-    fn go_on_hiding(&self, devices: &[Bdf]) {
-        let mut coming = devices.to_vec();
-        let mut taken = self.take_all(devices, devices, true, Quarantine::Ours);
-        if let Err(abandoned) = &mut taken
-            && let Some(first) = devices.first()
-        {
-            for bdf in self.hidden_beside(*first) {
-                match self.reserve_for_return(bdf) {
+    /// Notes as coming those of a group that were to be hidden, and were not begun with.
+    fn rest_of_group(&self, first: Bdf, begun: &[Bdf]) -> Vec<Bdf> {
+        let is_with_group = |bdf: &Bdf| {
+            let begun = self.begun_before(*bdf);
+            begun.is_some_and(|begun| begun.record.flags().contains(Flags::WITH_GROUP))
+        };
+        if !begun.iter().any(is_with_group) {
+            return Vec::new();
+        }
+        let mut rest = self.bus.together(first).unwrap_or_default();
+        rest.retain(|bdf| !begun.contains(bdf) && matches!(self.announce(*bdf), Ok(true)));
+        rest
+    }
+
+    /// Hides devices that are noted as coming: those that were begun with, and the rest of their group. If one of them cannot be hidden, dom0 gets
+    /// all back, with those that had arrived.
+    fn go_on_hiding(&self, first: Bdf, begun: &[Bdf], rest: &[Bdf]) {
+        let mut coming = [begun, rest].concat();
+        let had_arrived = self.hidden_beside(first).into_iter().filter(|bdf| {
+            let device = self.get(*bdf);
+            device.is_some_and(|device| device.record.flags().contains(Flags::WITH_GROUP))
+        });
+        let had_arrived: Vec<Bdf> = had_arrived.collect();
+        // Whether dom0 can do without the rest was not found out before.
+        let force = rest.is_empty();
+        let mut taken = self.take_all(&coming, &coming, force, Quarantine::Ours);
+        let mut returning = Vec::new();
+        for bdf in &had_arrived {
+            match &mut taken {
+                Ok(_) => drop(
+                    self.get(*bdf)
+                        .map(|device| device.record.clear(Flags::WITH_GROUP)),
+                ),
+                Err(abandoned) => match self.take_along(*bdf) {
                     Ok(device) => {
-                        if let Err(error) = self.reset_and_restore(&device) {
-                            log::warn!("{}", chain(&error));
-                        }
-                        self.is_leaving(&device);
-                        coming.push(bdf);
+                        returning.push(*bdf);
                         abandoned.arrived.push(device);
                     }
                     Err(error) => log::warn!("{}", chain(&error)),
-                }
+                },
             }
         }
+        coming.extend(&returning);
         if let Err(error) = self.arrived(&coming, taken) {
-            log::error!(
-                "{} was being hidden when pcibackd ended, and cannot be (try again: pciback hide): {}",
-                listed(&coming),
-                chain(&error)
-            );
+            let staying = self.hidden_beside(first);
+            log::error!("{}", cannot_follow(begun, &returning, &staying, &error));
         }
+    }
+
+    /// Takes a hidden device on the way back to dom0.
+    fn take_along(&self, bdf: Bdf) -> Result<Arc<Device>, DeviceError> {
+        let device = self.reserve_for_return(bdf)?;
+        if let Err(error) = self.reset_and_restore(&device) {
+            log::warn!("{}", chain(&error));
+        }
+        self.is_leaving(&device);
+        Ok(device)
     }
 
     /// Gives back devices that were on that way, and those with them that were to follow.
@@ -101,5 +132,63 @@ impl Devices {
                 chain(&error)
             );
         }
+    }
+}
+
+/// That devices were being hidden, and cannot be. `returning`: those that go back to dom0 with them; `staying`: those of their group that do not.
+fn cannot_follow(
+    devices: &[Bdf],
+    returning: &[Bdf],
+    staying: &[Bdf],
+    error: &DeviceError,
+) -> String {
+    let all = listed(devices);
+    let mut text = format!(
+        "hiding {all} was begun by an earlier pcibackd, and cannot be ended: {}.",
+        chain(error)
+    );
+    if !returning.is_empty() {
+        let returning = listed(returning);
+        text += &format!(" {returning} of the same IOMMU group goes back to dom0 with it.");
+    }
+    if !staying.is_empty() {
+        let staying = listed(staying);
+        text += &format!(
+            " {staying} of the same IOMMU group stays hidden, and until it is given back (pciback unhide --group {all}) no driver of dom0's can \
+             have the others."
+        );
+    }
+    let is_alone = devices.len() == 1 && returning.is_empty() && staying.is_empty();
+    let group = if is_alone { "" } else { "--group " };
+    text + &format!(" To try again: pciback hide {group}{all}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_hidden_is_told_with_what_goes_and_stays_and_with_the_remedy() {
+        let [one, two, three] = [0, 1, 2].map(|function| Bdf::from_devfn(0, 3, function));
+        let told = |returning: &[Bdf], staying: &[Bdf]| {
+            cannot_follow(&[one], returning, staying, &DeviceError::Dead { bdf: one })
+        };
+        let with_others = told(&[two], &[three]);
+        for part in [
+            "hiding 0000:03:00.0 was begun",
+            "did not come back from its last reset",
+            "0000:03:00.1 of the same IOMMU group goes back",
+            "0000:03:00.2 of the same IOMMU group stays hidden",
+            "pciback unhide --group 0000:03:00.0",
+            "pciback hide --group 0000:03:00.0",
+        ] {
+            assert!(with_others.contains(part), "{with_others}");
+        }
+        let alone = told(&[], &[]);
+        assert!(
+            alone.ends_with("To try again: pciback hide 0000:03:00.0"),
+            "{alone}"
+        );
+        assert!(!alone.contains("group"), "{alone}");
     }
 }

@@ -86,6 +86,7 @@ impl Devices {
                     for (device, from) in reserved {
                         device.record.set_phase(from);
                     }
+                    self.wake();
                     self.check_functions(physical)?;
                     return Err(DeviceError::Busy {
                         bdf: device.bdf,

@@ -125,6 +125,10 @@ bitflags::bitflags! {
         const REVOKED = 1 << 8;
         /// A virtual function that its guest is not to have yet: others could still take it away.
         const WITHHELD = 1 << 9;
+        /// It was reserved for us before, since the host booted.
+        const RESERVED = 1 << 10;
+        /// All of its IOMMU group is being hidden. Until all of it is.
+        const WITH_GROUP = 1 << 11;
     }
 }
 
