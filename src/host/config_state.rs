@@ -78,7 +78,7 @@ pub fn restore(config: &dyn ConfigSpace, saved: &[u8], command: u16) {
 const D3HOT_TO_D0: Duration = Duration::from_millis(10);
 
 /// Whether the device is in D3hot.
-fn sleeps(config: &dyn ConfigSpace, base: u16) -> bool {
+pub(super) fn sleeps(config: &dyn ConfigSpace, base: u16) -> bool {
     let asleep = u32::from(power_management::control::POWER_STATE);
     base.checked_add(power_management::CONTROL.offset)
         .and_then(|offset| config.read(offset, Width::Two).ok())

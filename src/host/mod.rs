@@ -14,6 +14,7 @@
 //! | [`sharing`] | what a device has in common with others: INTx line, memory pages |
 //! | [`config_state`] | saving and restoring configuration space |
 //! | [`interrupts`] | a hidden device's MSI and MSI-X |
+//! | `window` | what a BAR decodes, for guests of the embedded Xen |
 
 pub mod backend;
 mod config_file;
@@ -28,6 +29,7 @@ pub mod sharing;
 pub mod sim;
 pub mod sysfs;
 pub mod vfio;
+mod window;
 
 pub use self::backend::Backend;
 pub use self::read_only::ReadOnly;

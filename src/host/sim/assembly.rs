@@ -98,6 +98,7 @@ impl FunctionBuilder {
             presence: Mutex::new(Presence::There),
             messages: Mutex::new(Messages::new(0)),
             model: Mutex::new(self.model),
+            owner: Mutex::default(),
             kernel: Mutex::default(),
             faults: Mutex::new(Faults::default()),
             resetting: Mutex::new(false),

@@ -9,6 +9,7 @@ use conf_space::overlay::Identity;
 use conf_space::registers::{Register, header, msi, msix, power_management};
 use conf_space::selector::SlotPath;
 use conf_space::{AccessError, Bdf, ConfigSpace, Width};
+use xenbus::DomId;
 use xenbus::sim::Machine;
 
 use super::interrupts::Messages;
@@ -111,6 +112,8 @@ pub(super) struct Function {
     pub presence: Mutex<Presence>,
     pub messages: Mutex<Messages>,
     pub model: Mutex<Option<Box<dyn Model>>>,
+    /// The guest that has it, as Xen says. Held while that guest accesses what its BARs decode.
+    pub owner: Mutex<Option<DomId>>,
     pub kernel: Mutex<Kernel>,
     pub faults: Mutex<Faults>,
     pub resetting: Mutex<bool>,

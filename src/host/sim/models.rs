@@ -89,6 +89,8 @@ impl Model for Nvme {
 #[derive(Debug, Default)]
 pub(super) struct Network {
     causes: u32,
+    /// The register that the ports reach.
+    selected: u32,
 }
 
 /// Device status: full duplex, link up, 1000 Mb/s.
@@ -98,22 +100,35 @@ const LINK_UP: u32 = 0x0000_0083;
 const CAUSE_SET: u64 = 0x1520;
 const CAUSE: u64 = 0x1580;
 const NETWORK_BAR: u8 = 0;
+/// Ports, by which a driver without access to the memory reaches the same: which register, and its value.
+const PORTS_BAR: u8 = 2;
+const PORT_REGISTER: u64 = 0x00;
+const PORT_VALUE: u64 = 0x04;
 
 impl Model for Network {
     fn read(&mut self, bar: u8, offset: u64) -> u32 {
         match (bar, offset) {
             (NETWORK_BAR, LINK) => LINK_UP,
             (NETWORK_BAR, CAUSE) => std::mem::take(&mut self.causes),
+            (PORTS_BAR, PORT_REGISTER) => self.selected,
+            (PORTS_BAR, PORT_VALUE) => self.read(NETWORK_BAR, self.selected.into()),
             _ => 0,
         }
     }
 
     fn write(&mut self, bar: u8, offset: u64, value: u32) -> Option<u16> {
-        if (bar, offset) != (NETWORK_BAR, CAUSE_SET) || value == 0 {
-            return None;
+        match (bar, offset) {
+            (NETWORK_BAR, CAUSE_SET) if value != 0 => {
+                self.causes |= value;
+                u16::try_from(value.trailing_zeros()).ok()
+            }
+            (PORTS_BAR, PORT_REGISTER) => {
+                self.selected = value;
+                None
+            }
+            (PORTS_BAR, PORT_VALUE) => self.write(NETWORK_BAR, self.selected.into(), value),
+            _ => None,
         }
-        self.causes |= value;
-        u16::try_from(value.trailing_zeros()).ok()
     }
 
     fn reset(&mut self) {

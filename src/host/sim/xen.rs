@@ -2,14 +2,16 @@
 //! interrupts.
 
 use std::io;
+use std::sync::Arc;
 
 use conf_space::registers::header;
 use conf_space::{Bdf, Width};
-use xenbus::PciDevice;
-use xenbus::sim::{Hardware, MsiTarget};
+use nix::errno::Errno;
+use xenbus::sim::{DmaMemory, Hardware, MsiTarget, Window};
+use xenbus::{DomId, PciDevice};
 
-use super::WeakBus;
 use super::function::Function;
+use super::{WeakBus, lock};
 use crate::host::devices::for_xen;
 
 /// The bus, plugged into a machine.
@@ -20,11 +22,28 @@ impl Plugged {
     fn with<T>(
         &self,
         device: PciDevice,
-        action: impl FnOnce(&super::SimBus, &Function) -> T,
+        action: impl FnOnce(&super::SimBus, &Arc<Function>) -> T,
     ) -> Option<T> {
         let bus = self.0.upgrade()?;
         let function = bus.get(Bdf::from_devfn(device.segment, device.bus, device.devfn))?;
         Some(action(&bus, &function))
+    }
+
+    /// Does something with a device for a guest, whose it stays meanwhile.
+    fn with_for<T>(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        action: impl FnOnce(&super::SimBus, &Arc<Function>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let done = self.with(device, |bus, function| {
+            let owner = lock(&function.owner);
+            if *owner != Some(domain) {
+                return Err(Errno::EPERM.into());
+            }
+            action(bus, function)
+        });
+        done.unwrap_or_else(|| Err(Errno::ENODEV.into()))
     }
 }
 
@@ -79,5 +98,48 @@ impl Hardware for Plugged {
                 function.reset();
             }
         });
+    }
+
+    fn assign(&self, domain: DomId, device: PciDevice, _memory: &[DmaMemory]) -> io::Result<()> {
+        self.with(device, |_, function| *lock(&function.owner) = Some(domain));
+        Ok(())
+    }
+
+    fn deassign(&self, domain: DomId, device: PciDevice) {
+        self.with(device, |_, function| {
+            lock(&function.owner).take_if(|owner| *owner == domain);
+        });
+    }
+
+    fn windows(&self, device: PciDevice) -> Vec<Window> {
+        self.with(device, |_, function| function.windows())
+            .unwrap_or_default()
+    }
+
+    fn window_read(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        bar: u8,
+        offset: u64,
+        width: u8,
+    ) -> io::Result<u64> {
+        self.with_for(domain, device, |bus, function| {
+            bus.window_read(function, bar, offset, width)
+        })
+    }
+
+    fn window_write(
+        &self,
+        domain: DomId,
+        device: PciDevice,
+        bar: u8,
+        offset: u64,
+        width: u8,
+        value: u64,
+    ) -> io::Result<()> {
+        self.with_for(domain, device, |bus, function| {
+            bus.window_write(function, bar, offset, width, value)
+        })
     }
 }

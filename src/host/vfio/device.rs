@@ -25,23 +25,26 @@ use super::ioctl::{self, RegionInfo};
 use super::movable::{InUse, Movable};
 use super::regions::{self, Kept, Span};
 use crate::host::config_file::ConfigFile;
+use crate::host::config_state;
+use crate::host::window::window;
 
 /// BARs 0 to 5 and, last, the expansion ROM. The kernel numbers its regions so, too.
 const WINDOWS: usize = 7;
 
 /// A BAR, or the expansion ROM, as the kernel offers it.
 #[derive(Debug, Default)]
-struct Memory {
+struct Region {
     info: RegionInfo,
     mappable: Vec<Span>,
 }
 
-/// Where a device's control words of MSI and MSI-X are, and its MSI-X table.
+/// Where a device's control words of MSI and MSI-X are, its MSI-X table, and its power management capability.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Controls {
     pub msi: Option<u16>,
     pub msix: Option<u16>,
     pub table: Option<Kept>,
+    pub power: Option<u16>,
 }
 
 /// An open device. The kernel closes it with the last of its descriptors, and then lets its group go if that is closed, too.
@@ -50,7 +53,7 @@ pub(super) struct Open {
     pub wiring: Wiring,
     pub config: ConfigFile,
     pub controls: Controls,
-    memory: [Memory; WINDOWS],
+    regions: [Region; WINDOWS],
     /// The kernel has a reset for it.
     pub resets: bool,
     pub file: Arc<File>,
@@ -85,39 +88,52 @@ impl Open {
                 .map_err(from_access)?;
         }
         let (controls, kept) = find_controls(&config).map_err(from_access)?;
-        let mut memory: [Memory; WINDOWS] = Default::default();
-        for (slot, bar) in memory.iter_mut().zip(0u8..) {
+        let mut regions: [Region; WINDOWS] = Default::default();
+        for (slot, bar) in regions.iter_mut().zip(0u8..) {
             let info = ioctl::region_info(&file, u32::from(bar))?;
             let mappable = regions::mappable(&info, bar, &kept).unwrap_or_else(|broken| {
                 log::warn!("{bdf}: nothing of its BAR {bar} is mapped: {broken}");
                 Vec::new()
             });
-            *slot = Memory { info, mappable };
+            *slot = Region { info, mappable };
         }
         Ok(Self {
             wiring: Wiring::new(bdf, &file, machine, line, listener)?,
             config,
             controls,
-            memory,
+            regions,
             resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             file,
         })
     }
 
-    /// Whether the command register lets the device raise its line.
-    fn has_line_on(&self) -> bool {
+    fn command(&self) -> Option<u32> {
         let register = &header::COMMAND;
-        let command = self.config.read(register.offset, register.width);
-        command.is_ok_and(|command| command & u32::from(command::INTX_DISABLE) == 0)
+        self.config.read(register.offset, register.width).ok()
     }
 
-    fn memory(&self, bar: u8) -> Option<&Memory> {
-        self.memory.get(usize::from(bar))
+    /// Whether the command register lets the device raise its line.
+    fn has_line_on(&self) -> bool {
+        let off = u32::from(command::INTX_DISABLE);
+        self.command().is_some_and(|command| command & off == 0)
+    }
+
+    /// Whether it answers at its I/O ports. An access that nobody answers can bring the host down (XSA-120). The kernel looks for memory, and
+    /// not for ports.
+    fn has_ports_on(&self) -> bool {
+        let on = u32::from(command::IO);
+        let sleeps = |base| config_state::sleeps(&self.config, base);
+        self.command().is_some_and(|command| command & on != 0)
+            && !self.controls.power.is_some_and(sleeps)
+    }
+
+    fn region(&self, bar: u8) -> Option<&Region> {
+        self.regions.get(usize::from(bar))
     }
 
     /// Where in the device's file an access to a window goes.
     fn place(&self, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
-        let info = self.memory(bar).map(|memory| &memory.info);
+        let info = self.region(bar).map(|region| &region.info);
         info.filter(|info| {
             let resource = Resource {
                 size: info.size,
@@ -133,7 +149,7 @@ impl Open {
     ///
     /// # Errors
     /// EINVAL beyond it; the kernel's, EIO while the device does not decode memory.
-    pub fn read_memory(&self, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
+    fn read_region(&self, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
         let at = self.place(bar, offset, width)?;
         let mut bytes = [0; 8];
         let part = bytes.get_mut(..usize::from(width)).ok_or(Errno::EINVAL)?;
@@ -147,8 +163,8 @@ impl Open {
     /// Writes 1, 2, 4 or 8 bytes of a window. The kernel drops what is for an MSI-X table.
     ///
     /// # Errors
-    /// As [`Open::read_memory`].
-    pub fn write_memory(&self, bar: u8, offset: u64, width: u8, value: u64) -> io::Result<()> {
+    /// As [`Open::read_region`].
+    fn write_region(&self, bar: u8, offset: u64, width: u8, value: u64) -> io::Result<()> {
         let at = self.place(bar, offset, width)?;
         let bytes = value.to_le_bytes();
         let part = bytes.get(..usize::from(width)).ok_or(Errno::EINVAL)?;
@@ -157,7 +173,7 @@ impl Open {
 
     /// The parts of a window that a guest may map.
     fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
-        let Some(Memory { info, mappable }) = self.memory(bar) else {
+        let Some(Region { info, mappable }) = self.region(bar) else {
             return Ok(Vec::new());
         };
         mappable
@@ -186,6 +202,7 @@ fn find_controls(config: &ConfigFile) -> Result<(Controls, Vec<Kept>), AccessErr
         msi: control(CapabilityId::MSI, msi::CONTROL.offset),
         msix: control(CapabilityId::MSI_X, msix::CONTROL.offset),
         table: None,
+        power: found.find(CapabilityId::POWER_MANAGEMENT),
     };
     let mut kept = Vec::new();
     if let Some(base) = found.find(CapabilityId::MSI_X) {
@@ -346,24 +363,62 @@ impl Slot {
         }
     }
 
-    /// Its memory, as its BARs have it.
+    /// What its BARs decode, of what the kernel offers.
     pub fn windows(&self) -> Vec<Window> {
         let Ok(open) = self.open.get() else {
             return Vec::new();
         };
         (0u8..)
             .zip(&self.identity.resources)
-            .filter(|(_, resource)| resource.is_memory() && resource.start != 0)
-            .filter(|(bar, _)| {
-                open.memory(*bar)
-                    .is_some_and(|memory| memory.info.size != 0)
-            })
-            .map(|(bar, resource)| Window {
-                bar,
-                address: resource.start,
-                size: resource.size,
+            .filter_map(|(bar, resource)| window(bar, resource))
+            .filter(|window| {
+                open.region(window.bar)
+                    .is_some_and(|region| region.info.size != 0)
             })
             .collect()
+    }
+
+    /// Does an access to a window for a guest.
+    fn access<T>(
+        &self,
+        domain: DomId,
+        bar: u8,
+        access: impl FnOnce(&Open) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let resource = self.identity.resources.get(usize::from(bar));
+        let is_io = resource.is_some_and(Resource::is_io);
+        self.with_for(domain, |open| {
+            if is_io && !open.has_ports_on() {
+                // As the kernel says of memory.
+                return Err(Errno::EIO.into());
+            }
+            access(open)
+        })
+    }
+
+    /// Reads in a window, for a guest.
+    ///
+    /// # Errors
+    /// EIO while the device does not decode it; EINVAL beyond it; as [`Slot::with_for`]; the kernel's.
+    pub fn window_read(&self, domain: DomId, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
+        self.access(domain, bar, |open| open.read_region(bar, offset, width))
+    }
+
+    /// Writes in a window, for a guest.
+    ///
+    /// # Errors
+    /// As [`Slot::window_read`].
+    pub fn window_write(
+        &self,
+        domain: DomId,
+        bar: u8,
+        offset: u64,
+        width: u8,
+        value: u64,
+    ) -> io::Result<()> {
+        self.access(domain, bar, |open| {
+            open.write_region(bar, offset, width, value)
+        })
     }
 
     /// The parts of a window that a guest may map, while it interrupts by its line too: the embedded Xen is told when the line was served.

@@ -167,7 +167,7 @@ impl Hardware for Plugged {
         width: u8,
     ) -> io::Result<u64> {
         let slot = self.slot(device)?;
-        slot.with_for(domain, |open| open.read_memory(bar, offset, width))
+        slot.window_read(domain, bar, offset, width)
     }
 
     fn window_write(
@@ -180,6 +180,6 @@ impl Hardware for Plugged {
         value: u64,
     ) -> io::Result<()> {
         let slot = self.slot(device)?;
-        slot.with_for(domain, |open| open.write_memory(bar, offset, width, value))
+        slot.window_write(domain, bar, offset, width, value)
     }
 }

@@ -6,6 +6,8 @@
 #   refused TEXT COMMAND...     succeeds if the command fails and its output contains the text
 #   new_guest NAME BDF...       makes a guest of the embedded Xen with these devices
 #   drive NAME DRIVER STEP...   runs a driver in it, which is a process of its own; NAME may also be vfio:BDF, a device without pcibackd
+#   look NAME memory|io ADDRESS WIDTH   reads as this guest what one of its devices has there
+#   resource BDF BAR            where a BAR is, as the kernel has it
 #   end_guest NAME              destroys it
 #   hidden BDF, not_hidden BDF   what pcibackd says of the device; neither is so if it does not answer
 #   iommu_faults BDF            what the IOMMU has stopped of that device's DMA so far, by the kernel's log
@@ -62,6 +64,14 @@ drive() {
   case "$place" in vfio:*) ;; *) place=$RUN_DIR:$(domid "$place") ;; esac
   lab-guest drive "$driver" "$place" "$@"
 }
+
+look() {
+  local name="$1"
+  shift
+  lab-guest look $RUN_DIR "$(domid "$name")" "$@"
+}
+
+resource() { sed -n "$(($2 + 1))s/ .*//p" "/sys/bus/pci/devices/$1/resource"; }
 
 end_guest() { toolstack destroy "$(domid "$1")" && rm "$STATE/$1.domid"; }
 

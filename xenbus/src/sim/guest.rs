@@ -11,8 +11,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::evtchn::{GuestEnd, signal, take};
 use super::grants::MappedPage;
-use super::hardware::{DmaMemory, WindowArea};
+use super::hardware::{BarSpace, DmaMemory, WindowArea};
 use super::machine::Machine;
+use super::windows::opening;
 use crate::platform::{PageMapping, XenError};
 use crate::types::{DomId, GrantRef, Pirq, Port};
 use crate::xenstore;
@@ -77,11 +78,11 @@ pub trait GuestPlatform: Send + Sync + Debug {
     /// As [`Machine::take_memory`].
     fn take_memory(&self, address: u64) -> Result<(), XenError>;
 
-    /// Opens the memory of a device of this domain, by an address in it.
+    /// Opens what a BAR of a device of this domain decodes, by an address in it.
     ///
     /// # Errors
     /// EPERM when no device of this domain decodes that address.
-    fn open_window(&self, address: u64) -> Result<GuestWindow, XenError>;
+    fn open_window(&self, space: BarSpace, address: u64) -> Result<GuestWindow, XenError>;
 
     /// `SCHEDOP_shutdown`: this domain will do nothing any more. The toolstack has yet to destroy it.
     ///
@@ -90,18 +91,18 @@ pub trait GuestPlatform: Send + Sync + Debug {
     fn shut_down(&self) -> Result<(), XenError>;
 }
 
-/// Memory of a device, one access at a time.
-pub trait DeviceMemory: Send + Debug {
-    /// Reads `width` (1, 2, 4 or 8) bytes, aligned.
+/// Memory or ports of a device, one access at a time.
+pub trait WindowAccess: Send + Debug {
+    /// Reads `width` bytes, of [`BarSpace::widths`] and aligned.
     ///
     /// # Errors
-    /// EINVAL beyond the window, EPERM when the device is this domain's no more, what the device's bus says.
+    /// EINVAL beyond the window and for other widths, EPERM when the device is this domain's no more, what the device's bus says.
     fn read(&self, offset: u64, width: u8) -> io::Result<u64>;
 
-    /// Writes `width` (1, 2, 4 or 8) bytes, aligned.
+    /// Writes, as [`WindowAccess::read`] reads.
     ///
     /// # Errors
-    /// As [`DeviceMemory::read`].
+    /// As [`WindowAccess::read`].
     fn write(&self, offset: u64, width: u8, value: u64) -> io::Result<()>;
 }
 
@@ -112,10 +113,10 @@ pub struct GuestWindow {
     pub address: u64,
     /// Bytes.
     pub size: u64,
-    /// The parts of it that may be mapped; none unless the machine allows it ([`super::MachineOptions::map_windows`]).
+    /// The parts of it that may be mapped; none of ports, nor unless the machine allows it ([`super::MachineOptions::map_windows`]).
     pub areas: Vec<WindowArea>,
     /// All of it.
-    pub memory: Box<dyn DeviceMemory>,
+    pub access: Box<dyn WindowAccess>,
 }
 
 /// A page of the guest's that another domain may map.
@@ -261,17 +262,17 @@ impl GuestPlatform for LocalGuest {
         self.machine.take_memory(self.domain, address)
     }
 
-    fn open_window(&self, address: u64) -> Result<GuestWindow, XenError> {
-        let open = self.machine.open_window(self.domain, address)?;
+    fn open_window(&self, space: BarSpace, address: u64) -> Result<GuestWindow, XenError> {
+        let open = self.machine.open_window(self.domain, space, address)?;
         let areas = open.areas().map_err(|source| XenError::Failed {
-            operation: format!("opening device memory at {address:#x}"),
+            operation: opening(space, address),
             source,
         })?;
         Ok(GuestWindow {
             address: open.window.address,
             size: open.window.size,
             areas,
-            memory: Box::new(open),
+            access: Box::new(open),
         })
     }
 

@@ -30,18 +30,41 @@ pub struct DmaMemory {
     pub offset: u64,
 }
 
-/// What a memory BAR, or the expansion ROM, decodes.
+/// Which addresses a BAR decodes. The numbers are those of `machine.sock`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BarSpace {
+    /// Memory.
+    Memory = 0,
+    /// I/O ports.
+    Io = 1,
+}
+
+impl BarSpace {
+    /// Bytes that an access to it may have.
+    pub const fn widths(self) -> &'static [u8] {
+        match self {
+            Self::Memory => &[1, 2, 4, 8],
+            // What `in` and `out` take.
+            Self::Io => &[1, 2, 4],
+        }
+    }
+}
+
+/// What a BAR, or the expansion ROM, decodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Window {
     /// 0 to 5: the BAR, of a 64-bit one the first register; 6: the expansion ROM.
     pub bar: u8,
-    /// Host address, as guests read it from the register.
+    /// What it is an address of.
+    pub space: BarSpace,
+    /// Host address or port, as guests read it from the register.
     pub address: u64,
     /// Bytes.
     pub size: u64,
 }
 
-/// A part of a window that a guest may map and access without anybody's help.
+/// A part of a window, of memory, that a guest may map and access without anybody's help.
 #[derive(Debug)]
 pub struct WindowArea {
     /// Where in the window it begins; a multiple of 4096, as the other two numbers are.
@@ -119,12 +142,12 @@ pub trait Hardware: Send + Sync + Debug {
     /// does not lower its line by itself is kept quiet until then.
     fn end_of_interrupt(&self, _domain: DomId, _gsi: Gsi) {}
 
-    /// The device's memory, as its BARs have it now.
+    /// What the device's BARs decode now.
     fn windows(&self, _device: PciDevice) -> Vec<Window> {
         Vec::new()
     }
 
-    /// Which parts of a window a guest may map. Whether the device is that guest's is to be looked up so that it cannot change until the
+    /// Which parts of a window a guest may map; never any of I/O ports. Whether the device is that guest's is to be looked up so that it cannot change until the
     /// descriptors are made. Everything else, an MSI-X table for one, is reached through [`Hardware::window_read`] and
     /// [`Hardware::window_write`] alone, which reach all of it.
     ///
@@ -134,8 +157,8 @@ pub trait Hardware: Send + Sync + Debug {
         Ok(Vec::new())
     }
 
-    /// Reads `width` (1, 2, 4 or 8) bytes, aligned, within a window, for a guest. Whether the device is that guest's is to be looked up so that it
-    /// cannot change until the access is done.
+    /// Reads `width` bytes, of [`BarSpace::widths`] and aligned, within a window, for a guest, by one access of the device. Whether the device is that
+    /// guest's is to be looked up so that it cannot change until the access is done.
     ///
     /// # Errors
     /// EPERM when it is not; nobody answers.
@@ -150,7 +173,7 @@ pub trait Hardware: Send + Sync + Debug {
         Err(io::Error::from_raw_os_error(libc::ENXIO))
     }
 
-    /// Writes `width` (1, 2, 4 or 8) bytes, aligned, within a window, for a guest. Nobody but [`Hardware::program_msi`] changes an MSI-X table.
+    /// Writes within a window, as [`Hardware::window_read`] reads. Nobody but [`Hardware::program_msi`] changes an MSI-X table.
     ///
     /// # Errors
     /// As [`Hardware::window_read`].

@@ -46,9 +46,9 @@ pub use frontend::{
     Variant,
 };
 pub use grants::{MappedPage, PAGE_SIZE};
-pub use guest::{DeviceMemory, GrantedPage, GuestPlatform, GuestPort, GuestWindow, LocalGuest};
+pub use guest::{GrantedPage, GuestPlatform, GuestPort, GuestWindow, LocalGuest, WindowAccess};
 pub use guest_socket::{SocketGuest, SocketToolstack};
-pub use hardware::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
+pub use hardware::{BarSpace, DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 pub use hvm::{Direction, HvmGuest, Message, Vcpu, VcpuError};
 pub use machine::{DomainKind, Machine, MachineError, MachineOptions};
 pub use toolstack::{PciOptions, ToolstackError, VirtioDisk};

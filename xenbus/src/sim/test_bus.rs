@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
-use super::hardware::{DmaMemory, Hardware, MsiTarget, Window, WindowArea};
+use super::hardware::{BarSpace, DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 use super::lock;
 use crate::types::{DomId, Gsi, PciDevice};
 
@@ -22,14 +22,16 @@ pub(super) struct TestDevice {
     pub messages: BTreeMap<Option<u16>, (u64, u32)>,
     pub resets: usize,
     pub physical_function: Option<PciDevice>,
-    /// What its BAR decodes.
-    pub memory: File,
+    /// What its BARs decode: BAR 0, of memory, and BAR 1, of ports.
+    pub behind: [File; 2],
     /// Lines that its guest has served.
     pub served: Vec<Gsi>,
 }
 
-/// Bytes of the BAR, of which the second page cannot be mapped.
+/// Bytes of the memory BAR, of which the second page cannot be mapped.
 pub(super) const BAR_SIZE: u64 = 0x3000;
+/// And of the one of ports.
+pub(super) const PORTS: u64 = 0x20;
 
 /// A bus of such devices.
 #[derive(Debug, Default)]
@@ -63,9 +65,14 @@ pub(super) fn address(number: u8) -> PciDevice {
     }
 }
 
-/// Where a device's BAR is.
+/// Where a device's memory BAR is.
 pub(super) fn bar_address(device: PciDevice) -> u32 {
     0xfe00_0000 + (u32::from(device.devfn) << 16)
+}
+
+/// Where its ports are.
+pub(super) fn first_port(device: PciDevice) -> u32 {
+    0xc000 + u32::from(device.devfn) * 0x20
 }
 
 impl TestBus {
@@ -73,29 +80,34 @@ impl TestBus {
         Arc::default()
     }
 
-    /// Adds a network card with memory decode on, MSI with 4 vectors, an MSI-X table of 8 entries, and INTA on line 17.
+    /// Adds a network card with decode on, MSI with 4 vectors, an MSI-X table of 8 entries, and INTA on line 17.
     pub fn add(&self, device: PciDevice) {
         let mut config = [0; 256];
         config[0x00..0x04].copy_from_slice(&[0x86, 0x80, 0xd3, 0x10]);
-        config[0x04] = 0x02;
+        config[0x04] = 0x03;
         config[0x06] = 0x10;
         config[0x0b] = 0x02;
         config[0x10..0x14].copy_from_slice(&bar_address(device).to_le_bytes());
+        config[0x14..0x18].copy_from_slice(&(first_port(device) | 1).to_le_bytes());
         config[0x34] = 0x50;
         config[0x3c] = 17;
         config[0x3d] = 1;
         config[MSI..MSI + 4].copy_from_slice(&[0x05, 0x70, 0x84, 0x00]);
         config[MSIX..MSIX + 4].copy_from_slice(&[0x11, 0x00, 0x07, 0x00]);
         config[MSIX + 4..MSIX + 8].copy_from_slice(&0x0000_3000u32.to_le_bytes());
+        let behind = [BAR_SIZE, PORTS].map(|size| {
+            let file = tempfile::tempfile().expect("the tests have room");
+            file.set_len(size).expect("the tests have room");
+            file
+        });
         let new = TestDevice {
             config,
             messages: BTreeMap::new(),
             resets: 0,
             physical_function: None,
-            memory: tempfile::tempfile().expect("the tests have room"),
+            behind,
             served: Vec::new(),
         };
-        new.memory.set_len(BAR_SIZE).expect("the tests have room");
         lock(&self.devices).insert(device, new);
     }
 
@@ -121,6 +133,7 @@ impl TestBus {
         &self,
         domain: DomId,
         device: PciDevice,
+        bar: u8,
         access: impl FnOnce(&File) -> io::Result<T>,
     ) -> io::Result<T> {
         let pause = lock(&self.pause).clone();
@@ -133,7 +146,7 @@ impl TestBus {
         if !reach.is_some_and(|reach| reach.devices.contains(&device)) {
             return Err(io::Error::from_raw_os_error(libc::EPERM));
         }
-        self.with(device, |found| access(&found.memory))
+        self.with(device, |found| access(&found.behind[usize::from(bar)]))
     }
 
     /// Looks at or changes a device.
@@ -242,17 +255,27 @@ impl Hardware for TestBus {
     }
 
     fn windows(&self, device: PciDevice) -> Vec<Window> {
-        vec![Window {
-            bar: 0,
-            address: self.config_read(device, 0x10, 4).into(),
-            size: BAR_SIZE,
-        }]
+        let register = |offset| self.config_read(device, offset, 4);
+        vec![
+            Window {
+                bar: 0,
+                space: BarSpace::Memory,
+                address: register(0x10).into(),
+                size: BAR_SIZE,
+            },
+            Window {
+                bar: 1,
+                space: BarSpace::Io,
+                address: (register(0x14) & !0b11).into(),
+                size: PORTS,
+            },
+        ]
     }
 
     fn areas(&self, domain: DomId, device: PciDevice, bar: u8) -> io::Result<Vec<WindowArea>> {
         assert_eq!(bar, 0);
         let area = |start| {
-            let file = self.access(domain, device, File::try_clone)?;
+            let file = self.access(domain, device, bar, File::try_clone)?;
             Ok(WindowArea {
                 start,
                 size: 0x1000,
@@ -267,13 +290,13 @@ impl Hardware for TestBus {
         &self,
         domain: DomId,
         device: PciDevice,
-        _bar: u8,
+        bar: u8,
         offset: u64,
         width: u8,
     ) -> io::Result<u64> {
         let mut bytes = [0; 8];
         let part = &mut bytes[..width.into()];
-        self.access(domain, device, |memory| memory.read_exact_at(part, offset))?;
+        self.access(domain, device, bar, |file| file.read_exact_at(part, offset))?;
         Ok(u64::from_le_bytes(bytes))
     }
 
@@ -281,13 +304,13 @@ impl Hardware for TestBus {
         &self,
         domain: DomId,
         device: PciDevice,
-        _bar: u8,
+        bar: u8,
         offset: u64,
         width: u8,
         value: u64,
     ) -> io::Result<()> {
         let bytes = value.to_le_bytes();
         let part = &bytes[..width.into()];
-        self.access(domain, device, |memory| memory.write_all_at(part, offset))
+        self.access(domain, device, bar, |file| file.write_all_at(part, offset))
     }
 }

@@ -1,12 +1,12 @@
-//! Device memory for guests: a guest may reach what the BARs of its own devices decode, as the toolstack grants it (libxl by
-//! `xc_domain_iomem_permission`), by the addresses that it reads there.
+//! Devices' memory and I/O ports for guests: a guest may reach what the BARs of its own devices decode, as the toolstack grants it (libxl by
+//! `xc_domain_iomem_permission` and `xc_domain_ioport_permission`), by the addresses that it reads there.
 
 use std::io;
 
 use nix::errno::Errno;
 
-use super::guest::DeviceMemory;
-use super::hardware::{Window, WindowArea};
+use super::guest::WindowAccess;
+use super::hardware::{BarSpace, Window, WindowArea};
 use super::{Machine, lock};
 use crate::platform::XenError;
 use crate::types::{DomId, PciDevice};
@@ -34,12 +34,17 @@ impl Machine {
     ///
     /// # Errors
     /// ESRCH; EPERM when no device of this guest decodes the address.
-    pub(super) fn open_window(&self, domain: DomId, address: u64) -> Result<OpenWindow, XenError> {
+    pub(super) fn open_window(
+        &self,
+        domain: DomId,
+        space: BarSpace,
+        address: u64,
+    ) -> Result<OpenWindow, XenError> {
         self.check_alive(domain)?;
         let hardware = self.hardware();
         let has = |window: &Window| {
             let within = address.checked_sub(window.address);
-            within.is_some_and(|offset| offset < window.size)
+            window.space == space && within.is_some_and(|offset| offset < window.size)
         };
         let found = self.devices_of(domain).into_iter().find_map(|device| {
             let window = hardware.windows(device).into_iter().find(has)?;
@@ -51,16 +56,26 @@ impl Machine {
             })
         });
         found.ok_or_else(|| {
-            let operation = format!("opening device memory at {address:#x} for domain {domain}");
+            let operation = format!("{} for domain {domain}", opening(space, address));
             XenError::from_errno(operation, libc::EPERM)
         })
     }
 }
 
+/// What was tried when a window cannot be opened.
+pub(super) fn opening(space: BarSpace, address: u64) -> String {
+    let what = match space {
+        BarSpace::Memory => "device memory",
+        BarSpace::Io => "a device's I/O ports",
+    };
+    format!("opening {what} at {address:#x}")
+}
+
 impl OpenWindow {
     /// What of it the guest may map: nothing, unless the machine was started so.
     pub fn areas(&self) -> io::Result<Vec<WindowArea>> {
-        if !lock(&self.machine.inner.hypervisor).options.map_windows {
+        let map = lock(&self.machine.inner.hypervisor).options.map_windows;
+        if !map || self.window.space == BarSpace::Io {
             return Ok(Vec::new());
         }
         let hardware = self.machine.hardware();
@@ -75,7 +90,7 @@ impl OpenWindow {
     /// That it is an access within the window. Whether the device is the guest's still, the hardware looks up with the access.
     fn check(&self, offset: u64, width: u8) -> io::Result<()> {
         let size = u64::from(width);
-        let fits = matches!(width, 1 | 2 | 4 | 8)
+        let fits = self.window.space.widths().contains(&width)
             && offset.is_multiple_of(size)
             && offset
                 .checked_add(size)
@@ -88,7 +103,7 @@ impl OpenWindow {
     }
 }
 
-impl DeviceMemory for OpenWindow {
+impl WindowAccess for OpenWindow {
     fn read(&self, offset: u64, width: u8) -> io::Result<u64> {
         self.check(offset, width)?;
         let hardware = self.machine.hardware();

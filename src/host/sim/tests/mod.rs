@@ -3,6 +3,7 @@
 mod devices;
 mod hands;
 mod interrupts;
+mod windows;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

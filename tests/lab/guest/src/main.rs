@@ -36,8 +36,10 @@ const USAGE: &str = "usage:
                                  edu: identify, factorial, dma, intx, msi, stray (DMA where nothing is), bench,
                                  recover (as igb does), last (until the device goes);
                                  nvme: identify, write (and read) some blocks, first (MiB, to the standard output); igbvf: identify, msix, reset;
-                                 igb: identify, msix, recover (from an error that it waits for), deaf (for 20 s);
-                                 xhci: msi (four vectors); function, which is any: nopin, rom (to the standard output), sleep (D3hot), wake
+                                 igb: identify, msix, recover (from an error that it waits for), deaf (for 20 s), ports (I/O), asleep, last;
+                                 xhci: msi (four vectors); rtl8139: ports (I/O, of all widths); vga: mode, draw, mapped; function, which is any: nopin, rom (to the standard output), sleep (D3hot), wake
+  lab-guest look RUN_DIR DOMID memory|io ADDRESS WIDTH
+                                 reads what a device of that guest of the embedded Xen has at an address, in hexadecimal figures
   lab-guest toolstack RUN_DIR create NAME BDF... | attach DOMID BDF | detach DOMID BDF | destroy DOMID
                                  plays a toolstack of pcibackd's embedded Xen; create prints DOMID";
 
@@ -51,7 +53,13 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
         Err(error) => {
-            eprintln!("lab-guest: {error}");
+            let mut text = error.to_string();
+            let mut source = error.source();
+            while let Some(error) = source {
+                text = format!("{text}: {error}");
+                source = error.source();
+            }
+            eprintln!("lab-guest: {text}");
             ExitCode::FAILURE
         }
     }
@@ -83,6 +91,9 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
             virtio::break_rules(bdf, Duration::from_secs(seconds.parse()?))?;
         }
         ["toolstack", run_dir, command @ ..] => device::toolstack(run_dir, command)?,
+        ["look", run_dir, domain, space, address, width] => {
+            device::look(run_dir, domain.parse()?, space, address, width.parse()?)?;
+        }
         ["drive", driver, place, steps @ ..] => device::drive(driver, place, steps)?,
         _ => return Ok(false),
     }

@@ -6,6 +6,7 @@ use super::interrupts::Interrupts;
 use super::operations::mask;
 use super::variant::Scan;
 use super::{Frontend, FrontendError, Variant};
+use crate::sim::BarSpace;
 use crate::types::PciDevice;
 use crate::xenstore::Store;
 
@@ -53,6 +54,16 @@ pub enum BarKind {
     Memory64,
     /// The expansion ROM.
     Rom,
+}
+
+impl BarKind {
+    /// The space that its addresses are of.
+    pub fn space(self) -> BarSpace {
+        match self {
+            Self::Io => BarSpace::Io,
+            Self::Memory32 | Self::Memory64 | Self::Rom => BarSpace::Memory,
+        }
+    }
 }
 
 /// An address register that is there.

@@ -294,9 +294,10 @@ impl Session {
             }
             Some(Command::ConfWrite) => {
                 let value = match offset {
-                    // 128 KiB of memory, and no other register.
+                    // 128 KiB of memory, 32 ports, and no other register.
                     0x10 => op.value & !0x1_ffff,
-                    0x14..=0x27 | 0x30 => 0,
+                    0x14 => op.value & !0x1f | 1,
+                    0x18..=0x27 | 0x30 => 0,
                     0x40.. => return (PciError::ACCESS_DENIED, op.value),
                     _ => op.value,
                 };

@@ -91,18 +91,26 @@ fn linux_finds_the_function_and_all_that_it_has() {
     );
     assert_eq!(
         function.bars,
-        [Bar {
-            index: 0,
-            kind: BarKind::Memory32,
-            address: 0xfe00_0000,
-            size: 0x2_0000
-        }]
+        [
+            Bar {
+                index: 0,
+                kind: BarKind::Memory32,
+                address: 0xfe00_0000,
+                size: 0x2_0000
+            },
+            Bar {
+                index: 1,
+                kind: BarKind::Io,
+                address: 0xc000,
+                size: 0x20
+            }
+        ]
     );
     assert_eq!(function.capabilities, [(0x05, 0x50), (0x11, 0x70)]);
     assert_eq!(function.interrupt_pin, 1);
     assert_eq!(frontend.functions().count(), 1);
     // Sizing left everything as it was.
-    assert_eq!(setup.bus.with(address(0), |device| device.config[4]), 2);
+    assert_eq!(setup.bus.with(address(0), |device| device.config[4]), 3);
     assert_eq!(
         setup.bus.with(address(0), |device| device.config[0x13]),
         0xfe
@@ -180,7 +188,7 @@ fn netbsd_makes_accesses_of_4_bytes_only_and_turns_decoding_on() {
             .iter()
             .all(|op| op.size == 4 && op.offset % 4 == 0)
     );
-    assert_eq!(setup.bus.with(address(0), |device| device.config[4]), 2);
+    assert_eq!(setup.bus.with(address(0), |device| device.config[4]), 3);
 }
 
 #[test]
@@ -188,7 +196,7 @@ fn a_driver_enables_its_device_and_takes_msix_interrupts() {
     let setup = setup();
     let mut frontend = setup.connected(Variant::Linux);
     frontend.enable_device(FIRST).unwrap();
-    assert_eq!(setup.bus.with(address(0), |device| device.config[4]), 6);
+    assert_eq!(setup.bus.with(address(0), |device| device.config[4]), 7);
     let pirqs = frontend.enable_msix(FIRST, &[0, 3]).unwrap();
     assert_eq!(setup.machine.mapped_pirqs(setup.guest).len(), 3); // the line too
     assert_eq!(pirqs.len(), 2);

@@ -13,8 +13,9 @@ use super::protocol::{Extent, RequestKind};
 use crate::platform::XenError;
 use crate::sim::evtchn::GuestEnd;
 use crate::sim::grants::{MappedPage, check_page};
-use crate::sim::guest::{DeviceMemory, GrantedPage, GuestPlatform, GuestPort, GuestWindow};
-use crate::sim::{DmaMemory, WindowArea};
+use crate::sim::guest::{GrantedPage, GuestPlatform, GuestPort, GuestWindow, WindowAccess};
+use crate::sim::windows::opening;
+use crate::sim::{BarSpace, DmaMemory, WindowArea};
 use crate::types::{DomId, GrantRef, Pirq, Port};
 use crate::xenstore;
 
@@ -52,7 +53,7 @@ struct SocketWindow {
     number: u32,
 }
 
-impl DeviceMemory for SocketWindow {
+impl WindowAccess for SocketWindow {
     fn read(&self, offset: u64, width: u8) -> io::Result<u64> {
         let words = [offset, width.into()];
         let details = Details {
@@ -198,15 +199,16 @@ impl GuestPlatform for SocketGuest {
             .map(drop)
     }
 
-    fn open_window(&self, address: u64) -> Result<GuestWindow, XenError> {
+    fn open_window(&self, space: BarSpace, address: u64) -> Result<GuestWindow, XenError> {
         let details = Details {
+            argument: space as u32,
             more: address.as_bytes(),
-            ..Details::default()
+            descriptor: None,
         };
-        let operation = || format!("opening device memory at {address:#x}");
+        let operation = || opening(space, address);
         let kind = RequestKind::OpenWindow;
         let answer = self.connection.request_with(kind, details, operation)?;
-        let memory = SocketWindow {
+        let access = SocketWindow {
             connection: Arc::clone(&self.connection),
             number: answer.value,
         };
@@ -219,7 +221,7 @@ impl GuestPlatform for SocketGuest {
             address: window.start,
             size: window.size,
             areas,
-            memory: Box::new(memory),
+            access: Box::new(access),
         })
     }
 

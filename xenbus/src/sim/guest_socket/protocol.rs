@@ -2,6 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::sim::BarSpace;
+
 macro_rules! requests {
     ($($(#[$doc:meta])* $name:ident = $number:literal,)*) => {
         /// What can be asked for. The first request of a connection is [`RequestKind::Become`].
@@ -46,7 +48,7 @@ requests! {
     GiveMemory = 10,
     /// Address.
     TakeMemory = 11,
-    /// Address. Comes back with the window's number, an [`Extent`] of the window without offset, and one for each area that may be mapped, with a
+    /// Argument: a [`BarSpace`]'s number. Address. Comes back with the window's number, an [`Extent`] of the window without offset, and one for each area that may be mapped, with a
     /// descriptor.
     OpenWindow = 12,
     /// Argument: the window's number. Offset, width. Comes back with the value, of 64 bits.
@@ -80,6 +82,12 @@ impl RequestKind {
     pub fn is_toolstacks(self) -> bool {
         self as u32 >= Self::CreateDomain as u32
     }
+}
+
+/// The address space of that number.
+pub fn space(number: u32) -> Option<BarSpace> {
+    let mut spaces = [BarSpace::Memory, BarSpace::Io].into_iter();
+    spaces.find(|space| *space as u32 == number)
 }
 
 /// A request's head: 8 bytes.

@@ -4,11 +4,11 @@ use std::os::fd::OwnedFd;
 
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::protocol::{Extent, LONGEST_NAME, MOST_DESCRIPTORS, Request, RequestKind};
+use super::protocol::{Extent, LONGEST_NAME, MOST_DESCRIPTORS, Request, RequestKind, space};
 use crate::platform::XenError;
-use crate::sim::guest::DeviceMemory;
+use crate::sim::guest::WindowAccess;
 use crate::sim::windows::OpenWindow;
-use crate::sim::{DmaMemory, DomainKind, Machine, PciOptions, ToolstackError};
+use crate::sim::{BarSpace, DmaMemory, DomainKind, Machine, PciOptions, ToolstackError};
 use crate::types::{DomId, GrantRef, PciDevice, Pirq, Port};
 
 /// Windows that a connection may have open: more than a guest's devices have BARs.
@@ -150,7 +150,10 @@ impl Client {
                 done(machine.give_memory(domain, memory))
             }
             RequestKind::TakeMemory => done(machine.take_memory(domain, first)),
-            RequestKind::OpenWindow => self.open_window(machine, domain, first),
+            RequestKind::OpenWindow => {
+                let space = space(argument).ok_or_else(|| packet.refused(libc::EINVAL))?;
+                self.open_window(machine, domain, space, first)
+            }
             RequestKind::ReadWindow => {
                 let window = self.window(&packet)?;
                 let value = window.read(first, width(second)).map_err(failed)?;
@@ -199,9 +202,10 @@ impl Client {
         &mut self,
         machine: &Machine,
         domain: DomId,
+        space: BarSpace,
         address: u64,
     ) -> Result<Answer, XenError> {
-        let open = machine.open_window(domain, address)?;
+        let open = machine.open_window(domain, space, address)?;
         let known = self.windows.iter().position(|other| other.is_same(&open));
         let number = known.unwrap_or(self.windows.len());
         if number >= MOST_WINDOWS {
@@ -287,7 +291,7 @@ fn width(number: u64) -> u8 {
 
 fn failed(source: std::io::Error) -> XenError {
     XenError::Failed {
-        operation: "reaching device memory".to_owned(),
+        operation: "reaching what a device's BAR decodes".to_owned(),
         source,
     }
 }

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use xenbus::pciif::{AerCommand, AerResult};
 use xenbus::sim::{
-    DeviceMemory, DmaMemory, Frontend, GuestPlatform, SocketGuest, SocketToolstack, Variant,
+    BarSpace, DmaMemory, Frontend, GuestPlatform, SocketGuest, SocketToolstack, Variant,
+    WindowAccess,
 };
 use xenbus::xenstore::Store;
 use xenbus::{DomId, PciDevice, Pirq, XenbusState};
@@ -84,7 +85,7 @@ impl Drop for Embedded {
 }
 
 /// What is not mapped.
-struct Trapped(Box<dyn DeviceMemory>);
+struct Trapped(Box<dyn WindowAccess>);
 
 impl Door for Trapped {
     fn read(&self, offset: u64, width: u8) -> Result<u64> {
@@ -110,7 +111,8 @@ impl Device for Embedded {
     fn window(&mut self, bar: u8) -> Result<Window> {
         let function = self.frontend.function(self.function).ok_or("no function")?;
         let bar = function.bars.iter().find(|found| found.index == bar);
-        let window = self.xen.open_window(bar.ok_or("no such BAR")?.address)?;
+        let bar = bar.ok_or("no such BAR")?;
+        let window = self.xen.open_window(bar.kind.space(), bar.address)?;
         let mut areas = Vec::new();
         for area in window.areas {
             areas.push(Area {
@@ -119,7 +121,7 @@ impl Device for Embedded {
                 base: map(&area.file, area.offset, usize::try_from(area.size)?)?,
             });
         }
-        let door = Box::new(Trapped(window.memory));
+        let door = Box::new(Trapped(window.access));
         Ok(Window { areas, door })
     }
 
@@ -168,6 +170,21 @@ impl Device for Embedded {
     fn memory(&self) -> &Memory {
         &self.memory
     }
+}
+
+/// Opens, as a guest, what one of its devices has at an address, and reads there.
+pub fn look(run_dir: &str, domain: DomId, space: &str, address: &str, width: u8) -> Result<()> {
+    let xen = SocketGuest::connect(socket(run_dir), domain)?;
+    let space = match space {
+        "memory" => BarSpace::Memory,
+        "io" => BarSpace::Io,
+        _ => return Err(format!("there is no address space '{space}'").into()),
+    };
+    let address = u64::from_str_radix(address.trim_start_matches("0x"), 16)?;
+    let window = xen.open_window(space, address)?;
+    let offset = address.saturating_sub(window.address);
+    println!("{:#x}", window.access.read(offset, width)?);
+    Ok(())
 }
 
 /// Plays a toolstack. `create` prints the new domain's id.

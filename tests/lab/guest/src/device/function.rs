@@ -22,8 +22,8 @@ const POWER_MANAGEMENT: u32 = 0x01;
 /// Of that capability: control and status, in which the state is.
 const POWER_CONTROL: u16 = 4;
 const POWER_STATE: u32 = 0b11;
-const D0: u32 = 0;
-const D3_HOT: u32 = 3;
+pub(super) const D0: u32 = 0;
+pub(super) const D3_HOT: u32 = 3;
 /// Nobody looks at a function for so long after a change of its state (5.6.1).
 const SETTLE: Duration = Duration::from_millis(20);
 
@@ -74,7 +74,7 @@ fn capability(device: &mut dyn Device, id: u32) -> Result<u16> {
 }
 
 /// Changes the power state. A function that is awake decodes memory and masters the bus as before.
-fn set_power(device: &mut dyn Device, state: u32) -> Result<()> {
+pub(super) fn set_power(device: &mut dyn Device, state: u32) -> Result<()> {
     let register = capability(device, POWER_MANAGEMENT)?.saturating_add(POWER_CONTROL);
     let control = device.config_read(register, 2)?;
     device.config_write(register, 2, control & !POWER_STATE | state)?;

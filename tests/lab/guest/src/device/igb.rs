@@ -1,8 +1,11 @@
 //! Intel's 82576: a physical function, or a virtual one (its datasheet, 7.8.2 and 8.26: what virtual functions have) with its mailbox to the
 //! physical one. Both have the same interrupt registers.
 
+use std::time::Instant;
+
+use super::function::{D0, D3_HOT, set_power};
 use super::window::Window;
-use super::{Device, PATIENCE, Result, Signal, VENDOR, same, until};
+use super::{Device, PATIENCE, Result, Signal, VENDOR, ports, same, until};
 
 /// Device and vendor ID.
 const PHYSICAL: u32 = 0x10c9_8086;
@@ -12,6 +15,7 @@ const VIRTUAL: u32 = 0x10ca_8086;
 /// Registers of BAR 0.
 mod register {
     pub const CONTROL: u64 = 0x0000;
+    pub const STATUS: u64 = 0x0008;
     pub const MAILBOX_MEMORY: u64 = 0x0800;
     pub const MAILBOX: u64 = 0x0c40;
     pub const INTERRUPT_MODE: u64 = 0x1514;
@@ -38,6 +42,11 @@ const RESET_DONE: u32 = 1 << 7;
 /// The message that a function which was reset begins with, and the mark of one that was granted.
 const RESET_MESSAGE: u32 = 1;
 const GRANTED: u32 = 1 << 31;
+
+/// I/O ports of the physical function's BAR 2: which register, and its value.
+const PORTS_BAR: u8 = 2;
+const PORT_REGISTER: u64 = 0x00;
+const PORT_VALUE: u64 = 0x04;
 
 const VECTORS: u32 = 3;
 /// Where in BAR 3 the pending bits are.
@@ -70,6 +79,9 @@ fn drive(mut device: Box<dyn Device>, ids: u32, steps: &[&str]) -> Result<()> {
             "msix" => function.msix()?,
             "recover" => function.recover()?,
             "deaf" => function.deaf(),
+            "ports" if ids == PHYSICAL => function.ports()?,
+            "asleep" if ids == PHYSICAL => function.asleep()?,
+            "last" if ids == PHYSICAL => function.last()?,
             "reset" if ids == VIRTUAL => function.reset()?,
             _ => return Err(format!("igb cannot '{step}'").into()),
         }
@@ -133,6 +145,57 @@ impl Function {
         std::thread::sleep(PATIENCE);
     }
 
+    /// Reads and writes through ports what is in memory, too.
+    fn ports(&mut self) -> Result<()> {
+        let ports = ports(&mut *self.device, PORTS_BAR)?;
+        let registers = &self.registers;
+        let select = |register: u64| ports.write32(PORT_REGISTER, register as u32);
+        for register in [register::CONTROL, register::STATUS] {
+            select(register)?;
+            same(
+                "the register selected",
+                ports.read32(PORT_REGISTER)?,
+                register as u32,
+            )?;
+            let expected = registers.read32(register)?;
+            same("a register", ports.read32(PORT_VALUE)?, expected)?;
+        }
+        select(register::INTERRUPT_MODE)?;
+        let before = registers.read32(register::INTERRUPT_MODE)?;
+        for mode in [before ^ MODE_MSIX, before] {
+            ports.write32(PORT_VALUE, mode)?;
+            let found = registers.read32(register::INTERRUPT_MODE)?;
+            same("what was written", found, mode)?;
+        }
+        Ok(())
+    }
+
+    /// While it sleeps it answers neither in memory nor at ports.
+    fn asleep(&mut self) -> Result<()> {
+        let ports = ports(&mut *self.device, PORTS_BAR)?;
+        set_power(&mut *self.device, D3_HOT)?;
+        for window in [&self.registers, &ports] {
+            fails(window, libc::EIO)?;
+        }
+        set_power(&mut *self.device, D0)?;
+        ports.read32(PORT_REGISTER).map(drop)
+    }
+
+    /// Uses the ports until they are the guest's no more, and says so.
+    fn last(&mut self) -> Result<()> {
+        let ports = ports(&mut *self.device, PORTS_BAR)?;
+        println!("using");
+        let begin = Instant::now();
+        while ports.read32(PORT_REGISTER).is_ok() {
+            if begin.elapsed() > PATIENCE {
+                return Err("the device has not gone".into());
+            }
+        }
+        fails(&ports, libc::EPERM)?;
+        println!("gone");
+        Ok(())
+    }
+
     /// Resets itself, tells the physical function's driver, and gets its network address from it, which is printed.
     fn reset(&self) -> Result<()> {
         let registers = &self.registers;
@@ -173,4 +236,11 @@ impl Function {
         println!("address {}", address.join(":"));
         Ok(())
     }
+}
+
+/// That an access fails, for that reason.
+fn fails(window: &Window, errno: i32) -> Result<()> {
+    let error = window.door.read(0, 4).err().ok_or("it answers")?;
+    let error = error.downcast::<std::io::Error>()?;
+    same("the error", error.raw_os_error().unwrap_or(0), errno)
 }

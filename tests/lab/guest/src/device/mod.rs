@@ -8,6 +8,8 @@ mod function;
 mod igb;
 mod memory;
 mod nvme;
+mod rtl8139;
+mod vga;
 mod window;
 mod xhci;
 
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 use memory::Memory;
 use window::Window;
 
-pub use embedded::toolstack;
+pub use embedded::{look, toolstack};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -27,7 +29,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Offset of the vendor ID, with the device ID behind it (PCI 3.0, 6.2.1), and of the command register.
 const VENDOR: u16 = 0x00;
 const COMMAND: u16 = 0x04;
-/// Of the command register: memory decode, bus mastering.
+/// Of the command register: I/O decode; memory decode, bus mastering.
+const COMMAND_IO: u32 = 1 << 0;
 const COMMAND_ON: u32 = 1 << 1 | 1 << 2;
 
 /// How a device interrupts.
@@ -64,7 +67,7 @@ pub trait Device {
 
     fn config_write(&mut self, offset: u16, width: u8, value: u32) -> Result<()>;
 
-    /// What a memory BAR decodes.
+    /// What a BAR decodes.
     fn window(&mut self, bar: u8) -> Result<Window>;
 
     /// Sets up so many interrupts, in place of those that there were.
@@ -105,9 +108,18 @@ pub fn drive(driver: &str, place: &str, steps: &[&str]) -> Result<()> {
         "igb" => igb::drive_physical(device, steps),
         "igbvf" => igb::drive_virtual(device, steps),
         "xhci" => xhci::drive(device, steps),
+        "rtl8139" => rtl8139::drive(device, steps),
+        "vga" => vga::drive(device, steps),
         "function" => function::drive(device, steps),
         _ => Err(format!("there is no driver '{driver}'").into()),
     }
+}
+
+/// What an I/O BAR decodes, switched on.
+fn ports(device: &mut dyn Device, bar: u8) -> Result<Window> {
+    let command = device.config_read(COMMAND, 2)?;
+    device.config_write(COMMAND, 2, command | COMMAND_IO)?;
+    device.window(bar)
 }
 
 /// Waits for an error of a device, which it says, and recovers from it as it is asked to.
