@@ -6,6 +6,7 @@
 
 mod chain;
 mod config;
+mod in_flight;
 mod packed;
 mod record;
 mod split;
@@ -170,22 +171,22 @@ impl Queue {
 
     /// It goes on where another process left it.
     pub fn is_resumed(&self) -> bool {
-        either!(self, ring => ring.is_resumed())
+        either!(self, ring => ring.chains().is_resumed())
     }
 
     /// How many descriptors its ring has.
     pub fn size(&self) -> u16 {
-        either!(self, ring => ring.size())
+        either!(self, ring => ring.chains().size())
     }
 
     /// The driver can make nothing available: all descriptors of its ring are part of chains that the device
     /// has taken.
     pub fn is_exhausted(&self) -> bool {
-        either!(self, ring => ring.is_exhausted())
+        either!(self, ring => ring.chains().slots() >= self.size().into())
     }
 
     /// How many chains the device has taken and not yet completed.
     pub fn in_flight(&self) -> u16 {
-        either!(self, ring => ring.in_flight())
+        either!(self, ring => ring.chains().count())
     }
 }

@@ -8,7 +8,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{Descriptor, Flags, Format};
 use super::config::DESCRIPTOR;
-use super::record::{Copied, Entry, Header, in_flight};
+use super::in_flight::InFlight;
+use super::record::Copied;
 use super::{Chain, QueueConfig, QueueError, Record, RingError};
 use crate::features::Features;
 use crate::memory::{MemoryError, View};
@@ -88,19 +89,14 @@ pub struct PackedQueue {
     ring: u64,
     driver: u64,
     device: u64,
-    size: u16,
     features: Features,
-    record: Record,
+    in_flight: InFlight,
     /// Where the next available descriptor is expected.
     available: Position,
     /// Where the next used descriptor goes.
     used: Position,
     /// Slots used since the driver was last asked whether it wants an interrupt.
     unannounced: u32,
-    in_flight: u16,
-    order: u32,
-    again: Vec<u16>,
-    resumed: bool,
     /// Copies that no chain in flight uses.
     free: Vec<u16>,
     /// The descriptors of the chain being taken.
@@ -115,24 +111,16 @@ impl PackedQueue {
         record: Record,
     ) -> Result<Self, QueueError> {
         let size = config.size;
-        if !record.fits(size) {
-            return Err(QueueError::Record { size });
-        }
         let start = Position::new(0, size);
         let mut queue = Self {
             ring: config.descriptors,
             driver: config.driver,
             device: config.device,
-            size,
             features,
-            record,
+            in_flight: InFlight::new(record, size)?,
             available: start,
             used: start,
             unannounced: 0,
-            in_flight: 0,
-            order: 0,
-            again: Vec::new(),
-            resumed: false,
             free: Vec::new(),
             taken: Vec::new(),
         };
@@ -142,42 +130,33 @@ impl PackedQueue {
 
     /// Goes on where the record says, or begins.
     fn go_on(&mut self, view: &View) -> Result<(), QueueError> {
-        let size = self.size;
-        let broken = QueueError::Record { size };
-        if let Some(header) = self.record.header() {
-            self.resumed = true;
-            self.used = Position::new(header.used, size);
-            if let Some((head, slots)) = header.completing {
-                // Its slots were available with this wrap counter, so both bits equal to it mean that it
-                // was used since.
-                let flags = self.flags(view, self.used).map_err(|_| broken.clone())?;
-                let wrap = self.used.wrap();
-                if flags.contains(Flags::AVAIL) == wrap && flags.contains(Flags::USED) == wrap {
-                    self.used = self.used.after(slots.into());
-                    self.record.set_entry(head, None);
-                }
-            }
-        }
-        self.record.set_header(Header {
-            used: self.used.place,
-            completing: None,
-        });
-        let mut again = in_flight(&self.record, size);
-        let mut slots = 0u32;
+        let size = self.in_flight.size();
+        let broken = || QueueError::Record { size };
+        let ring = self.ring;
+        let used = self.in_flight.go_on(|used, slots| {
+            // Its slots were available with this wrap counter, so both bits equal to it mean that it
+            // was used since.
+            let used = Position::new(used, size);
+            let flags = flags(view, ring, used).map_err(|_| broken())?;
+            let both = [Flags::AVAIL, Flags::USED];
+            let shown = both.iter().all(|bit| flags.contains(*bit) == used.wrap());
+            Ok(shown.then(|| used.after(slots.into()).place))
+        })?;
+        self.used = Position::new(used, size);
         let mut copies = vec![false; size.into()];
-        for (_, entry) in &again {
-            slots = slots.saturating_add(entry.slots.into());
+        for entry in self.in_flight.again() {
             let mut copy = Some(entry.copy);
             for _ in 0..entry.slots {
                 let used = copy.and_then(|copy| copies.get_mut(usize::from(copy)));
                 // A copy that does not exist, or that two chains have: not ours.
-                let used = used.filter(|used| !**used).ok_or(broken.clone())?;
+                let used = used.filter(|used| !**used).ok_or(broken())?;
                 *used = true;
-                copy = copy.and_then(|copy| self.record.copied(size, copy).next);
+                copy = copy.and_then(|copy| self.in_flight.record().copied(size, copy).next);
             }
         }
+        let slots = self.in_flight.slots();
         if slots > size.into() {
-            return Err(broken);
+            return Err(broken());
         }
         self.available = self.used.after(slots);
         self.free = (0..size)
@@ -185,48 +164,41 @@ impl PackedQueue {
             .zip(copies.iter().rev())
             .filter_map(|(copy, used)| (!used).then_some(copy))
             .collect();
-        self.in_flight = again.len() as u16;
-        self.order = again
-            .last()
-            .map_or(0, |(_, entry)| entry.order.wrapping_add(1));
-        again.reverse();
-        self.again = again.into_iter().map(|(head, _)| head).collect();
         Ok(())
     }
 
     pub(super) fn pop(&mut self, view: &Arc<View>, chain: &mut Chain) -> Result<bool, RingError> {
-        if let Some(head) = self.again.pop() {
+        if let Some(head) = self.in_flight.take_again() {
             self.pop_copied(view, head, chain)?;
             return Ok(true);
         }
         if !self.is_available(view, self.available)? {
             return Ok(false);
         }
+        let size = self.in_flight.size();
         chain.restart(view);
         self.taken.clear();
         let mut at = self.available;
         let (head, slots) = loop {
             // All of the ring's descriptors can be in flight at once, and no more.
             if self.taken.len() >= self.free.len() {
-                return Err(RingError::ChainTooLong {
-                    limit: self.size.into(),
-                });
+                return Err(RingError::ChainTooLong { limit: size.into() });
             }
             let descriptor = Descriptor::read(view, self.ring, at.index().into(), Format::Packed)?;
-            chain.add(view, &descriptor, Format::Packed, self.size, self.features)?;
+            chain.add(view, &descriptor, Format::Packed, size, self.features)?;
             self.taken.push(descriptor);
             at = at.after(1);
             if !descriptor.flags().contains(Flags::NEXT) {
                 break (descriptor.next, self.taken.len() as u16);
             }
         };
-        if head >= self.size {
+        if head >= size {
             return Err(RingError::NoSuchDescriptor {
                 index: head,
-                count: self.size.into(),
+                count: size.into(),
             });
         }
-        if self.record.entry(head).is_some() {
+        if self.in_flight.entry(head).is_some() {
             return Err(RingError::AlreadyInFlight { head });
         }
         chain.set_head(head);
@@ -237,6 +209,7 @@ impl PackedQueue {
 
     /// Notes the chain in `taken`: copies first, and last that they mean something.
     fn note(&mut self, head: u16, slots: u16) {
+        let (record, size) = (self.in_flight.record(), self.in_flight.size());
         let mut next = None;
         for descriptor in self.taken.iter().rev() {
             // There are as many free copies as free slots, which `pop` has made sure of.
@@ -245,17 +218,10 @@ impl PackedQueue {
                 descriptor: *descriptor,
                 next,
             };
-            self.record.set_copied(self.size, copy, copied);
+            record.set_copied(size, copy, copied);
             next = Some(copy);
         }
-        let entry = Entry {
-            order: self.order,
-            slots,
-            copy: next.unwrap_or(0),
-        };
-        self.record.set_entry(head, Some(entry));
-        self.order = self.order.wrapping_add(1);
-        self.in_flight = self.in_flight.saturating_add(1);
+        self.in_flight.add(head, slots, next.unwrap_or(0));
     }
 
     fn pop_copied(
@@ -264,20 +230,16 @@ impl PackedQueue {
         head: u16,
         chain: &mut Chain,
     ) -> Result<(), RingError> {
+        let (record, size) = (self.in_flight.record(), self.in_flight.size());
         chain.restart(view);
         chain.set_head(head);
-        let entry = self.record.entry(head);
+        let entry = record.entry(head);
         let mut copy = entry.map(|entry| entry.copy);
         for _ in 0..entry.map_or(0, |entry| entry.slots) {
             let Some(index) = copy else { break };
-            let copied = self.record.copied(self.size, index);
-            chain.add(
-                view,
-                &copied.descriptor,
-                Format::Packed,
-                self.size,
-                self.features,
-            )?;
+            let copied = record.copied(size, index);
+            let descriptor = &copied.descriptor;
+            chain.add(view, descriptor, Format::Packed, size, self.features)?;
             copy = copied.next;
         }
         Ok(())
@@ -289,15 +251,8 @@ impl PackedQueue {
         head: u16,
         written: u32,
     ) -> Result<(), RingError> {
-        let entry = self
-            .record
-            .entry(head)
-            .ok_or(RingError::NotInFlight { head })?;
-        self.record.set_header(Header {
-            used: self.used.place,
-            completing: Some((head, entry.slots)),
-        });
-        let at = self.descriptor(self.used)?;
+        let entry = self.in_flight.begin_completing(head, self.used.place)?;
+        let at = descriptor(self.ring, self.used)?;
         let [l0, l1, l2, l3] = written.to_le_bytes();
         let [h0, h1] = head.to_le_bytes();
         let address = at.saturating_add(LENGTH_OFFSET);
@@ -307,26 +262,18 @@ impl PackedQueue {
         flags.set(Flags::AVAIL | Flags::USED, self.used.wrap());
         // The length means something only with this flag (section 2.8.1).
         flags.set(Flags::WRITE, written > 0);
-        self.store(
-            view,
-            at.saturating_add(FLAGS_OFFSET),
-            flags.bits(),
-            Ordering::Release,
-        )?;
+        let address = at.saturating_add(FLAGS_OFFSET);
+        store(view, address, flags.bits(), Ordering::Release)?;
+        let (record, size) = (self.in_flight.record(), self.in_flight.size());
         let mut copy = Some(entry.copy);
         for _ in 0..entry.slots {
             let Some(index) = copy else { break };
             self.free.push(index);
-            copy = self.record.copied(self.size, index).next;
+            copy = record.copied(size, index).next;
         }
         self.used = self.used.after(entry.slots.into());
-        self.record.set_entry(head, None);
-        self.record.set_header(Header {
-            used: self.used.place,
-            completing: None,
-        });
+        self.in_flight.end_completing(head, entry, self.used.place);
         self.unannounced = self.unannounced.saturating_add(entry.slots.into());
-        self.in_flight = self.in_flight.saturating_sub(1);
         Ok(())
     }
 
@@ -334,12 +281,12 @@ impl PackedQueue {
         let unannounced = std::mem::take(&mut self.unannounced);
         // The driver sees what was completed before its wish is looked at.
         fence(Ordering::SeqCst);
-        let flags = self.load(view, self.driver.saturating_add(EVENT_FLAGS_OFFSET))?;
+        let flags = load(view, self.driver.saturating_add(EVENT_FLAGS_OFFSET))?;
         Ok(match flags & EVENT_FLAGS {
             EVENT_DISABLE => false,
             EVENT_DESCRIPTOR if self.features.contains(Features::EVENT_IDX) => {
-                let event = self.load(view, self.driver)?;
-                match Position::of_event(event, self.size) {
+                let event = load(view, self.driver)?;
+                match Position::of_event(event, self.in_flight.size()) {
                     // It is one of the last `unannounced` slots before `used`.
                     Some(event) => self.used.since(event.after(1)) < unannounced,
                     None => true,
@@ -351,75 +298,58 @@ impl PackedQueue {
 
     pub(super) fn disable_notify(&mut self, view: &View) -> Result<(), RingError> {
         let at = self.device.saturating_add(EVENT_FLAGS_OFFSET);
-        self.store(view, at, EVENT_DISABLE, Ordering::Relaxed)
+        store(view, at, EVENT_DISABLE, Ordering::Relaxed)
     }
 
     pub(super) fn enable_notify(&mut self, view: &View) -> Result<bool, RingError> {
         let flags = if self.features.contains(Features::EVENT_IDX) {
-            self.store(view, self.device, self.available.event(), Ordering::Relaxed)?;
+            store(view, self.device, self.available.event(), Ordering::Relaxed)?;
             EVENT_DESCRIPTOR
         } else {
             EVENT_ENABLE
         };
         let at = self.device.saturating_add(EVENT_FLAGS_OFFSET);
-        self.store(view, at, flags, Ordering::Release)?;
+        store(view, at, flags, Ordering::Release)?;
         // The driver either sees this, or we see what it made available before.
         fence(Ordering::SeqCst);
         self.has_next(view)
     }
 
     pub(super) fn has_next(&self, view: &View) -> Result<bool, RingError> {
-        Ok(!self.again.is_empty() || self.is_available(view, self.available)?)
+        Ok(self.in_flight.has_again() || self.is_available(view, self.available)?)
     }
 
-    pub(super) fn is_resumed(&self) -> bool {
-        self.resumed
-    }
-
-    pub(super) fn size(&self) -> u16 {
-        self.size
-    }
-
-    pub(super) fn is_exhausted(&self) -> bool {
-        self.free.is_empty()
-    }
-
-    pub(super) fn in_flight(&self) -> u16 {
-        self.in_flight
+    pub(super) fn chains(&self) -> &InFlight {
+        &self.in_flight
     }
 
     fn is_available(&self, view: &View, at: Position) -> Result<bool, RingError> {
-        let flags = self.flags(view, at)?;
+        let flags = flags(view, self.ring, at)?;
         Ok(flags.contains(Flags::AVAIL) == at.wrap() && flags.contains(Flags::USED) != at.wrap())
     }
+}
 
-    fn flags(&self, view: &View, at: Position) -> Result<Flags, RingError> {
-        let address = self.descriptor(at)?.saturating_add(FLAGS_OFFSET);
-        self.load(view, address).map(Flags::from_bits_retain)
-    }
+/// The flags of a descriptor of the ring at `ring`.
+fn flags(view: &View, ring: u64, at: Position) -> Result<Flags, RingError> {
+    let address = descriptor(ring, at)?.saturating_add(FLAGS_OFFSET);
+    load(view, address).map(Flags::from_bits_retain)
+}
 
-    fn descriptor(&self, at: Position) -> Result<u64, RingError> {
-        let offset = u64::from(at.index()).saturating_mul(DESCRIPTOR);
-        let address = self.ring.checked_add(offset);
-        Ok(address.ok_or(MemoryError::BeyondEnd { address: self.ring })?)
-    }
+fn descriptor(ring: u64, at: Position) -> Result<u64, RingError> {
+    let offset = u64::from(at.index()).saturating_mul(DESCRIPTOR);
+    let address = ring.checked_add(offset);
+    Ok(address.ok_or(MemoryError::BeyondEnd { address: ring })?)
+}
 
-    fn load(&self, view: &View, address: u64) -> Result<u16, RingError> {
-        let value: Result<u16, _> = view.load(GuestAddress(address), Ordering::Acquire);
-        Ok(u16::from_le(
-            value.map_err(|_| MemoryError::NotThere { address })?,
-        ))
-    }
+fn load(view: &View, address: u64) -> Result<u16, RingError> {
+    let value: Result<u16, _> = view.load(GuestAddress(address), Ordering::Acquire);
+    Ok(u16::from_le(
+        value.map_err(|_| MemoryError::NotThere { address })?,
+    ))
+}
 
-    fn store(
-        &self,
-        view: &View,
-        address: u64,
-        value: u16,
-        order: Ordering,
-    ) -> Result<(), RingError> {
-        view.store(value.to_le(), GuestAddress(address), order)
-            .map_err(|_| MemoryError::NotThere { address })?;
-        Ok(())
-    }
+fn store(view: &View, address: u64, value: u16, order: Ordering) -> Result<(), RingError> {
+    view.store(value.to_le(), GuestAddress(address), order)
+        .map_err(|_| MemoryError::NotThere { address })?;
+    Ok(())
 }

@@ -180,15 +180,3 @@ impl Record {
         self.words.part(first, COPY)
     }
 }
-
-/// Chains in flight when the queue was left, in the order in which they were taken.
-pub(super) fn in_flight(record: &Record, size: u16) -> Vec<(u16, Entry)> {
-    let mut chains: Vec<(u16, Entry)> = (0..size)
-        .filter_map(|head| record.entry(head).map(|entry| (head, entry)))
-        .collect();
-    // At most as many as the ring has descriptors, so their numbers lie close together, wherever
-    // they start over from zero.
-    let some = chains.first().map_or(0, |(_, entry)| entry.order);
-    chains.sort_by_key(|(_, entry)| entry.order.wrapping_sub(some) as i32);
-    chains
-}

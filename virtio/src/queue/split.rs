@@ -8,7 +8,7 @@ use virtio_queue::{Queue as Rings, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::{Descriptor, Flags, Format};
-use super::record::{Entry, Header, in_flight};
+use super::in_flight::InFlight;
 use super::{Chain, QueueConfig, QueueError, Record, RingError};
 use crate::features::Features;
 use crate::memory::{MemoryError, View};
@@ -22,16 +22,8 @@ pub struct SplitQueue {
     rings: Rings,
     descriptors: u64,
     driver: u64,
-    size: u16,
     features: Features,
-    record: Record,
-    in_flight: u16,
-    /// Descriptors of the table that chains in flight have.
-    slots: u32,
-    order: u32,
-    /// Chains that were in flight before a restart, the first one last.
-    again: Vec<u16>,
-    resumed: bool,
+    in_flight: InFlight,
 }
 
 impl SplitQueue {
@@ -70,14 +62,8 @@ impl SplitQueue {
             rings,
             descriptors,
             driver,
-            size,
             features,
-            record,
-            in_flight: 0,
-            slots: 0,
-            order: 0,
-            again: Vec::new(),
-            resumed: false,
+            in_flight: InFlight::new(record, size)?,
         };
         queue.go_on(view)?;
         Ok(queue)
@@ -85,70 +71,34 @@ impl SplitQueue {
 
     /// Goes on where the record says, or begins.
     fn go_on(&mut self, view: &View) -> Result<(), QueueError> {
-        let size = self.size;
-        if !self.record.fits(size) {
-            return Err(QueueError::Record { size });
-        }
-        let mut used = 0;
-        if let Some(header) = self.record.header() {
-            self.resumed = true;
-            used = header.used;
-            if let Some((head, _)) = header.completing {
-                let shown = self
-                    .rings
-                    .used_idx(view, Ordering::Acquire)
-                    .map_err(|_| QueueError::Record { size })?;
-                if shown.0 == used.wrapping_add(1) {
-                    used = shown.0;
-                    self.record.set_entry(head, None);
-                }
-            }
-        }
-        self.record.set_header(Header {
-            used,
-            completing: None,
-        });
-        let mut again = in_flight(&self.record, size);
-        self.in_flight = again.len() as u16;
-        self.slots = again
-            .iter()
-            .fold(0, |sum, (_, entry)| sum.saturating_add(entry.slots.into()));
-        self.order = again
-            .last()
-            .map_or(0, |(_, entry)| entry.order.wrapping_add(1));
-        again.reverse();
-        self.again = again.into_iter().map(|(head, _)| head).collect();
+        let (rings, size) = (&self.rings, self.in_flight.size());
+        let used = self.in_flight.go_on(|used, _| {
+            let index = rings.used_idx(view, Ordering::Acquire);
+            let index = index.map_err(|_| QueueError::Record { size })?.0;
+            Ok((index == used.wrapping_add(1)).then_some(index))
+        })?;
         self.rings.set_next_used(used);
-        self.rings.set_next_avail(used.wrapping_add(self.in_flight));
+        let next = used.wrapping_add(self.in_flight.count());
+        self.rings.set_next_avail(next);
         Ok(())
     }
 
     pub(super) fn pop(&mut self, view: &Arc<View>, chain: &mut Chain) -> Result<bool, RingError> {
-        if let Some(head) = self.again.pop() {
+        if let Some(head) = self.in_flight.take_again() {
             self.walk(view, head, chain)?;
             return Ok(true);
         }
         let Some(head) = self.next_head(view)? else {
             return Ok(false);
         };
-        if head >= self.size {
+        if head >= self.in_flight.size() {
             return Err(self.no_such(head));
         }
-        if self.record.entry(head).is_some() {
+        if self.in_flight.entry(head).is_some() {
             return Err(RingError::AlreadyInFlight { head });
         }
         let slots = self.walk(view, head, chain)?;
-        self.record.set_entry(
-            head,
-            Some(Entry {
-                order: self.order,
-                slots,
-                copy: 0,
-            }),
-        );
-        self.slots = self.slots.saturating_add(slots.into());
-        self.order = self.order.wrapping_add(1);
-        self.in_flight = self.in_flight.saturating_add(1);
+        self.in_flight.add(head, slots, 0);
         Ok(true)
     }
 
@@ -171,21 +121,20 @@ impl SplitQueue {
     fn walk(&self, view: &Arc<View>, head: u16, chain: &mut Chain) -> Result<u16, RingError> {
         chain.restart(view);
         chain.set_head(head);
+        let size = self.in_flight.size();
         let mut index = head;
-        for before in 0..self.size {
-            if index >= self.size {
+        for before in 0..size {
+            if index >= size {
                 return Err(self.no_such(index));
             }
             let descriptor = Descriptor::read(view, self.descriptors, index.into(), Format::Split)?;
-            chain.add(view, &descriptor, Format::Split, self.size, self.features)?;
+            chain.add(view, &descriptor, Format::Split, size, self.features)?;
             if !descriptor.flags().contains(Flags::NEXT) {
                 return Ok(before.saturating_add(1));
             }
             index = descriptor.next;
         }
-        Err(RingError::ChainTooLong {
-            limit: self.size.into(),
-        })
+        Err(RingError::ChainTooLong { limit: size.into() })
     }
 
     pub(super) fn complete(
@@ -194,24 +143,13 @@ impl SplitQueue {
         head: u16,
         written: u32,
     ) -> Result<(), RingError> {
-        let entry = self
-            .record
-            .entry(head)
-            .ok_or(RingError::NotInFlight { head })?;
-        self.record.set_header(Header {
-            used: self.rings.next_used(),
-            completing: Some((head, 1)),
-        });
+        let used = self.rings.next_used();
+        let entry = self.in_flight.begin_completing(head, used)?;
         if let Err(error) = self.rings.add_used(view, head, written) {
             return Err(self.error(error));
         }
-        self.record.set_entry(head, None);
-        self.record.set_header(Header {
-            used: self.rings.next_used(),
-            completing: None,
-        });
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.slots = self.slots.saturating_sub(entry.slots.into());
+        let used = self.rings.next_used();
+        self.in_flight.end_completing(head, entry, used);
         Ok(())
     }
 
@@ -237,44 +175,32 @@ impl SplitQueue {
 
     pub(super) fn enable_notify(&mut self, view: &View) -> Result<bool, RingError> {
         let more = self.rings.enable_notification(view);
-        more.map(|more| more || !self.again.is_empty())
+        more.map(|more| more || self.in_flight.has_again())
             .map_err(|error| self.error(error))
     }
 
     pub(super) fn has_next(&self, view: &View) -> Result<bool, RingError> {
         let index = self.rings.avail_idx(view, Ordering::Acquire);
         let index = index.map_err(|error| self.error(error))?;
-        Ok(index.0 != self.rings.next_avail() || !self.again.is_empty())
+        Ok(index.0 != self.rings.next_avail() || self.in_flight.has_again())
     }
 
-    pub(super) fn is_resumed(&self) -> bool {
-        self.resumed
-    }
-
-    pub(super) fn size(&self) -> u16 {
-        self.size
-    }
-
-    pub(super) fn is_exhausted(&self) -> bool {
-        self.slots >= self.size.into()
-    }
-
-    pub(super) fn in_flight(&self) -> u16 {
-        self.in_flight
+    pub(super) fn chains(&self) -> &InFlight {
+        &self.in_flight
     }
 
     fn no_such(&self, index: u16) -> RingError {
         RingError::NoSuchDescriptor {
             index,
-            count: self.size.into(),
+            count: self.in_flight.size().into(),
         }
     }
 
     fn error(&self, error: virtio_queue::Error) -> RingError {
         match error {
-            virtio_queue::Error::InvalidAvailRingIndex => {
-                RingError::TooManyAvailable { size: self.size }
-            }
+            virtio_queue::Error::InvalidAvailRingIndex => RingError::TooManyAvailable {
+                size: self.in_flight.size(),
+            },
             // The rings are checked on activation, so only the guest's taking their memory away is left.
             _ => MemoryError::NotThere {
                 address: self.driver,
