@@ -6,6 +6,7 @@ mod device;
 mod disk;
 mod frontend;
 mod hammer;
+mod memory;
 mod misbehave;
 mod random;
 mod stream;

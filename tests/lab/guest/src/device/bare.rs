@@ -6,9 +6,10 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use super::memory::{self, Memory, check, map};
+use super::memory::{self, check, map};
 use super::window::{Area, Door, Window};
 use super::{Device, Recovery, Result, Signal};
+use crate::memory::Memory;
 
 /// `_IO(';', number)`.
 const fn request(number: u32) -> libc::Ioctl {
@@ -128,7 +129,7 @@ impl Bare {
         )?;
         // SAFETY: it takes a number.
         check(unsafe { libc::ioctl(container.as_raw_fd(), SET_IOMMU, TYPE1_V2_IOMMU) })?;
-        let memory = Memory::new()?;
+        let (memory, _) = memory::shared()?;
         let mut part = MapDma {
             size_of: size_of::<MapDma>() as u32,
             flags: DMA_READ_WRITE,

@@ -11,9 +11,10 @@ use xenbus::sim::{
 use xenbus::xenstore::Store;
 use xenbus::{DomId, PciDevice, Pirq, XenbusState};
 
-use super::memory::{self, Memory, map};
+use super::memory::{self, map};
 use super::window::{Area, Door, Window};
 use super::{Device, PATIENCE, Recovery, Result, Signal, until};
+use crate::memory::Memory;
 
 /// See the module. The guest's first device.
 pub struct Embedded {
@@ -31,13 +32,13 @@ fn socket(run_dir: &str) -> String {
 impl Embedded {
     pub fn open(run_dir: &str, domain: DomId) -> Result<Self> {
         let xen = SocketGuest::connect(socket(run_dir), domain)?;
-        let memory = Memory::new()?;
+        let (memory, file) = memory::shared()?;
         // What another program gave, as the same guest, that did not come to its end.
         let _ = xen.take_memory(memory::ADDRESS);
         xen.give_memory(DmaMemory {
             address: memory.physical(0),
             size: memory::SIZE,
-            file: memory.file.try_clone()?,
+            file,
             offset: 0,
         })?;
         until_backend_is_ready(&xen)?;

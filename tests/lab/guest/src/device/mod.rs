@@ -16,7 +16,7 @@ mod xhci;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
-use memory::Memory;
+use crate::memory::Memory;
 use window::Window;
 
 pub use embedded::{look, toolstack};

@@ -2,9 +2,9 @@
 
 use std::io::Write;
 
-use super::memory::Memory;
 use super::window::Window;
 use super::{Device, PATIENCE, Result, Signal, same, until};
+use crate::memory::Memory;
 
 /// Registers of the controller (3.1).
 mod register {

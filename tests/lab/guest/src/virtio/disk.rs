@@ -4,8 +4,8 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use super::function::{Bar, Function};
-use super::memory::Memory;
 use super::ring::{DATA, IN, RING, Ring, SECTOR};
+use crate::memory::Memory;
 
 const BAR: usize = 4;
 

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use super::disk::{Device, Queue};
-use super::memory::{Memory, ballooned};
+use super::memory::{ballooned, large_page};
 use super::mistakes::{CHAINS, CHAINS_ELSEWHERE, SETUPS, SETUPS_ELSEWHERE};
 use super::ring::Ring;
 use super::storms::{Step, Storms};
@@ -12,7 +12,7 @@ use super::storms::{Step, Storms};
 /// Every mistake, each of which is to make the device need a reset, and then storms of them, each for `duration`. In between the device is to serve
 /// honest requests.
 pub fn break_rules(bdf: &str, duration: Duration) -> Result<(), Box<dyn Error>> {
-    let memory = Memory::new()?;
+    let memory = large_page()?;
     let mut device = Device::open(bdf, &memory)?;
     // Where no memory is: beyond all, the device's own registers, the guest's interrupt controller, a hole, what was given back to Xen.
     let nowhere = [

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io::{self, Write};
 
 use super::function::{Bar, Function};
-use super::memory::Memory;
+use super::memory;
 use super::ring::{DATA, IN, OUT, RING, Ring, SECTOR};
 
 const PORTS: usize = 0;
@@ -122,7 +122,7 @@ pub fn compare(bdf: &str) -> Result<(), Box<dyn Error>> {
 /// every other request is announced by port.
 pub fn copy(bdf: &str, from: u64, to: u64, count: u64) -> Result<(), Box<dyn Error>> {
     let doors = Doors::open(bdf)?;
-    let memory = Memory::new()?;
+    let memory = memory::large_page()?;
     let write = |(offset, width): Register, value| doors.memory.write(offset, width, value);
     write(STATUS, 0)?;
     write(STATUS, ACKNOWLEDGE)?;

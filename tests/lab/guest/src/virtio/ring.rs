@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::memory::Memory;
+use crate::memory::Memory;
 
 /// Flags of a descriptor.
 pub const NEXT: u16 = 1;

@@ -8,8 +8,8 @@ use super::disk::{
     DEVICE_CONFIG, Device, NOTIFY, NOTIFY_END, QUEUE_ADDRESSES, QUEUE_ENABLE, QUEUE_RESET,
     QUEUE_SELECT, QUEUE_SIZE, RING_SIZE, STATUS, WORKS,
 };
-use super::memory::Memory;
 use super::ring::{DATA, Descriptor, IN, INDIRECT, NEXT, RING, Ring, SCRATCH, WRITE};
+use crate::memory::Memory;
 use crate::random::Random;
 
 /// Offset of BAR 4 in configuration space.
