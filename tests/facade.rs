@@ -4,12 +4,13 @@
 //! thread and a `main` of their own.
 #![allow(clippy::unwrap_used, clippy::arithmetic_side_effects)]
 
+mod in_turn;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
@@ -47,72 +48,23 @@ fn main() -> ExitCode {
     if env::args().next().as_deref() == Some(DAEMON) {
         daemon(Path::new(&env::args().nth(1).unwrap()));
     }
-    let tests: [(&str, fn()); 11] = [
-        (
-            "a_killed_daemon_leaves_no_dead_facade",
-            a_killed_daemon_leaves_no_dead_facade,
-        ),
-        (
-            "who_waits_for_a_killed_daemon_gets_an_error",
-            who_waits_for_a_killed_daemon_gets_an_error,
-        ),
-        (
-            "a_keeper_outlives_every_signal_but_sigkill",
-            a_keeper_outlives_every_signal_but_sigkill,
-        ),
-        (
-            "a_keeper_that_died_is_replaced",
-            a_keeper_that_died_is_replaced,
-        ),
-        (
-            "a_slow_keeper_does_not_touch_the_next_facade",
-            a_slow_keeper_does_not_touch_the_next_facade,
-        ),
-        (
-            "without_keeper_the_next_daemon_clears_up",
-            without_keeper_the_next_daemon_clears_up,
-        ),
-        (
-            "a_living_daemons_facade_is_not_taken_away",
-            a_living_daemons_facade_is_not_taken_away,
-        ),
-        (
-            "a_stopped_facade_is_unmounted_and_its_keeper_ends",
-            a_stopped_facade_is_unmounted_and_its_keeper_ends,
-        ),
-        (
-            "facades_that_come_and_go_leave_the_process_small",
-            facades_that_come_and_go_leave_the_process_small,
-        ),
-        (
-            "a_configuration_is_checked_while_a_facade_is_in_place",
-            a_configuration_is_checked_while_a_facade_is_in_place,
-        ),
-        (
-            "a_daemons_facade_comes_and_goes_as_its_configuration_says",
-            a_daemons_facade_comes_and_goes_as_its_configuration_says,
-        ),
-    ];
     if let Err(why) = own_namespace() {
         println!("SKIPPED: all tests of the facade's keeper: {why}");
         return ExitCode::SUCCESS;
     }
-    let filters: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    let mut code = ExitCode::SUCCESS;
-    for (name, test) in tests {
-        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter)) {
-            continue;
-        }
-        let passed = catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        if !passed {
-            code = ExitCode::FAILURE;
-        }
-    }
-    code
+    in_turn::play(in_turn::tests![
+        a_killed_daemon_leaves_no_dead_facade,
+        who_waits_for_a_killed_daemon_gets_an_error,
+        a_keeper_outlives_every_signal_but_sigkill,
+        a_keeper_that_died_is_replaced,
+        a_slow_keeper_does_not_touch_the_next_facade,
+        without_keeper_the_next_daemon_clears_up,
+        a_living_daemons_facade_is_not_taken_away,
+        a_stopped_facade_is_unmounted_and_its_keeper_ends,
+        facades_that_come_and_go_leave_the_process_small,
+        a_configuration_is_checked_while_a_facade_is_in_place,
+        a_daemons_facade_comes_and_goes_as_its_configuration_says,
+    ])
 }
 
 fn own_namespace() -> Result<(), String> {

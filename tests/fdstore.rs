@@ -7,13 +7,14 @@
     clippy::unwrap_used
 )]
 
+mod in_turn;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, PipeReader, Read, Write, pipe};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Arc;
@@ -49,65 +50,19 @@ fn main() -> ExitCode {
     } else if name == STRANGER {
         return stranger(Path::new(&arguments.next().unwrap()));
     }
-    let tests: [(&str, fn()); 11] = [
-        (
-            "what_a_killed_daemon_had_open_stays_open_and_the_next_one_goes_on_with_it",
-            what_a_killed_daemon_had_open_stays_open_and_the_next_one_goes_on_with_it,
-        ),
-        (
-            "a_store_that_died_is_replaced_and_has_everything_again",
-            a_store_that_died_is_replaced_and_has_everything_again,
-        ),
-        (
-            "a_store_that_does_not_answer_holds_nobody_up_for_long_and_is_replaced",
-            a_store_that_does_not_answer_holds_nobody_up_for_long_and_is_replaced,
-        ),
-        (
-            "who_leaves_the_store_does_not_end_it_nor_come_back",
-            who_leaves_the_store_does_not_end_it_nor_come_back,
-        ),
-        (
-            "a_store_that_hangs_up_is_not_called_again_and_again",
-            a_store_that_hangs_up_is_not_called_again_and_again,
-        ),
-        (
-            "a_store_outlives_every_signal_but_sigkill",
-            a_store_outlives_every_signal_but_sigkill,
-        ),
-        (
-            "a_store_that_keeps_nothing_ends_with_its_daemon",
-            a_store_that_keeps_nothing_ends_with_its_daemon,
-        ),
-        (
-            "what_is_forgotten_is_closed_when_that_is_waited_for",
-            what_is_forgotten_is_closed_when_that_is_waited_for,
-        ),
-        (
-            "a_store_without_room_says_so_and_keeps_what_it_has",
-            a_store_without_room_says_so_and_keeps_what_it_has,
-        ),
-        (
-            "a_store_that_can_open_nothing_for_a_while_keeps_what_it_has",
-            a_store_that_can_open_nothing_for_a_while_keeps_what_it_has,
-        ),
-        ("another_user_gets_nothing", another_user_gets_nothing),
-    ];
-    let filters: Vec<String> = env::args()
-        .skip(1)
-        .filter(|argument| !argument.starts_with('-'))
-        .collect();
-    let mut code = ExitCode::SUCCESS;
-    for (name, test) in tests {
-        if !filters.is_empty() && !filters.iter().any(|filter| name.contains(filter)) {
-            continue;
-        }
-        let passed = catch_unwind(test).is_ok();
-        println!("test {name} ... {}", if passed { "ok" } else { "FAILED" });
-        if !passed {
-            code = ExitCode::FAILURE;
-        }
-    }
-    code
+    in_turn::play(in_turn::tests![
+        what_a_killed_daemon_had_open_stays_open_and_the_next_one_goes_on_with_it,
+        a_store_that_died_is_replaced_and_has_everything_again,
+        a_store_that_does_not_answer_holds_nobody_up_for_long_and_is_replaced,
+        who_leaves_the_store_does_not_end_it_nor_come_back,
+        a_store_that_hangs_up_is_not_called_again_and_again,
+        a_store_outlives_every_signal_but_sigkill,
+        a_store_that_keeps_nothing_ends_with_its_daemon,
+        what_is_forgotten_is_closed_when_that_is_waited_for,
+        a_store_without_room_says_so_and_keeps_what_it_has,
+        a_store_that_can_open_nothing_for_a_while_keeps_what_it_has,
+        another_user_gets_nothing,
+    ])
 }
 
 fn store(run_dir: &Path) -> Arc<FdStore> {
