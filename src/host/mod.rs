@@ -46,6 +46,7 @@ use conf_space::overlay::Identity;
 use conf_space::selector::{DeviceNames, SlotPath};
 use conf_space::{AccessError, ConfigSpace};
 pub use sriov::Function;
+use xenbus::DomId;
 
 use self::errors::ErrorReports;
 
@@ -352,6 +353,14 @@ pub trait Bus: Send + Sync + fmt::Debug {
     /// # Errors
     /// EBUSY when somebody still has it open; it stays as it is.
     fn check_return(&self, _bdf: Bdf) -> Result<(), HostError> {
+        Ok(())
+    }
+
+    /// A guest is to have the INTx line of a hidden device that it has. Where Xen has the interrupts, it gives the line itself.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn give_line(&self, _bdf: Bdf, _domain: DomId) -> io::Result<()> {
         Ok(())
     }
 

@@ -260,14 +260,19 @@ impl Exports {
             overlay = overlay.without_intx();
         }
         self.accept_grants(device);
-        if line == Line::Refused {
-            match silence(&*device.config) {
+        match line {
+            Line::Usable => {
+                if let Err(error) = self.devices.bus().give_line(bdf, self.domain) {
+                    warn!("{bdf}: its guest has no interrupts by its INTx line: {error}");
+                }
+            }
+            Line::Refused => match silence(&*device.config) {
                 Ok(true) => {}
                 Ok(false) => warn!(
                     "{bdf} cannot be kept off its interrupt line; if it raises it, dom0 may switch the line off for all devices on it"
                 ),
                 Err(error) => warn!("{bdf}: {}", chain(&error)),
-            }
+            },
         }
         let interrupts = Interrupts::new(Arc::clone(device), self.domain, Arc::clone(&self.xen));
         let policy = CurrentPolicy::new(

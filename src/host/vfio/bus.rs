@@ -9,6 +9,7 @@ use conf_space::Bdf;
 use conf_space::registers::header;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use xenbus::DomId;
 
 use super::config::VfioConfig;
 use super::errors::Errors;
@@ -224,6 +225,10 @@ impl Bus for VfioBus {
 
     fn check_return(&self, bdf: Bdf) -> Result<(), HostError> {
         self.check_let_go(bdf)
+    }
+
+    fn give_line(&self, bdf: Bdf, domain: DomId) -> io::Result<()> {
+        self.slot(bdf).ok_or(Errno::ENODEV)?.give_line(domain)
     }
 
     fn forget(&self, bdf: Bdf) {

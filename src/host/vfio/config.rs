@@ -5,11 +5,13 @@
 
 use std::sync::Arc;
 
+use conf_space::overlay::Identity;
 use conf_space::registers::header::{self, command};
 use conf_space::registers::{msi, msix};
 use conf_space::{AccessError, ConfigSpace, Width};
 
 use super::device::{Open, Slot};
+use super::interrupts::Wiring;
 
 /// A device's configuration space. While the device is closed, accesses fail: EBUSY when it changes hands, or why it could not be opened.
 #[derive(Debug)]
@@ -69,22 +71,65 @@ impl VfioConfig {
     }
 }
 
-/// What a device that is closed reads as to who cannot wait until it is open: it is there, and nothing is on in it.
-pub(super) fn closed([vendor, device]: [u16; 2], offset: u16, width: Width) -> u32 {
-    let [low, high] = vendor.to_le_bytes();
-    let [device_low, device_high] = device.to_le_bytes();
-    let known = [low, high, device_low, device_high];
+impl VfioConfig {
+    /// Writes to the open device, whose interrupts nobody resets meanwhile.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn write_to(
+        &self,
+        open: &Open,
+        wiring: &Wiring,
+        offset: u16,
+        width: Width,
+        value: u32,
+    ) -> Result<(), AccessError> {
+        let write = || -> Result<bool, AccessError> {
+            let switched = switch(open, wiring, offset, width, value)?;
+            open.config.write(offset, width, value)?;
+            Ok(switched)
+        };
+        let switched = write();
+        // Also when MSI cannot be had, for which the line was switched off.
+        let concerns_line =
+            reaches(header::COMMAND.offset, offset, width) || !matches!(switched, Ok(false));
+        if concerns_line {
+            self.0.settle_line(open, wiring);
+        }
+        switched.map(drop)
+    }
+}
+
+/// What a device that is closed, or is being reset, reads as to who cannot wait: it is there, has its line, and nothing is on in it.
+pub(super) fn closed(identity: &Identity, offset: u16, width: Width) -> u32 {
+    let [vendor, vendor_high] = identity.vendor.to_le_bytes();
+    let [device, device_high] = identity.device.to_le_bytes();
+    let line = identity.interrupt_line;
     let mut value = [0; 4];
     let places = (offset..offset.saturating_add(width.bytes())).zip(&mut value);
     for (at, byte) in places {
-        *byte = known.get(usize::from(at)).copied().unwrap_or(0);
+        *byte = match at {
+            0 => vendor,
+            1 => vendor_high,
+            2 => device,
+            3 => device_high,
+            _ if at == header::INTERRUPT_LINE.offset => line,
+            _ if at == header::INTERRUPT_PIN.offset => u8::from(line != 0),
+            _ => 0,
+        };
     }
     u32::from_le_bytes(value)
 }
 
 /// Does what a write says to a control word of MSI or MSI-X. `false`: it reaches none. The kernel sets the enable bit of MSI only when it has
 /// set MSI up, so this comes before the write; that of MSI-X it sets itself.
-fn switch(open: &Open, offset: u16, width: Width, value: u32) -> Result<bool, AccessError> {
+fn switch(
+    open: &Open,
+    wiring: &Wiring,
+    offset: u16,
+    width: Width,
+    value: u32,
+) -> Result<bool, AccessError> {
     let control = |register: Option<u16>| -> Result<Option<u16>, AccessError> {
         let Some(register) = register.filter(|register| reaches(*register, offset, width)) else {
             return Ok(None);
@@ -94,25 +139,31 @@ fn switch(open: &Open, offset: u16, width: Width, value: u32) -> Result<bool, Ac
     };
     if let Some(control) = control(open.controls.msix)? {
         let on = control & msix::control::ENABLE != 0;
-        open.wiring.set_msix(on).map_err(failed)?;
+        wiring.set_msix(on).map_err(failed)?;
         return Ok(true);
     }
     if let Some(control) = control(open.controls.msi)? {
-        open.wiring.set_msi(msi_vectors(control)).map_err(failed)?;
+        wiring.set_msi(msi_vectors(control)).map_err(failed)?;
         return Ok(true);
     }
     Ok(false)
 }
 
-/// Keeps the device from reading and writing memory.
-pub(super) fn stop_dma(open: &Open) -> std::io::Result<()> {
+/// Changes bits of the command register.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn change_command(open: &Open, clear: u16, set: u16) -> std::io::Result<()> {
     let register = &header::COMMAND;
-    let stop = || {
-        let value = open.config.read(register.offset, register.width)?;
-        let value = value & !u32::from(command::BUS_MASTER);
-        open.config.write(register.offset, register.width, value)
+    let change = || {
+        let before = open.config.read(register.offset, register.width)?;
+        let after = before & !u32::from(clear) | u32::from(set);
+        if after == before {
+            return Ok(());
+        }
+        open.config.write(register.offset, register.width, after)
     };
-    stop().map_err(super::device::from_access)
+    change().map_err(super::device::from_access)
 }
 
 impl ConfigSpace for VfioConfig {
@@ -127,18 +178,7 @@ impl ConfigSpace for VfioConfig {
         } else {
             value
         };
-        let switched = self.with(|open| {
-            let switched = switch(open, offset, width, value)?;
-            open.config.write(offset, width, value)?;
-            Ok(switched)
-        });
-        // Also when MSI cannot be had, for which the line was switched off.
-        let concerns_line =
-            reaches(header::COMMAND.offset, offset, width) || !matches!(switched, Ok(false));
-        if concerns_line && !self.0.is_gone() {
-            self.0.settle_line();
-        }
-        switched.map(drop)
+        self.with(|open| self.write_to(open, &open.wiring(), offset, width, value))
     }
 }
 
@@ -160,11 +200,17 @@ mod tests {
     }
 
     #[test]
-    fn a_closed_device_is_there_and_has_nothing_on() {
-        let read = |offset, width| closed([0x8086, 0x10d3], offset, width);
-        assert_eq!(read(0, Width::Four), 0x10d3_8086);
-        assert_eq!(read(2, Width::Two), 0x10d3);
-        assert_eq!(read(1, Width::One), 0x80);
+    fn a_closed_device_is_there_with_its_line_and_has_nothing_on() {
+        let slot = crate::host::vfio::device::tests::slot("03:00.0".parse().unwrap());
+        let identity = Identity {
+            interrupt_line: 17,
+            ..slot.identity
+        };
+        let read = |offset, width| closed(&identity, offset, width);
+        assert_eq!(read(0, Width::Four), 0x11e8_1234);
+        assert_eq!(read(2, Width::Two), 0x11e8);
+        assert_eq!(read(1, Width::One), 0x12);
+        assert_eq!(read(header::INTERRUPT_LINE.offset, Width::Two), 0x0111);
         for offset in [header::COMMAND.offset, 0x06, 0x34, 0x52] {
             assert_eq!(read(offset, Width::Two), 0);
         }

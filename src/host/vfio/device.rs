@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use conf_space::capabilities::{Capabilities, CapabilityId};
 use conf_space::overlay::Identity;
@@ -20,6 +20,7 @@ use xenbus::sim::{Machine, Window, WindowArea};
 use xenbus::{DomId, Gsi};
 
 use super::Complaints;
+use super::config::change_command;
 use super::interrupts::{Listener, Wiring};
 use super::ioctl::{self, RegionInfo};
 use super::movable::{InUse, Movable};
@@ -50,7 +51,8 @@ pub(super) struct Controls {
 /// An open device. The kernel closes it with the last of its descriptors, and then lets its group go if that is closed, too.
 #[derive(Debug)]
 pub(super) struct Open {
-    pub wiring: Wiring,
+    /// Locked for use, and as a whole for a reset, during which the kernel lets whoever touches the device wait.
+    wiring: RwLock<Wiring>,
     pub config: ConfigFile,
     pub controls: Controls,
     regions: [Region; WINDOWS],
@@ -98,13 +100,47 @@ impl Open {
             *slot = Region { info, mappable };
         }
         Ok(Self {
-            wiring: Wiring::new(bdf, &file, machine, line, listener)?,
+            wiring: RwLock::new(Wiring::new(bdf, &file, machine, line, listener)?),
             config,
             controls,
             regions,
             resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             file,
         })
+    }
+
+    /// Its interrupts. Waits while it is being reset.
+    pub fn wiring(&self) -> RwLockReadGuard<'_, Wiring> {
+        self.wiring.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its interrupts, for who cannot wait. As long as they are borrowed, nobody resets it.
+    ///
+    /// # Errors
+    /// EBUSY while it is being reset.
+    pub fn wiring_at_once(&self) -> Result<RwLockReadGuard<'_, Wiring>, Errno> {
+        match self.wiring.try_read() {
+            Ok(wiring) => Ok(wiring),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => Err(Errno::EBUSY),
+        }
+    }
+
+    /// Keeps everybody from its interrupts, and Xen from all of it, while it is reset.
+    pub fn hold(&self) -> RwLockWriteGuard<'_, Wiring> {
+        self.wiring.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Resets it, if the kernel can.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn reset(&self) -> io::Result<()> {
+        if !self.resets {
+            return Ok(());
+        }
+        let _held = self.hold();
+        ioctl::reset(&self.file)
     }
 
     fn command(&self) -> Option<u32> {
@@ -155,7 +191,8 @@ impl Open {
         let part = bytes.get_mut(..usize::from(width)).ok_or(Errno::EINVAL)?;
         self.file.read_exact_at(part, at)?;
         if let Some(table) = self.controls.table.filter(|table| table.bar == bar) {
-            regions::read_table(table.span, offset, part, |entry| self.wiring.entry(entry));
+            let wiring = self.wiring();
+            regions::read_table(table.span, offset, part, |entry| wiring.entry(entry));
         }
         Ok(u64::from_le_bytes(bytes))
     }
@@ -344,12 +381,24 @@ impl Slot {
         self.lent.store(false, Ordering::Release);
     }
 
-    /// Has the line's interrupts be passed on, as long as a guest has the device, the command register has the line on, and neither MSI nor MSI-X
-    /// is. The kernel keeps a device off its line that is not to use it, and holds the line all the same, which another device may need.
-    pub fn settle_line(&self) {
-        let Ok(open) = self.open.get() else { return };
-        let wanted = self.owner().is_some() && open.has_line_on();
-        match open.wiring.set_line(wanted) {
+    /// Its guest has the line from now on.
+    ///
+    /// # Errors
+    /// As [`Slot::with_for`], and the kernel's.
+    pub fn give_line(&self, domain: DomId) -> io::Result<()> {
+        self.with_for(domain, |open| {
+            let wiring = open.wiring();
+            wiring.give_line(domain);
+            change_command(open, command::INTX_DISABLE, 0)?;
+            self.settle_line(open, &wiring);
+            Ok(())
+        })
+    }
+
+    /// Has the line interrupt as long as a guest has it, the command register has the line on, and neither MSI nor MSI-X is. The kernel keeps a
+    /// device off its line that is not to use it, and holds the line all the same, which another device may need.
+    pub fn settle_line(&self, open: &Open, wiring: &Wiring) {
+        match wiring.set_line(open.has_line_on()) {
             Ok(()) => self.line_refused.store(false, Ordering::Release),
             // It is tried again with each write of the command register.
             Err(_) if self.line_refused.swap(true, Ordering::AcqRel) => {}
@@ -436,6 +485,27 @@ impl Slot {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+
+    impl Open {
+        /// Of a file that is no device: it has this configuration space, and nothing more.
+        pub fn made_up(
+            bdf: Bdf,
+            config: File,
+            machine: &Machine,
+            listener: &Arc<dyn Listener>,
+        ) -> Self {
+            let file = config.try_clone().unwrap();
+            let wiring = Wiring::made_up(bdf, file.try_clone().unwrap(), machine, listener);
+            Self {
+                wiring: RwLock::new(wiring),
+                config: ConfigFile::at(config, 0),
+                controls: Controls::default(),
+                regions: Default::default(),
+                resets: true,
+                file: Arc::new(file),
+            }
+        }
+    }
 
     /// Of a device that is not open, in group 1.
     pub fn slot(bdf: Bdf) -> Slot {

@@ -10,11 +10,13 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 
 use conf_space::Bdf;
+use conf_space::registers::header::command;
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::VFIO_GROUP_FLAGS_VIABLE;
 use xenbus::sim::DmaMemory;
 use xenbus::{DomId, Gsi};
 
+use super::config::change_command;
 use super::device::{Open, Slot};
 use super::group::{self, Group, Member};
 use super::interrupts::Listener;
@@ -349,8 +351,9 @@ impl VfioBus {
                 remedy(error)
             );
         })?;
+        // The guest's session gives it its line, or does not: until then nobody would serve it.
+        slot.with(|open| change_command(open, 0, command::INTX_DISABLE))?;
         slot.set_owner(Some(domain));
-        slot.settle_line();
         Ok(())
     }
 
@@ -389,17 +392,14 @@ impl VfioBus {
         let slot = self.slot(bdf);
         let slot = slot.filter(|slot| slot.owner() == Some(domain));
         let quiet = |open: &Open| {
-            open.wiring.silence();
-            super::config::stop_dma(open)
+            open.wiring().silence();
+            change_command(open, command::BUS_MASTER, command::INTX_DISABLE)
         };
         if let Some(slot) = &slot {
             // Nobody else gets it before it has been reset, and nobody waits for that.
             let reset = slot.with(|open| {
                 quiet(open)?;
-                if open.resets {
-                    ioctl::reset(&open.file)?;
-                }
-                Ok(())
+                open.reset()
             });
             if let Err(error) = reset
                 && !slot.is_gone()

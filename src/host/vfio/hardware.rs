@@ -1,6 +1,7 @@
 //! The bus as the embedded Xen uses it.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
 
 use conf_space::{Bdf, ConfigSpace, Width};
@@ -11,6 +12,7 @@ use xenbus::{DomId, Gsi, PciDevice};
 use super::VfioBus;
 use super::config::{VfioConfig, closed};
 use super::device::{Open, Slot};
+use super::interrupts::Wiring;
 
 /// The bus, plugged into a machine.
 #[derive(Debug)]
@@ -38,10 +40,21 @@ impl Plugged {
         self.slot(device)?.with(action)
     }
 
+    /// As [`Plugged::with`], for what Xen does with its lock held: it does not wait while the device is reset.
+    fn at_once<T>(
+        &self,
+        device: PciDevice,
+        action: impl FnOnce(&Open, &Wiring) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.with(device, |open| action(open, &*open.wiring_at_once()?))
+    }
+
     /// Tells what failed, of what a guest may have asked for.
     fn tell(&self, device: PciDevice, what: &str, result: io::Result<()>) {
-        // One that is closed has nothing on, and is reset when it is opened.
+        // One that is closed has nothing on, and is reset when it is opened. What is not cleared in one that is being reset, nobody hears but the
+        // guest that had it, until it is programmed anew or the guest has the device no more.
         if let Err(error) = result
+            && error.raw_os_error() != Some(libc::EBUSY)
             && let Ok(slot) = self.slot(device)
             && !slot.is_gone()
             && slot.open.is_open()
@@ -49,6 +62,19 @@ impl Plugged {
             slot.complaints
                 .warn(|| format!("{}: {what}: {error}", slot.bdf));
         }
+    }
+
+    /// Does something with the interrupts of the device that a guest has on a line: each has one of its own.
+    fn of_line<T>(
+        &self,
+        domain: DomId,
+        gsi: Gsi,
+        action: impl FnOnce(&Wiring) -> io::Result<T>,
+    ) -> Option<(Arc<Slot>, io::Result<T>)> {
+        let slots = self.bus().ok()?.shared.slots();
+        let slot = slots.into_iter().find(|slot| slot.line == Some(gsi))?;
+        let done = slot.with_for(domain, |open| action(&open.wiring()));
+        Some((slot, done))
     }
 
     fn config(&self, device: PciDevice) -> Option<VfioConfig> {
@@ -67,28 +93,31 @@ impl Hardware for Plugged {
         if slot.is_gone() {
             return width.mask();
         }
-        match slot.open.get() {
-            Ok(open) => open.config.read(offset, width).unwrap_or(width.mask()),
-            // It is there. Xen holds its lock, and does not wait.
-            Err(_) => {
-                let identity = &slot.identity;
-                closed([identity.vendor, identity.device], offset, width)
-            }
-        }
+        let now = slot.open.get();
+        let read = now.map(|open| match open.wiring_at_once() {
+            Ok(_awake) => Some(open.config.read(offset, width).unwrap_or(width.mask())),
+            Err(_) => None,
+        });
+        // It is there. Xen holds its lock, and does not wait.
+        read.ok()
+            .flatten()
+            .unwrap_or_else(|| closed(&slot.identity, offset, width))
     }
 
     fn config_write(&self, device: PciDevice, offset: u16, width: u8, value: u32) {
         if let (Some(width), Some(config)) =
             (Width::from_bytes(u32::from(width)), self.config(device))
         {
-            let done = config.write(offset, width, value);
-            let done = done.map_err(super::device::from_access);
+            let done = self.at_once(device, |open, wiring| {
+                let done = config.write_to(open, wiring, offset, width, value);
+                done.map_err(super::device::from_access)
+            });
             self.tell(device, "its configuration cannot be written", done);
         }
     }
 
     fn program_msi(&self, device: PciDevice, target: MsiTarget) -> io::Result<()> {
-        let wired = self.with(device, |open| open.wiring.program(target));
+        let wired = self.at_once(device, |_, wiring| wiring.program(target));
         if let (Err(error), Ok(slot)) = (&wired, self.slot(device)) {
             let bdf = slot.bdf;
             slot.complaints.warn(|| match target.entry {
@@ -103,18 +132,12 @@ impl Hardware for Plugged {
     }
 
     fn clear_msi(&self, device: PciDevice, entry: Option<u16>) {
-        let done = self.with(device, |open| open.wiring.clear(entry));
+        let done = self.at_once(device, |_, wiring| wiring.clear(entry));
         self.tell(device, "an interrupt cannot be cleared", done);
     }
 
     fn reset(&self, device: PciDevice) {
-        let done = self.with(device, |open| {
-            if open.resets {
-                super::ioctl::reset(&open.file)
-            } else {
-                Ok(())
-            }
-        });
+        let done = self.with(device, Open::reset);
         self.tell(device, "it cannot be reset", done);
     }
 
@@ -137,15 +160,17 @@ impl Hardware for Plugged {
     }
 
     fn end_of_interrupt(&self, domain: DomId, gsi: Gsi) {
-        let Ok(bus) = self.bus() else { return };
-        for slot in bus.shared.slots() {
-            if slot.owner() == Some(domain) && slot.line == Some(gsi) {
-                let _ = slot.with(|open| {
-                    open.wiring.end_of_interrupt();
-                    Ok(())
-                });
-            }
+        let ended = self.of_line(domain, gsi, |wiring| wiring.end_of_interrupt());
+        if let Some((slot, Err(error))) = ended {
+            let bdf = slot.bdf;
+            slot.complaints
+                .warn(|| format!("{bdf}: its interrupt line stays masked: {error}"));
         }
+    }
+
+    fn end_event(&self, domain: DomId, gsi: Gsi) -> io::Result<OwnedFd> {
+        let event = self.of_line(domain, gsi, Wiring::end_event);
+        event.map_or(Err(Errno::EOPNOTSUPP.into()), |(_, event)| event)
     }
 
     fn windows(&self, device: PciDevice) -> Vec<Window> {
@@ -181,5 +206,85 @@ impl Hardware for Plugged {
     ) -> io::Result<()> {
         let slot = self.slot(device)?;
         slot.window_write(domain, bar, offset, width, value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::FileExt;
+
+    use conf_space::registers::header::COMMAND;
+    use xenbus::Xen;
+    use xenbus::sim::{DomainKind, GuestPlatform, Machine};
+
+    use super::super::device::tests::slot;
+    use super::super::interrupts::Listener;
+    use super::*;
+    use crate::facade::RealDrivers;
+    use crate::host::sysfs::Sysfs;
+
+    #[test]
+    fn xen_does_not_touch_a_device_that_is_being_reset_and_so_does_not_wait_for_that() {
+        let directory = tempfile::tempdir().unwrap();
+        let drivers = directory.path().join("bus/pci/drivers");
+        fs::create_dir_all(&drivers).unwrap();
+        fs::create_dir_all(directory.path().join("bus/pci/devices")).unwrap();
+        let sysfs = Sysfs::new(directory.path(), RealDrivers::open_at(&drivers).unwrap());
+        let machine = Machine::new(directory.path().join("run")).unwrap();
+        let bus = VfioBus::new(sysfs, &machine).unwrap();
+
+        // It decodes memory, and has MSI-X at 0x40.
+        let config = tempfile::tempfile().unwrap();
+        config.write_all_at(&[0; 256], 0).unwrap();
+        config
+            .write_all_at(&[0x34, 0x12, 0xe8, 0x11, 2, 0, 0x10], 0)
+            .unwrap();
+        config.write_all_at(&[0x40], 0x34).unwrap();
+        config.write_all_at(&[0x11, 0, 7, 0], 0x40).unwrap();
+        let bdf: Bdf = "03:00.0".parse().unwrap();
+        let device = crate::host::devices::for_xen(bdf);
+        let listener: Arc<dyn Listener> = Arc::clone(&bus.shared) as _;
+        let held = config.try_clone().unwrap();
+        let slot = Arc::new(slot(bdf));
+        let open = Open::made_up(bdf, held, &machine, &listener);
+        slot.open.arrive(Ok(open)).unwrap();
+        bus.shared
+            .slots
+            .write()
+            .unwrap()
+            .insert(bdf, Arc::clone(&slot));
+        let guest = machine.create_domain("guest", DomainKind::Pv).unwrap();
+        let command = || {
+            let mut bytes = [0; 2];
+            config
+                .read_exact_at(&mut bytes, COMMAND.offset.into())
+                .unwrap();
+            u16::from_le_bytes(bytes)
+        };
+        let plugged = Plugged(Arc::downgrade(&bus));
+        let target = MsiTarget {
+            entry: None,
+            address: 0xfee0_0000,
+            data: 0x30,
+        };
+
+        let open = slot.get().unwrap();
+        let reset = open.hold();
+        assert_eq!(
+            machine.prepare_msix(device).unwrap_err().errno(),
+            Some(libc::ENODEV)
+        );
+        let programmed = plugged.program_msi(device, target);
+        assert_eq!(programmed.unwrap_err().raw_os_error(), Some(libc::EBUSY));
+        plugged.clear_msi(device, None);
+        plugged.config_write(device, COMMAND.offset, 2, 6);
+        assert_eq!(command(), 2);
+        assert!(machine.device_owner(device).is_some());
+        machine.guest(guest).alloc_unbound(DomId::DOM0).unwrap();
+
+        drop(reset);
+        machine.prepare_msix(device).unwrap();
+        plugged.program_msi(device, target).unwrap();
     }
 }

@@ -1,8 +1,7 @@
-//! A device's interrupts: eventfds that the kernel signals, and a thread that passes them on.
+//! A device's interrupts. The kernel signals the guest's own eventfds, so nobody is between the device and its guest.
 //!
 //! A device has one of three kinds on, or none. What MSI and MSI-X vectors are to send, Xen programs; when they are on, the enable bits in
-//! configuration space say, as on any host, and [`super::config`] brings them here. The INTx line is on while neither is, and a guest has
-//! the device.
+//! configuration space say, as on any host, and [`super::config`] brings them here. The INTx line is on while neither is, and a guest has it.
 //!
 //! All vectors of MSI-X are reserved when it is enabled, since the kernel does not make more later; each is wired by itself as it is programmed.
 
@@ -11,39 +10,32 @@ mod thread;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
-use std::thread::{Builder, JoinHandle};
 
 use conf_space::address::Bdf;
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::{
-    VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX,
-    VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
+    VFIO_IRQ_INFO_AUTOMASKED, VFIO_IRQ_INFO_EVENTFD, VFIO_IRQ_INFO_MASKABLE,
+    VFIO_PCI_INTX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX, VFIO_PCI_MSIX_IRQ_INDEX,
 };
-use xenbus::Gsi;
 use xenbus::sim::{Machine, MsiTarget};
+use xenbus::{DomId, Gsi};
 
-use self::thread::{Inner, Source};
+use self::thread::Standing;
 use super::regions::{ENTRY, MASKED};
-use super::{ioctl, lock};
+use super::{ioctl, lock, new_event};
 
-/// What somebody else is to hear of: the device has reported an error, or somebody wants it back.
-pub(super) trait Listener: Send + Sync + std::fmt::Debug {
-    /// The device has reported an uncorrectable error.
-    fn error(&self, bdf: Bdf);
-    /// The kernel waits for us to let go of the device.
-    fn requested(&self, bdf: Bdf);
-}
+pub(super) use self::thread::Listener;
 
 /// The kind that is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 enum Mode {
+    #[default]
     None,
     Line,
-    Msi,
+    /// With so many vectors.
+    Msi(u16),
     MsiX,
 }
 
@@ -57,34 +49,36 @@ struct Message {
 /// An MSI-X vector that Xen has programmed.
 #[derive(Debug)]
 struct Vector {
-    event: EventFd,
     message: Message,
+    /// The guest's.
+    event: Arc<OwnedFd>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     mode: Mode,
     /// By MSI-X entry.
     vectors: BTreeMap<u16, Vector>,
     /// What the first MSI vector sends.
     msi: Option<Message>,
-    /// Of MSI vectors, and of the line, while they are on.
-    events: Vec<EventFd>,
+    /// The guest that may have the line.
+    guest: Option<DomId>,
+    /// What that guest says by that it has served the line, since it has asked for that.
+    end: Option<OwnedFd>,
 }
 
-/// A device's interrupts. Dropping it ends the thread; the kernel takes the interrupts down when the device is closed.
+/// A device's interrupts. The kernel takes them down when the device is closed.
 #[derive(Debug)]
 pub(super) struct Wiring {
-    inner: Arc<Inner>,
+    bdf: Bdf,
+    device: Arc<File>,
+    machine: Machine,
+    /// What the INTx line is to the machine; `None`: the device has none.
+    line: Option<Gsi>,
     /// How many MSI-X vectors the device has.
     msix_vectors: u32,
-    thread: Option<JoinHandle<()>>,
-}
-
-fn new_event() -> io::Result<EventFd> {
-    Ok(EventFd::from_flags(
-        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
-    )?)
+    state: Mutex<State>,
+    _standing: Standing,
 }
 
 fn table_entry(message: Option<Message>) -> [u8; ENTRY] {
@@ -110,74 +104,48 @@ impl Wiring {
         line: Option<Gsi>,
         listener: &Arc<dyn Listener>,
     ) -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let standing = [new_event()?, new_event()?, new_event()?];
-        let sources = [Source::Error, Source::Request, Source::Stop];
-        for (event, source) in standing.iter().zip(sources) {
-            epoll.add(event, EpollEvent::new(EpollFlags::EPOLLIN, source.token()))?;
-        }
-        let [errors, requests, _] = &standing;
-        for (event, index) in [
-            (errors, VFIO_PCI_ERR_IRQ_INDEX),
-            (requests, VFIO_PCI_REQ_IRQ_INDEX),
-        ] {
-            // Conventional PCI has no errors to report, and kernels before 4.0 make no requests.
-            if ioctl::irq_info(device, index).is_ok_and(|(_, count)| count > 0) {
-                ioctl::set_triggers(device, index, 0, std::iter::once(Some(event.as_fd())))?;
-            }
-        }
         let (_, msix_vectors) = ioctl::irq_info(device, VFIO_PCI_MSIX_IRQ_INDEX)?;
-        let inner = Arc::new(Inner {
+        Ok(Self {
             bdf,
             device: Arc::clone(device),
             machine: machine.clone(),
             line,
-            listener: Arc::clone(listener),
-            epoll,
-            raised: AtomicBool::new(false),
-            state: Mutex::new(State {
-                mode: Mode::None,
-                vectors: BTreeMap::new(),
-                msi: None,
-                events: Vec::new(),
-            }),
-            standing,
-        });
-        let thread = Builder::new().name(format!("vfio {bdf}")).spawn({
-            let inner = Arc::clone(&inner);
-            move || inner.pass_on()
-        })?;
-        Ok(Self {
-            inner,
             msix_vectors,
-            thread: Some(thread),
+            state: Mutex::default(),
+            _standing: Standing::new(bdf, device, listener)?,
         })
     }
 
-    /// Programs a message; if MSI-X is on, it is sent from now on.
+    /// Programs a message; if its kind is on, it is sent from now on.
     ///
     /// # Errors
     /// The kernel's, and those of running out of descriptors.
     pub fn program(&self, target: MsiTarget) -> io::Result<()> {
-        let message = Message {
-            address: target.address,
-            data: target.data,
-        };
-        let mut state = lock(&self.inner.state);
-        let Some(entry) = target.entry else {
+        let MsiTarget {
+            entry,
+            address,
+            data,
+        } = target;
+        let message = Message { address, data };
+        let mut state = lock(&self.state);
+        let Some(entry) = entry else {
             state.msi = Some(message);
-            return Ok(());
+            return match state.mode {
+                Mode::Msi(count) => self.wire_msi(&state, count),
+                _ => Ok(()),
+            };
         };
-        if let Some(known) = state.vectors.get_mut(&entry) {
+        let event = self.machine.event_of_message(address, data)?;
+        if let Some(known) = state.vectors.get_mut(&entry)
+            && Arc::ptr_eq(&known.event, &event)
+        {
             known.message = message;
             return Ok(());
         }
-        let event = new_event()?;
-        self.inner.listen(&event, Source::MsiX(entry))?;
         if state.mode == Mode::MsiX {
             self.wire(entry, Some(event.as_fd()))?;
         }
-        state.vectors.insert(entry, Vector { event, message });
+        state.vectors.insert(entry, Vector { message, event });
         Ok(())
     }
 
@@ -186,10 +154,13 @@ impl Wiring {
     /// # Errors
     /// The kernel's.
     pub fn clear(&self, entry: Option<u16>) -> io::Result<()> {
-        let mut state = lock(&self.inner.state);
+        let mut state = lock(&self.state);
         let Some(entry) = entry else {
             state.msi = None;
-            return Ok(());
+            return match state.mode {
+                Mode::Msi(count) => self.wire_msi(&state, count),
+                _ => Ok(()),
+            };
         };
         if state.vectors.remove(&entry).is_some() && state.mode == Mode::MsiX {
             self.wire(entry, None)?;
@@ -199,7 +170,7 @@ impl Wiring {
 
     /// An entry of the MSI-X table, as it is programmed: masked, if it is not.
     pub fn entry(&self, entry: u16) -> [u8; ENTRY] {
-        let state = lock(&self.inner.state);
+        let state = lock(&self.state);
         let message = state.vectors.get(&entry).map(|vector| vector.message);
         table_entry(message)
     }
@@ -207,7 +178,7 @@ impl Wiring {
     /// Wires one MSI-X vector, and leaves the others alone.
     fn wire(&self, entry: u16, event: Option<BorrowedFd<'_>>) -> io::Result<()> {
         ioctl::set_triggers(
-            &self.inner.device,
+            &self.device,
             VFIO_PCI_MSIX_IRQ_INDEX,
             u32::from(entry),
             std::iter::once(event),
@@ -219,7 +190,7 @@ impl Wiring {
     /// # Errors
     /// The kernel's; it is off then.
     pub fn set_msix(&self, on: bool) -> io::Result<()> {
-        let mut state = lock(&self.inner.state);
+        let mut state = lock(&self.state);
         match (on, state.mode) {
             (true, Mode::MsiX) => Ok(()),
             (true, _) => {
@@ -249,7 +220,7 @@ impl Wiring {
             let vector = state.vectors.get(&entry);
             vector.map(|vector| vector.event.as_fd())
         });
-        ioctl::set_triggers(&self.inner.device, VFIO_PCI_MSIX_IRQ_INDEX, 0, events)
+        ioctl::set_triggers(&self.device, VFIO_PCI_MSIX_IRQ_INDEX, 0, events)
     }
 
     /// Switches MSI on with so many vectors, or off (0).
@@ -257,115 +228,153 @@ impl Wiring {
     /// # Errors
     /// The kernel's; it is off then.
     pub fn set_msi(&self, count: u16) -> io::Result<()> {
-        let mut state = lock(&self.inner.state);
-        if count == 0 {
-            if state.mode == Mode::Msi {
+        let mut state = lock(&self.state);
+        match (count, state.mode) {
+            (0, Mode::Msi(_)) => self.switch_off(&mut state),
+            (0, _) => {}
+            (_, Mode::Msi(before)) if before == count => {}
+            _ => {
                 self.switch_off(&mut state);
+                self.wire_msi(&state, count)?;
+                state.mode = Mode::Msi(count);
             }
-            return Ok(());
         }
-        if state.mode == Mode::Msi && state.events.len() == usize::from(count) {
-            return Ok(());
-        }
-        self.switch_off(&mut state);
-        let events: Vec<EventFd> = (0..count).map(|_| new_event()).collect::<Result<_, _>>()?;
-        for (event, vector) in events.iter().zip(0..) {
-            self.inner.listen(event, Source::Msi(vector))?;
-        }
-        ioctl::set_triggers(
-            &self.inner.device,
-            VFIO_PCI_MSI_IRQ_INDEX,
-            0,
-            events.iter().map(|event| Some(event.as_fd())),
-        )?;
-        state.events = events;
-        state.mode = Mode::Msi;
         Ok(())
     }
 
-    /// Lets the device interrupt by its line while neither MSI nor MSI-X is on, or not.
+    /// Wires all MSI vectors. A device puts the vector's number into the lowest bits of the data.
+    fn wire_msi(&self, state: &State, count: u16) -> io::Result<()> {
+        let event = |vector: u16| {
+            let Message { address, data } = state.msi?;
+            let data = data | u32::from(vector);
+            self.machine.event_of_message(address, data).ok()
+        };
+        let events: Vec<_> = (0..count).map(event).collect();
+        let wired = events.iter().map(|event| Some(event.as_ref()?.as_fd()));
+        ioctl::set_triggers(&self.device, VFIO_PCI_MSI_IRQ_INDEX, 0, wired)
+    }
+
+    /// Whose the line is, as far as [`Wiring::set_line`] lets it have it, until [`Wiring::silence`].
+    pub fn give_line(&self, guest: DomId) {
+        lock(&self.state).guest = Some(guest);
+    }
+
+    /// Lets the device interrupt by its line while neither MSI nor MSI-X is on, and a guest has the line, or not.
     ///
     /// # Errors
     /// The kernel's: EBUSY when the line is shared, and the device cannot be told apart from the others on it.
     pub fn set_line(&self, on: bool) -> io::Result<()> {
-        let mut state = lock(&self.inner.state);
-        match (on && self.inner.line.is_some(), state.mode) {
-            (true, Mode::None) => {
-                let event = new_event()?;
-                self.inner.listen(&event, Source::Line)?;
-                self.inner.raised.store(false, Ordering::Release);
-                ioctl::set_triggers(
-                    &self.inner.device,
-                    VFIO_PCI_INTX_IRQ_INDEX,
-                    0,
-                    std::iter::once(Some(event.as_fd())),
-                )?;
-                state.events = vec![event];
+        let mut state = lock(&self.state);
+        match (on, state.mode, self.line, state.guest) {
+            (true, Mode::None, Some(line), Some(guest)) => {
+                let event = self.machine.event_of_line(guest, line)?;
+                let triggers = std::iter::once(Some(event.as_fd()));
+                ioctl::set_triggers(&self.device, VFIO_PCI_INTX_IRQ_INDEX, 0, triggers)?;
                 state.mode = Mode::Line;
+                if let Some(end) = &state.end
+                    && let Err(error) = ioctl::unmask_line_by(&self.device, end.as_fd())
+                {
+                    self.switch_off(&mut state);
+                    return Err(error);
+                }
             }
-            (false, Mode::Line) => self.switch_off(&mut state),
+            (false, Mode::Line, ..) => self.switch_off(&mut state),
             _ => {}
         }
         Ok(())
     }
 
-    /// Whether the device interrupts by its line.
-    fn is_line_on(&self) -> bool {
-        lock(&self.inner.state).mode == Mode::Line
-    }
-
-    /// The guest has served the line: if the device still raises it, it interrupts again.
-    pub fn end_of_interrupt(&self) {
-        if self.inner.raised.swap(false, Ordering::AcqRel)
-            && self.is_line_on()
-            && let Err(error) = ioctl::unmask_line(&self.inner.device)
-        {
-            log::error!(
-                "{}: its interrupt line stays masked: {error}",
-                self.inner.bdf
-            );
+    /// The guest has served the line: if the device still raises it, it interrupts again. The kernel knows whether it is masked.
+    ///
+    /// # Errors
+    /// The kernel's: it stays masked.
+    pub fn end_of_interrupt(&self) -> io::Result<()> {
+        match lock(&self.state).mode {
+            Mode::Line => ioctl::unmask_line(&self.device),
+            _ => Ok(()),
         }
     }
 
-    /// All messages are forgotten, and nothing is on.
+    /// An eventfd that the guest may write to instead. It is the same until [`Wiring::silence`], whatever is on meanwhile.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP when the kernel offers none.
+    pub fn end_event(&self) -> io::Result<OwnedFd> {
+        const NEEDED: u32 =
+            VFIO_IRQ_INFO_EVENTFD | VFIO_IRQ_INFO_MASKABLE | VFIO_IRQ_INFO_AUTOMASKED;
+        let mut state = lock(&self.state);
+        if let Some(end) = &state.end {
+            return end.try_clone();
+        }
+        let (flags, _) = ioctl::irq_info(&self.device, VFIO_PCI_INTX_IRQ_INDEX)?;
+        if flags & NEEDED != NEEDED {
+            return Err(Errno::EOPNOTSUPP.into());
+        }
+        let end: OwnedFd = new_event()?.into();
+        if state.mode == Mode::Line {
+            ioctl::unmask_line_by(&self.device, end.as_fd()).map_err(|error| {
+                log::debug!(
+                    "{}: its line cannot be unmasked by an eventfd: {error}",
+                    self.bdf
+                );
+                Errno::EOPNOTSUPP
+            })?;
+        }
+        let theirs = end.try_clone()?;
+        state.end = Some(end);
+        Ok(theirs)
+    }
+
+    /// The guest has the device no more: all messages are forgotten, and nothing is on.
     pub fn silence(&self) {
-        let mut state = lock(&self.inner.state);
+        let mut state = lock(&self.state);
         self.switch_off(&mut state);
         state.vectors.clear();
         state.msi = None;
+        state.guest = None;
+        state.end = None;
     }
 
     fn switch_off(&self, state: &mut State) {
         let index = match state.mode {
             Mode::None => return,
             Mode::Line => VFIO_PCI_INTX_IRQ_INDEX,
-            Mode::Msi => VFIO_PCI_MSI_IRQ_INDEX,
+            Mode::Msi(_) => VFIO_PCI_MSI_IRQ_INDEX,
             Mode::MsiX => VFIO_PCI_MSIX_IRQ_INDEX,
         };
-        if let Err(error) = ioctl::disable_interrupts(&self.inner.device, index) {
+        if let Err(error) = ioctl::disable_interrupts(&self.device, index) {
             log::error!(
                 "{}: its interrupts cannot be switched off: {error}",
-                self.inner.bdf
+                self.bdf
             );
         }
         state.mode = Mode::None;
-        state.events.clear();
-    }
-}
-
-impl Drop for Wiring {
-    fn drop(&mut self) {
-        let [_, _, stop] = &self.inner.standing;
-        let told = stop.write(1).is_ok();
-        if let Some(thread) = self.thread.take().filter(|_| told) {
-            let _ = thread.join();
-        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Wiring {
+        /// Of a file that is no device: nothing can be switched on.
+        pub fn made_up(
+            bdf: Bdf,
+            device: File,
+            machine: &Machine,
+            listener: &Arc<dyn Listener>,
+        ) -> Self {
+            Self {
+                bdf,
+                _standing: Standing::new(bdf, &device, listener).unwrap(),
+                device: Arc::new(device),
+                machine: machine.clone(),
+                line: None,
+                msix_vectors: 0,
+                state: Mutex::default(),
+            }
+        }
+    }
 
     #[test]
     fn an_entry_of_the_table_holds_its_message_or_is_masked() {

@@ -264,6 +264,15 @@ pub(super) fn unmask_line(device: &File) -> io::Result<()> {
     exchange(device.as_fd(), DEVICE_SET_IRQS, &mut words).map(drop)
 }
 
+/// `VFIO_DEVICE_SET_IRQS`: has the line unmasked whenever somebody writes to an eventfd, until it is switched off.
+pub(super) fn unmask_line_by(device: &File, event: BorrowedFd<'_>) -> io::Result<()> {
+    use vfio_bindings::bindings::vfio::VFIO_PCI_INTX_IRQ_INDEX;
+    let flags = VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_UNMASK;
+    let event = u32::from_ne_bytes(event.as_raw_fd().to_ne_bytes());
+    let mut words = [0, flags, VFIO_PCI_INTX_IRQ_INDEX, 0, 1, event];
+    exchange(device.as_fd(), DEVICE_SET_IRQS, &mut words).map(drop)
+}
+
 /// `VFIO_DEVICE_RESET`.
 pub(super) fn reset(device: &File) -> io::Result<()> {
     // SAFETY: there is no argument.

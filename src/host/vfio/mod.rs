@@ -142,7 +142,6 @@ impl VfioBus {
     /// # Errors
     /// When descriptors have run out.
     pub fn new(sysfs: Sysfs, machine: &Machine) -> io::Result<Arc<Self>> {
-        let new_event = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let bus = Arc::new(Self {
             sysfs,
             machine: machine.clone(),
@@ -177,6 +176,12 @@ impl VfioBus {
         }
         free.unwrap_or(0)
     }
+}
+
+fn new_event() -> io::Result<EventFd> {
+    Ok(EventFd::from_flags(
+        EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
+    )?)
 }
 
 fn refused(

@@ -2,9 +2,9 @@
 
 use conf_space::Bdf;
 use nix::errno::Errno;
-use std::io;
 use std::os::fd::AsFd;
 
+use super::device::Open;
 use super::ioctl::{self, Affected};
 use super::{VfioBus, lock, refused};
 use crate::host::HostError;
@@ -70,7 +70,7 @@ impl VfioBus {
             drop(open);
             return self.reset_bus(bdf);
         }
-        ioctl::reset(&open.file).map_err(refused(bdf, "reset it", NO_WAY))
+        open.reset().map_err(refused(bdf, "reset it", NO_WAY))
     }
 
     /// Nothing on the bus changes hands meanwhile.
@@ -98,9 +98,11 @@ impl VfioBus {
             .filter(|(number, _)| affected.iter().any(|other| other.group == **number))
             .map(|(_, joined)| joined.file.as_fd())
             .collect();
-        let reset = |open: &super::device::Open| -> io::Result<()> {
-            ioctl::hot_reset(&open.file, groups.into_iter())
-        };
+        let reached = affected.iter().filter_map(|other| self.slot(other.bdf));
+        let reached: Vec<_> = reached.collect();
+        let opened: Vec<_> = reached.iter().flat_map(|slot| slot.get()).collect();
+        let _held: Vec<_> = opened.iter().map(|open| open.hold()).collect();
+        let reset = |open: &Open| ioctl::hot_reset(&open.file, groups.into_iter());
         slot.with(reset).map_err(failed(NO_WAY))
     }
 }

@@ -121,14 +121,9 @@ impl Ports {
     }
 
     /// `EVTCHNOP_bind_pirq`'s part here: a port for a PIRQ.
-    pub fn bind_pirq(&mut self, pirq: Pirq, event: &EventFd) -> Result<GuestEnd, Errno> {
+    pub fn bind_pirq(&mut self, pirq: Pirq, event: &OwnedFd) -> Result<GuestEnd, Errno> {
         let port = self.free()?;
-        let copy = || {
-            event
-                .as_fd()
-                .try_clone_to_owned()
-                .map_err(|_| Errno::ENOMEM)
-        };
+        let copy = || event.try_clone().map_err(|_| Errno::ENOMEM);
         let end = GuestEnd {
             port,
             event: copy()?,

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
@@ -64,6 +64,12 @@ pub trait GuestPlatform: Send + Sync + Debug {
     /// # Errors
     /// EINVAL when the PIRQ is no line's.
     fn end_of_interrupt(&self, pirq: Pirq) -> Result<(), XenError>;
+
+    /// An eventfd that takes the place of [`GuestPlatform::end_of_interrupt`] for a line, with nobody between it and the hardware.
+    ///
+    /// # Errors
+    /// EINVAL when the PIRQ is no line's; EOPNOTSUPP when there is no such thing for the device behind it.
+    fn end_event(&self, pirq: Pirq) -> Result<EndEvent, XenError>;
 
     /// Lets this domain's devices reach memory, at a guest-physical address, which for them is a bus address. It stays until it is taken back or the
     /// domain is destroyed.
@@ -132,6 +138,20 @@ pub struct GrantedPage {
 unsafe impl PageMapping for MappedPage {
     fn base(&self) -> NonNull<u8> {
         self.base()
+    }
+}
+
+/// What a guest says the ends of a line's interrupts by.
+#[derive(Debug)]
+pub struct EndEvent(pub(super) OwnedFd);
+
+impl EndEvent {
+    /// The line has been served, and may interrupt again.
+    ///
+    /// # Errors
+    /// When the eventfd is beyond use.
+    pub fn end_of_interrupt(&self) -> io::Result<()> {
+        signal(&self.0)
     }
 }
 
@@ -252,6 +272,10 @@ impl GuestPlatform for LocalGuest {
 
     fn end_of_interrupt(&self, pirq: Pirq) -> Result<(), XenError> {
         self.machine.end_of_interrupt(self.domain, pirq)
+    }
+
+    fn end_event(&self, pirq: Pirq) -> Result<EndEvent, XenError> {
+        self.machine.end_event(self.domain, pirq).map(EndEvent)
     }
 
     fn give_memory(&self, memory: DmaMemory) -> Result<(), XenError> {

@@ -81,7 +81,7 @@ pub struct WindowArea {
 ///
 /// Configuration and interrupts ([`Hardware::config_read`] to [`Hardware::physical_function`]) are called with the machine's lock held, so they
 /// are to be quick. The rest may take its time: of the machine's locks, only one that is the guest's own is held. All of them may call
-/// [`super::Machine::deliver_msi`] and [`super::Machine::raise_gsi`] of the machine, and nothing else.
+/// [`super::Machine::deliver_msi`] and [`super::Machine::raise_gsi`] of the machine, ask it for the eventfds behind them, and nothing else.
 ///
 /// Where a method fails, the error's errno is what the guest or the toolstack gets; EIO if it has none.
 pub trait Hardware: Send + Sync + Debug {
@@ -141,6 +141,15 @@ pub trait Hardware: Send + Sync + Debug {
     /// A guest has served its line ([`super::Machine::raise_gsi`]): those of its devices that still want attention raise it again. A device that
     /// does not lower its line by itself is kept quiet until then.
     fn end_of_interrupt(&self, _domain: DomId, _gsi: Gsi) {}
+
+    /// An eventfd that a guest may write to instead of saying so: to write to it is [`Hardware::end_of_interrupt`] for the one device that it has on
+    /// this line, and does nothing once the device is the guest's no more.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP when the hardware does not offer that; what it says.
+    fn end_event(&self, _domain: DomId, _gsi: Gsi) -> io::Result<OwnedFd> {
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
 
     /// What the device's BARs decode now.
     fn windows(&self, _device: PciDevice) -> Vec<Window> {

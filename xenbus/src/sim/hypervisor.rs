@@ -183,7 +183,7 @@ impl Hypervisor {
             return Err(Errno::EINVAL);
         }
         let mut interrupts = lock(&interrupts);
-        let end = domain.ports.bind_pirq(pirq, interrupts.bind(id, pirq)?);
+        let end = domain.ports.bind_pirq(pirq, &*interrupts.bind(id, pirq)?);
         if end.is_err() {
             interrupts.unbind(id, pirq);
         }

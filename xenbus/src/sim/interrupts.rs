@@ -4,12 +4,16 @@
 //! programmed too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::sys::eventfd::EventFd;
 
-use super::evtchn::{new_eventfd, signal};
+use super::evtchn::{GuestEnd, new_eventfd, signal};
+use super::machine::about;
+use super::{Machine, lock};
+use crate::platform::XenError;
 use crate::types::{DomId, Gsi, Pirq};
 
 /// Vectors that a CPU has for devices: 0x20 to 0xff.
@@ -56,7 +60,9 @@ impl Vector {
 pub(super) struct Interrupts {
     vectors: Vec<Option<(DomId, Pirq)>>,
     lines: BTreeMap<Gsi, BTreeSet<(DomId, Pirq)>>,
-    bound: BTreeMap<(DomId, Pirq), EventFd>,
+    /// What PIRQs fire, from the first use of each until it is unmapped: the next one of that number has another.
+    events: BTreeMap<(DomId, Pirq), Arc<OwnedFd>>,
+    bound: BTreeSet<(DomId, Pirq)>,
 }
 
 impl Interrupts {
@@ -64,7 +70,8 @@ impl Interrupts {
         Self {
             vectors: vec![None; VECTORS_PER_CPU.saturating_mul(CPUS)],
             lines: BTreeMap::new(),
-            bound: BTreeMap::new(),
+            events: BTreeMap::new(),
+            bound: BTreeSet::new(),
         }
     }
 
@@ -102,16 +109,49 @@ impl Interrupts {
         }
     }
 
-    /// Makes the event that a PIRQ fires from now on.
+    /// The event that a PIRQ fires.
     ///
     /// # Errors
-    /// EEXIST when it has one.
-    pub fn bind(&mut self, domain: DomId, pirq: Pirq) -> Result<&EventFd, Errno> {
-        if self.bound.contains_key(&(domain, pirq)) {
+    /// ENOMEM.
+    fn event(&mut self, target: (DomId, Pirq)) -> Result<Arc<OwnedFd>, Errno> {
+        if let Some(event) = self.events.get(&target) {
+            return Ok(Arc::clone(event));
+        }
+        let event: Arc<OwnedFd> = Arc::new(new_eventfd().map_err(|_| Errno::ENOMEM)?.into());
+        self.events.insert(target, Arc::clone(&event));
+        Ok(event)
+    }
+
+    /// The event of the PIRQ that a message is for.
+    ///
+    /// # Errors
+    /// EINVAL when it is for none; ENOMEM.
+    pub fn event_of_message(&mut self, address: u64, data: u32) -> Result<Arc<OwnedFd>, Errno> {
+        let target = self.target(address, data).ok_or(Errno::EINVAL)?;
+        self.event(target)
+    }
+
+    /// The event of the PIRQ that a domain has for a line.
+    ///
+    /// # Errors
+    /// As [`Interrupts::event_of_message`].
+    pub fn event_of_line(&mut self, domain: DomId, gsi: Gsi) -> Result<Arc<OwnedFd>, Errno> {
+        let mut targets = self.lines.get(&gsi).into_iter().flatten();
+        let target = targets.find(|(owner, _)| *owner == domain).copied();
+        self.event(target.ok_or(Errno::EINVAL)?)
+    }
+
+    /// Lets a PIRQ's event be fired from now on.
+    ///
+    /// # Errors
+    /// EEXIST when it has a port; ENOMEM.
+    pub fn bind(&mut self, domain: DomId, pirq: Pirq) -> Result<Arc<OwnedFd>, Errno> {
+        if self.bound.contains(&(domain, pirq)) {
             return Err(Errno::EEXIST);
         }
-        let event = new_eventfd().map_err(|_| Errno::ENOMEM)?;
-        Ok(self.bound.entry((domain, pirq)).or_insert(event))
+        let event = self.event((domain, pirq))?;
+        self.bound.insert((domain, pirq));
+        Ok(event)
     }
 
     /// Undoes [`Interrupts::bind`].
@@ -119,18 +159,26 @@ impl Interrupts {
         self.bound.remove(&(domain, pirq));
     }
 
+    /// A PIRQ is unmapped: whoever still has its event hears nothing by it any more.
+    pub fn forget(&mut self, domain: DomId, pirq: Pirq) {
+        self.unbind(domain, pirq);
+        self.events.remove(&(domain, pirq));
+    }
+
     fn fire(&self, target: (DomId, Pirq)) -> bool {
-        self.bound
-            .get(&target)
-            .is_some_and(|event| signal(event.as_fd()).is_ok())
+        let event = self.events.get(&target);
+        self.bound.contains(&target) && event.is_some_and(|event| signal(event).is_ok())
+    }
+
+    fn target(&self, address: u64, data: u32) -> Option<(DomId, Pirq)> {
+        let vector = Vector::of_message(address, data)?;
+        self.vectors.get(vector.0).copied().flatten()
     }
 
     /// A device has sent a message. True when a guest was interrupted.
     pub fn deliver(&self, address: u64, data: u32) -> bool {
-        let vector = Vector::of_message(address, data);
-        vector
-            .and_then(|vector| self.vectors.get(vector.0).copied().flatten())
-            .is_some_and(|target| self.fire(target))
+        let target = self.target(address, data);
+        target.is_some_and(|target| self.fire(target))
     }
 
     /// A device has raised a line. Gives how many guests were interrupted.
@@ -138,6 +186,72 @@ impl Interrupts {
         self.lines.get(&gsi).map_or(0, |targets| {
             targets.iter().filter(|target| self.fire(**target)).count()
         })
+    }
+}
+
+impl Machine {
+    /// A device has sent a message. True when it interrupted a guest; otherwise nobody has mapped that message or bound its PIRQ, and it
+    /// is lost.
+    pub fn deliver_msi(&self, address: u64, data: u32) -> bool {
+        lock(&self.inner.interrupts).deliver(address, data)
+    }
+
+    /// A device has raised its line. Gives the number of guests that it interrupted.
+    pub fn raise_gsi(&self, gsi: Gsi) -> usize {
+        lock(&self.inner.interrupts).raise(gsi)
+    }
+
+    /// The eventfd that [`Machine::deliver_msi`] would signal, for hardware that does so itself. It is that of the message for as long as the
+    /// message is programmed; an event that comes before the guest binds its PIRQ waits for that.
+    ///
+    /// # Errors
+    /// EINVAL when nobody has mapped that message, ENOMEM.
+    pub fn event_of_message(&self, address: u64, data: u32) -> io::Result<Arc<OwnedFd>> {
+        Ok(lock(&self.inner.interrupts).event_of_message(address, data)?)
+    }
+
+    /// As [`Machine::event_of_message`], of a line that is a domain's: until the device is the domain's no more.
+    ///
+    /// # Errors
+    /// EINVAL when the line is not that domain's, ENOMEM.
+    pub fn event_of_line(&self, domain: DomId, gsi: Gsi) -> io::Result<Arc<OwnedFd>> {
+        Ok(lock(&self.inner.interrupts).event_of_line(domain, gsi)?)
+    }
+
+    pub(super) fn bind_pirq(&self, domain: DomId, pirq: Pirq) -> Result<GuestEnd, XenError> {
+        let (result, line) = {
+            let mut hypervisor = lock(&self.inner.hypervisor);
+            let result = hypervisor.bind_pirq(domain, pirq);
+            (result, hypervisor.line_of_pirq(domain, pirq))
+        };
+        // What a former driver left unserved does not keep the line from the new one.
+        if let (Ok(_), Ok(gsi)) = (&result, line) {
+            self.hardware().end_of_interrupt(domain, gsi);
+        }
+        result.map_err(|errno| {
+            XenError::from_errno(
+                format!("EVTCHNOP_bind_pirq of PIRQ {pirq} in domain {domain}"),
+                errno as i32,
+            )
+        })
+    }
+
+    pub(super) fn end_of_interrupt(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError> {
+        let line = lock(&self.inner.hypervisor).line_of_pirq(domain, pirq);
+        let gsi = about(
+            format!("PHYSDEVOP_eoi of PIRQ {pirq} in domain {domain}"),
+            line,
+        )?;
+        self.hardware().end_of_interrupt(domain, gsi);
+        Ok(())
+    }
+
+    pub(super) fn end_event(&self, domain: DomId, pirq: Pirq) -> Result<OwnedFd, XenError> {
+        let operation = format!("an eventfd for the ends of PIRQ {pirq} of domain {domain}");
+        let line = lock(&self.inner.hypervisor).line_of_pirq(domain, pirq);
+        let gsi = about(operation.clone(), line)?;
+        let event = self.hardware().end_event(domain, gsi);
+        event.map_err(|source| XenError::Failed { operation, source })
     }
 }
 
@@ -158,12 +272,7 @@ mod tests {
         let vectors: Vec<_> = (0..300)
             .map(|pirq| interrupts.allocate(GUEST, Pirq(pirq), 1).unwrap())
             .collect();
-        let event = interrupts
-            .bind(GUEST, Pirq(250))
-            .unwrap()
-            .as_fd()
-            .try_clone_to_owned()
-            .unwrap();
+        let event = interrupts.bind(GUEST, Pirq(250)).unwrap();
         for (pirq, vector) in vectors.iter().enumerate() {
             let (address, data) = vector.message();
             assert_eq!(interrupts.deliver(address, data), pirq == 250);
@@ -178,6 +287,36 @@ mod tests {
         ] {
             assert!(!interrupts.deliver(address, data));
         }
+    }
+
+    #[test]
+    fn a_pirq_that_is_mapped_anew_fires_another_event() {
+        let mut interrupts = Interrupts::new();
+        let vector = interrupts.allocate(GUEST, Pirq(30), 1).unwrap();
+        let (address, data) = vector.message();
+        let event = interrupts.event_of_message(address, data).unwrap();
+        let same = interrupts.bind(GUEST, Pirq(30)).unwrap();
+        assert!(Arc::ptr_eq(&event, &same));
+        interrupts.forget(GUEST, Pirq(30));
+        assert!(!interrupts.deliver(address, data));
+        let other = interrupts.bind(GUEST, Pirq(30)).unwrap();
+        assert!(interrupts.deliver(address, data));
+        assert!(super::super::evtchn::take(&other).unwrap());
+        assert!(!super::super::evtchn::take(&event).unwrap());
+        interrupts.free(vector, 1);
+        let gone = interrupts.event_of_message(address, data);
+        assert_eq!(gone.unwrap_err(), Errno::EINVAL);
+    }
+
+    #[test]
+    fn a_line_has_an_event_for_each_domain_that_it_is_wired_to() {
+        let mut interrupts = Interrupts::new();
+        interrupts.connect_line(Gsi(17), GUEST, Pirq(17));
+        let of_the_line = interrupts.event_of_line(GUEST, Gsi(17)).unwrap();
+        let bound = interrupts.bind(GUEST, Pirq(17)).unwrap();
+        assert!(Arc::ptr_eq(&of_the_line, &bound));
+        let other = interrupts.event_of_line(DomId(2), Gsi(17));
+        assert_eq!(other.unwrap_err(), Errno::EINVAL);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::interrupts::Interrupts;
 use super::lock;
 use super::xenstored::Xenstored;
 use crate::platform::{DomainInfo, EventPort, MsiRequest, PageMapping, Xen, XenError};
-use crate::types::{DomId, GrantRef, Gsi, PciDevice, Pirq, Port};
+use crate::types::{DomId, GrantRef, PciDevice, Pirq, Port};
 use crate::xenstore;
 
 /// What a machine is like.
@@ -101,7 +101,7 @@ pub(super) struct Inner {
     run_dir: PathBuf,
     pub(super) toolstack_timeout: Duration,
     pub(super) hypervisor: Mutex<Hypervisor>,
-    interrupts: Arc<Mutex<Interrupts>>,
+    pub(super) interrupts: Arc<Mutex<Interrupts>>,
     pub(super) xenstored: Xenstored,
     /// Set right after the rest: it refers to it.
     guests: OnceLock<GuestServer>,
@@ -208,17 +208,6 @@ impl Machine {
         self.inner.xenstored.values()
     }
 
-    /// A device has sent a message. True when it interrupted a guest; otherwise nobody has mapped that message or bound its PIRQ, and it
-    /// is lost.
-    pub fn deliver_msi(&self, address: u64, data: u32) -> bool {
-        lock(&self.inner.interrupts).deliver(address, data)
-    }
-
-    /// A device has raised its line. Gives the number of guests that it interrupted.
-    pub fn raise_gsi(&self, gsi: Gsi) -> usize {
-        lock(&self.inner.interrupts).raise(gsi)
-    }
-
     /// Whose a device is: a guest's, [`DomId::IO`] in quarantine, otherwise [`DomId::DOM0`]. `None` when there is no such device.
     pub fn device_owner(&self, device: PciDevice) -> Option<DomId> {
         lock(&self.inner.hypervisor)
@@ -301,34 +290,6 @@ impl Machine {
                 errno as i32,
             )
         })
-    }
-
-    pub(super) fn bind_pirq(&self, domain: DomId, pirq: Pirq) -> Result<GuestEnd, XenError> {
-        let (result, line) = {
-            let mut hypervisor = lock(&self.inner.hypervisor);
-            let result = hypervisor.bind_pirq(domain, pirq);
-            (result, hypervisor.line_of_pirq(domain, pirq))
-        };
-        // What a former driver left unserved does not keep the line from the new one.
-        if let (Ok(_), Ok(gsi)) = (&result, line) {
-            self.hardware().end_of_interrupt(domain, gsi);
-        }
-        result.map_err(|errno| {
-            XenError::from_errno(
-                format!("EVTCHNOP_bind_pirq of PIRQ {pirq} in domain {domain}"),
-                errno as i32,
-            )
-        })
-    }
-
-    pub(super) fn end_of_interrupt(&self, domain: DomId, pirq: Pirq) -> Result<(), XenError> {
-        let line = lock(&self.inner.hypervisor).line_of_pirq(domain, pirq);
-        let gsi = about(
-            format!("PHYSDEVOP_eoi of PIRQ {pirq} in domain {domain}"),
-            line,
-        )?;
-        self.hardware().end_of_interrupt(domain, gsi);
-        Ok(())
     }
 
     pub(super) fn close_port(&self, domain: DomId, port: Port) -> Result<(), XenError> {

@@ -46,7 +46,9 @@ pub use frontend::{
     Variant,
 };
 pub use grants::{MappedPage, PAGE_SIZE};
-pub use guest::{GrantedPage, GuestPlatform, GuestPort, GuestWindow, LocalGuest, WindowAccess};
+pub use guest::{
+    EndEvent, GrantedPage, GuestPlatform, GuestPort, GuestWindow, LocalGuest, WindowAccess,
+};
 pub use guest_socket::{SocketGuest, SocketToolstack};
 pub use hardware::{BarSpace, DmaMemory, Hardware, MsiTarget, Window, WindowArea};
 pub use hvm::{Direction, HvmGuest, Message, Vcpu, VcpuError};

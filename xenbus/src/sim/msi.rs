@@ -284,7 +284,7 @@ impl Hypervisor {
         }
         let mut interrupts = lock(&self.interrupts);
         for number in numbers {
-            interrupts.unbind(id, number);
+            interrupts.forget(id, number);
         }
         match mapped {
             Mapped::Line(gsi) => interrupts.disconnect_line(gsi, id, pirq),

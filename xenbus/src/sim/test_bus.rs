@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
@@ -26,6 +27,8 @@ pub(super) struct TestDevice {
     pub behind: [File; 2],
     /// Lines that its guest has served.
     pub served: Vec<Gsi>,
+    /// What its guest may tell that by, if it may.
+    pub end_event: Option<Arc<OwnedFd>>,
 }
 
 /// Bytes of the memory BAR, of which the second page cannot be mapped.
@@ -107,6 +110,7 @@ impl TestBus {
             physical_function: None,
             behind,
             served: Vec::new(),
+            end_event: None,
         };
         lock(&self.devices).insert(device, new);
     }
@@ -252,6 +256,13 @@ impl Hardware for TestBus {
         for device in self.reach(domain).unwrap_or_default().devices {
             self.with(device, |found| found.served.push(gsi));
         }
+    }
+
+    fn end_event(&self, domain: DomId, _gsi: Gsi) -> io::Result<OwnedFd> {
+        let mut devices = self.reach(domain).unwrap_or_default().devices.into_iter();
+        let offered = devices.find_map(|device| self.with(device, |found| found.end_event.clone()));
+        let event = offered.ok_or_else(|| io::Error::from_raw_os_error(libc::EOPNOTSUPP))?;
+        event.try_clone()
     }
 
     fn windows(&self, device: PciDevice) -> Vec<Window> {

@@ -1,172 +1,104 @@
-//! The thread that passes a device's interrupts on.
+//! What a device says to us: that it has reported an error, and that the kernel wants it back. A thread waits for that.
 
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
 
 use conf_space::address::Bdf;
-use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags, EpollTimeout};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use xenbus::Gsi;
-use xenbus::sim::Machine;
+use vfio_bindings::bindings::vfio::{VFIO_PCI_ERR_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX};
 
-use super::super::lock;
-use super::{Listener, Message, Mode, State};
+use super::super::{ioctl, new_event};
 
-/// Who has signalled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Source {
-    MsiX(u16),
-    Msi(u16),
-    Line,
-    Error,
-    Request,
-    Stop,
+/// What somebody else is to hear of: the device has reported an error, or somebody wants it back.
+pub(in super::super) trait Listener: Send + Sync + std::fmt::Debug {
+    /// The device has reported an uncorrectable error.
+    fn error(&self, bdf: Bdf);
+    /// The kernel waits for us to let go of the device.
+    fn requested(&self, bdf: Bdf);
 }
 
-impl Source {
-    pub fn token(self) -> u64 {
-        let (kind, index) = match self {
-            Self::MsiX(entry) => (0, entry),
-            Self::Msi(vector) => (1, vector),
-            Self::Line => (2, 0),
-            Self::Error => (3, 0),
-            Self::Request => (4, 0),
-            Self::Stop => (5, 0),
-        };
-        (kind << 16) | u64::from(index)
-    }
+/// What is signalled as long as the device is open.
+#[derive(Debug)]
+struct Events {
+    errors: EventFd,
+    requests: EventFd,
+    stop: EventFd,
+}
 
-    fn of(token: u64) -> Option<Self> {
-        let [low, high, ..] = token.to_le_bytes();
-        let index = u16::from_le_bytes([low, high]);
-        Some(match token >> 16 {
-            0 => Self::MsiX(index),
-            1 => Self::Msi(index),
-            2 => Self::Line,
-            3 => Self::Error,
-            4 => Self::Request,
-            5 => Self::Stop,
-            _ => return None,
+/// The thread. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Standing {
+    events: Arc<Events>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Standing {
+    /// Of an open device.
+    ///
+    /// # Errors
+    /// When descriptors or threads have run out, or the kernel refuses.
+    pub fn new(bdf: Bdf, device: &File, listener: &Arc<dyn Listener>) -> io::Result<Self> {
+        let events = Arc::new(Events {
+            errors: new_event()?,
+            requests: new_event()?,
+            stop: new_event()?,
+        });
+        for (event, index) in [
+            (&events.errors, VFIO_PCI_ERR_IRQ_INDEX),
+            (&events.requests, VFIO_PCI_REQ_IRQ_INDEX),
+        ] {
+            // Conventional PCI has no errors to report, and kernels before 4.0 make no requests.
+            if ioctl::irq_info(device, index).is_ok_and(|(_, count)| count > 0) {
+                ioctl::set_triggers(device, index, 0, std::iter::once(Some(event.as_fd())))?;
+            }
+        }
+        let thread = Builder::new().name(format!("vfio {bdf}")).spawn({
+            let (events, listener) = (Arc::clone(&events), Arc::clone(listener));
+            move || {
+                if let Err(error) = events.pass_on(bdf, &*listener) {
+                    log::error!("{bdf}: its errors are not heard of any more: {error}");
+                }
+            }
+        })?;
+        Ok(Self {
+            events,
+            thread: Some(thread),
         })
     }
 }
 
-/// What the thread and those who wire the interrupts share.
-#[derive(Debug)]
-pub(super) struct Inner {
-    pub bdf: Bdf,
-    pub device: Arc<File>,
-    pub machine: Machine,
-    /// What the INTx line is to the machine; `None`: the device has none, or is not to use it.
-    pub line: Option<Gsi>,
-    pub listener: Arc<dyn Listener>,
-    pub epoll: Epoll,
-    /// The line was raised, and is masked by the kernel until it is unmasked.
-    pub raised: AtomicBool,
-    pub state: Mutex<State>,
-    /// Errors, requests, and the end: signalled as long as the device is open.
-    pub standing: [EventFd; 3],
-}
-
-impl Inner {
-    pub fn listen(&self, event: &EventFd, source: Source) -> io::Result<()> {
-        let wanted = EpollEvent::new(EpollFlags::EPOLLIN, source.token());
-        Ok(self.epoll.add(event, wanted)?)
-    }
-
+impl Events {
     /// The thread: until the device is closed.
-    pub fn pass_on(&self) {
-        let mut events = [EpollEvent::empty(); 16];
-        loop {
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
-                Ok(count) => count,
-                Err(nix::errno::Errno::EINTR) => 0,
-                Err(error) => {
-                    return log::error!("{}: its interrupts are lost: {error}", self.bdf);
-                }
-            };
-            for event in events.iter().take(count) {
-                match Source::of(event.data()) {
-                    Some(Source::Stop) => return,
-                    Some(source) => self.serve(source),
-                    None => {}
-                }
+    fn pass_on(&self, bdf: Bdf, listener: &dyn Listener) -> io::Result<()> {
+        let waiting = |event: &EventFd| event.read().is_ok();
+        while !waiting(&self.stop) {
+            if waiting(&self.errors) {
+                listener.error(bdf);
+            }
+            if waiting(&self.requests) {
+                listener.requested(bdf);
+            }
+            let mut fds = [&self.errors, &self.requests, &self.stop]
+                .map(|event| PollFd::new(event.as_fd(), PollFlags::POLLIN));
+            match poll(&mut fds, PollTimeout::NONE) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    fn serve(&self, source: Source) {
-        let [errors, requests, _] = &self.standing;
-        match source {
-            Source::MsiX(entry) => {
-                let message = lock(&self.state)
-                    .vectors
-                    .get(&entry)
-                    .filter(|vector| vector.event.read().is_ok())
-                    .map(|vector| vector.message);
-                self.send(message, 0);
-            }
-            Source::Msi(vector) => {
-                let message = {
-                    let state = lock(&self.state);
-                    let event = state.events.get(usize::from(vector));
-                    let fired =
-                        state.mode == Mode::Msi && event.is_some_and(|event| event.read().is_ok());
-                    state.msi.filter(|_| fired)
-                };
-                self.send(message, vector);
-            }
-            Source::Line => {
-                let fired = {
-                    let state = lock(&self.state);
-                    state.mode == Mode::Line
-                        && state.events.iter().any(|event| event.read().is_ok())
-                };
-                if let Some(line) = self.line.filter(|_| fired) {
-                    self.raised.store(true, Ordering::Release);
-                    self.machine.raise_gsi(line);
-                }
-            }
-            Source::Error => {
-                let _ = errors.read();
-                self.listener.error(self.bdf);
-            }
-            Source::Request => {
-                let _ = requests.read();
-                self.listener.requested(self.bdf);
-            }
-            Source::Stop => {}
-        }
-    }
-
-    /// A device with several MSI vectors puts the vector's number into the lowest bits of the data.
-    fn send(&self, message: Option<Message>, vector: u16) {
-        if let Some(Message { address, data }) = message {
-            self.machine.deliver_msi(address, data | u32::from(vector));
-        }
+        Ok(())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_source_is_told_by_its_token() {
-        let all = [
-            Source::MsiX(0),
-            Source::MsiX(2047),
-            Source::Msi(31),
-            Source::Line,
-            Source::Error,
-            Source::Request,
-            Source::Stop,
-        ];
-        for source in all {
-            assert_eq!(Source::of(source.token()), Some(source));
+impl Drop for Standing {
+    fn drop(&mut self) {
+        let told = self.events.stop.write(1).is_ok();
+        if let Some(thread) = self.thread.take().filter(|_| told) {
+            let _ = thread.join();
         }
-        assert_eq!(Source::of(u64::MAX), None);
     }
 }

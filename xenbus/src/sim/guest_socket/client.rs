@@ -13,7 +13,9 @@ use super::protocol::{Extent, RequestKind};
 use crate::platform::XenError;
 use crate::sim::evtchn::GuestEnd;
 use crate::sim::grants::{MappedPage, check_page};
-use crate::sim::guest::{GrantedPage, GuestPlatform, GuestPort, GuestWindow, WindowAccess};
+use crate::sim::guest::{
+    EndEvent, GrantedPage, GuestPlatform, GuestPort, GuestWindow, WindowAccess,
+};
 use crate::sim::windows::opening;
 use crate::sim::{BarSpace, DmaMemory, WindowArea};
 use crate::types::{DomId, GrantRef, Pirq, Port};
@@ -171,6 +173,13 @@ impl GuestPlatform for SocketGuest {
             format!("PHYSDEVOP_eoi of PIRQ {pirq}")
         })
         .map(drop)
+    }
+
+    fn end_event(&self, pirq: Pirq) -> Result<EndEvent, XenError> {
+        let operation = || format!("an eventfd for the ends of PIRQ {pirq}");
+        let answer = self.request(RequestKind::EndEvent, pirq.0, operation)?;
+        let [event] = exactly(answer.descriptors, operation)?;
+        Ok(EndEvent(event))
     }
 
     fn give_memory(&self, memory: DmaMemory) -> Result<(), XenError> {

@@ -65,6 +65,8 @@ requests! {
     Unpause = 18,
     /// dom0: argument: the domain.
     Destroy = 19,
+    /// Argument: the PIRQ, of a line. Comes back with an eventfd: to write to it is [`RequestKind::EndOfInterrupt`].
+    EndEvent = 20,
 }
 
 impl RequestKind {
@@ -80,7 +82,7 @@ impl RequestKind {
 
     /// What dom0 alone may ask for.
     pub fn is_toolstacks(self) -> bool {
-        self as u32 >= Self::CreateDomain as u32
+        (Self::CreateDomain as u32..=Self::Destroy as u32).contains(&(self as u32))
     }
 }
 

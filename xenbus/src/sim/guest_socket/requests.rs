@@ -139,6 +139,10 @@ impl Client {
             RequestKind::ClosePort => done(machine.close_port(domain, Port(argument))),
             RequestKind::ShutDown => done(machine.domain_shut_down(domain)),
             RequestKind::EndOfInterrupt => done(machine.end_of_interrupt(domain, Pirq(argument))),
+            RequestKind::EndEvent => {
+                let event = machine.end_event(domain, Pirq(argument))?;
+                Ok(Answer::with(0, vec![event]))
+            }
             RequestKind::GiveMemory => {
                 let file = packet.descriptor.take();
                 let memory = DmaMemory {

@@ -16,6 +16,7 @@ use nix::unistd::ftruncate;
 
 use super::{SocketGuest, SocketToolstack};
 use crate::platform::{MsiRequest, Xen};
+use crate::sim::evtchn::{new_eventfd, take};
 use crate::sim::test_bus::{TestBus, address, bar_address};
 use crate::sim::{BarSpace, DmaMemory, DomainKind, GuestPlatform, Machine, MachineOptions, lock};
 use crate::types::{DomId, GrantRef, Gsi, Pirq, Port};
@@ -249,6 +250,23 @@ fn the_end_of_a_lines_interrupt_reaches_the_guests_devices() {
         [Gsi(17)]
     );
     assert!(bus.with(address(1), |device| device.served.is_empty()));
+}
+
+#[test]
+fn a_guest_tells_the_ends_of_a_lines_interrupts_by_an_eventfd_where_the_hardware_offers_that() {
+    let (setup, bus, guest) = setup_with_devices(MachineOptions::default());
+    let refused = || guest.end_event(Pirq(17)).unwrap_err().errno();
+    assert_eq!(refused(), Some(libc::EINVAL));
+    setup.machine.grant_irq(setup.guest, Gsi(17)).unwrap();
+    assert_eq!(refused(), Some(libc::EOPNOTSUPP));
+    let offered: Arc<OwnedFd> = Arc::new(new_eventfd().unwrap().into());
+    bus.with(address(0), |device| {
+        device.end_event = Some(Arc::clone(&offered));
+    });
+    let event = guest.end_event(Pirq(17)).unwrap();
+    assert!(!take(&offered).unwrap());
+    event.end_of_interrupt().unwrap();
+    assert!(take(&offered).unwrap());
 }
 
 #[test]

@@ -287,6 +287,10 @@ impl Device for Bare {
         }
     }
 
+    fn end_by_event(&mut self) -> Result<()> {
+        Err("of bare VFIO, nobody but the kernel is asked".into())
+    }
+
     fn recovery_step(&mut self, _patience: Duration) -> Result<Option<Recovery>> {
         Err("VFIO asks nobody to recover".into())
     }

@@ -58,6 +58,8 @@ pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
             "factorial" => edu.factorial()?,
             "dma" => edu.dma()?,
             "intx" => edu.interrupts(Signal::Line)?,
+            "endevent" => edu.end_by_event()?,
+            "endless" => edu.end_without_end()?,
             "msi" => edu.interrupts(Signal::Msi)?,
             "recover" => edu.recover()?,
             "stray" => edu.stray()?,
@@ -206,6 +208,37 @@ impl Edu {
         }
         self.device.end_of_interrupt()?;
         self.take(2)
+    }
+
+    /// Has interrupts by the line and says by an eventfd that they were served: many in a row, none of which is lost, and also when the line was off.
+    fn end_by_event(&mut self) -> Result<()> {
+        const MANY: u32 = 500;
+        self.device.interrupts(Signal::Line, 1)?;
+        self.device.end_by_event()?;
+        self.events(Signal::Line)?;
+        for number in 1..=MANY {
+            self.registers.write32(register::RAISE, number)?;
+            self.take(number)?;
+        }
+        for signal in [Signal::Msi, Signal::Line] {
+            self.interrupts(signal)?;
+        }
+        // Ends without a beginning do no harm.
+        for _ in 0..MANY {
+            self.device.end_of_interrupt()?;
+        }
+        self.events(Signal::Line)
+    }
+
+    /// Says that the line was served, again and again, until somebody stops it.
+    fn end_without_end(&mut self) -> Result<()> {
+        self.device.interrupts(Signal::Line, 1)?;
+        self.device.end_by_event()?;
+        println!("at it");
+        loop {
+            self.device.end_of_interrupt()?;
+            std::thread::sleep(Duration::from_micros(100));
+        }
     }
 
     /// Uses the device until it goes, and says so.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use xenbus::pciif::{AerCommand, AerResult};
 use xenbus::sim::{
-    BarSpace, DmaMemory, Frontend, GuestPlatform, SocketGuest, SocketToolstack, Variant,
+    BarSpace, DmaMemory, EndEvent, Frontend, GuestPlatform, SocketGuest, SocketToolstack, Variant,
     WindowAccess,
 };
 use xenbus::xenstore::Store;
@@ -23,6 +23,7 @@ pub struct Embedded {
     function: PciDevice,
     memory: Memory,
     line: Option<Pirq>,
+    end: Option<EndEvent>,
 }
 
 fn socket(run_dir: &str) -> String {
@@ -57,6 +58,7 @@ impl Embedded {
             frontend,
             memory,
             line: None,
+            end: None,
         })
     }
 }
@@ -148,10 +150,19 @@ impl Device for Embedded {
     }
 
     fn end_of_interrupt(&mut self) -> Result<()> {
-        match self.line {
-            Some(pirq) => Ok(self.xen.end_of_interrupt(pirq)?),
-            None => Ok(()),
+        match (self.line, &self.end) {
+            (Some(_), Some(end)) => Ok(end.end_of_interrupt()?),
+            (Some(pirq), None) => Ok(self.xen.end_of_interrupt(pirq)?),
+            (None, _) => Ok(()),
         }
+    }
+
+    fn end_by_event(&mut self) -> Result<()> {
+        let pirq = self
+            .line
+            .ok_or("there is no line whose interrupts could end")?;
+        self.end = Some(self.xen.end_event(pirq)?);
+        Ok(())
     }
 
     fn recovery_step(&mut self, patience: Duration) -> Result<Option<Recovery>> {

@@ -79,6 +79,9 @@ pub trait Device {
     /// The device has been served: its line may interrupt again.
     fn end_of_interrupt(&mut self) -> Result<()>;
 
+    /// Has [`Device::end_of_interrupt`] write to an eventfd from now on, with nobody between it and the kernel.
+    fn end_by_event(&mut self) -> Result<()>;
+
     /// Waits until a step of recovery from an error is asked for, and answers as a driver that wants its device reset; `None` when none is in time.
     fn recovery_step(&mut self, patience: Duration) -> Result<Option<Recovery>>;
 
