@@ -23,7 +23,7 @@ story() {
   check "and the other one meanwhile" wait_for 20 has served cat $STATE/intx
   check "one serves it by an eventfd, while the other one has interrupts" drive one edu endevent
   check "both ways in turn" drive one edu intx endevent intx
-  lab-guest drive edu $RUN_DIR:$(domid one) endless >$STATE/endless 2>&1 &
+  lab-guest drive edu "$RUN_DIR:$(domid one)" endless >$STATE/endless 2>&1 &
   check "one says that it has served it, again and again" wait_for 20 has "at it" cat $STATE/endless
   check "the other one does not notice" drive two edu intx endevent
   check "the device is taken from it" end_guest one
