@@ -9,9 +9,9 @@ story() {
   for who in bare pcibackd pcibackd bare; do
     turn=$((turn + 1))
     round_$who || return
-    for name in config_read register_read interrupt; do figure $name "$(least $name)"; done
+    for name in config_read register_read interrupt line; do figure $name "$(least $name)"; done
   done
-  for name in config_read register_read interrupt; do ratio $name; done
+  for name in config_read register_read interrupt line; do ratio $name; done
 }
 
 round_bare() {

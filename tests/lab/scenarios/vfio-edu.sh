@@ -6,7 +6,7 @@ story() {
   must "edu is bound to vfio-pci by hand" bind_vfio $EDU
   check "a program without pcibackd has it compute" drive vfio:$EDU edu identify factorial
   check "copy" drive vfio:$EDU edu dma
-  check "and interrupt" drive vfio:$EDU edu intx msi
+  check "and interrupt" drive vfio:$EDU edu intx msi endevent
   must "it is given back" unbind_vfio $EDU
   must "the backend starts" start_backend
   must "edu is hidden" pciback hide $EDU
@@ -25,7 +25,10 @@ story() {
   check "both are counted" has "DMA that the IOMMU has stopped: 2 times" pciback show $EDU
   check "and in the metrics" has "stopped_dma_total{device=\"$EDU\"} 2" pciback metrics
   check "the guest can still use it" drive one edu dma msi
-  check "the guest ends" end_guest one
+  lab-guest drive edu "$RUN_DIR:$(domid one)" listen >$STATE/listen 2>&1 &
+  check "it waits for a message" wait_for 20 has listening cat $STATE/listen
+  check "meanwhile it loses the device" end_guest one
   must "another one gets it" new_guest two $EDU
-  check "and can use it" drive two edu identify dma msi
+  check "and can use it" drive two edu identify dma msi intx
+  check "of which the former guest, still waiting, hears nothing" eval 'kill $! && lacks heard cat $STATE/listen'
 }

@@ -1,7 +1,7 @@
 //! A device through VFIO (Linux `include/uapi/linux/vfio.h`, `Documentation/driver-api/vfio.rst`), without anybody between.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
@@ -87,6 +87,8 @@ pub struct Bare {
     memory: Memory,
     signal: Option<Signal>,
     events: Vec<OwnedFd>,
+    /// What the line is unmasked by.
+    end: Option<File>,
 }
 
 fn open(path: &str) -> Result<File> {
@@ -151,6 +153,7 @@ impl Bare {
             memory,
             signal: None,
             events: Vec::new(),
+            end: None,
         })
     }
 
@@ -244,13 +247,8 @@ impl Device for Bare {
     }
 
     fn interrupts(&mut self, signal: Signal, count: u32) -> Result<()> {
-        let mut events = Vec::new();
-        for _ in 0..count {
-            // SAFETY: it takes two numbers.
-            let raw = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
-            // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
-            events.push(unsafe { OwnedFd::from_raw_fd(raw) });
-        }
+        let events: Vec<_> = (0..count).map(|_| new_event()).collect::<Result<_>>()?;
+        self.end = None;
         if let Some(former) = self.signal.take() {
             // None at all: the whole kind is switched off.
             self.set_irqs(former, IRQ_DATA_NONE | IRQ_TRIGGER, &[])?;
@@ -267,8 +265,12 @@ impl Device for Bare {
     }
 
     fn end_of_interrupt(&mut self) -> Result<()> {
-        match self.signal {
-            Some(Signal::Line) => {
+        match (self.signal, &self.end) {
+            (Some(Signal::Line), Some(end)) => {
+                let mut end = end;
+                Ok(end.write_all(&1u64.to_ne_bytes())?)
+            }
+            (Some(Signal::Line), None) => {
                 // One, without data.
                 let mut set = SetIrqs {
                     size: 20,
@@ -288,7 +290,10 @@ impl Device for Bare {
     }
 
     fn end_by_event(&mut self) -> Result<()> {
-        Err("of bare VFIO, nobody but the kernel is asked".into())
+        let end = [new_event()?];
+        self.set_irqs(Signal::Line, IRQ_DATA_EVENTFD | IRQ_UNMASK, &end)?;
+        [self.end] = end.map(|end| Some(end.into()));
+        Ok(())
     }
 
     fn recovery_step(&mut self, _patience: Duration) -> Result<Option<Recovery>> {
@@ -298,6 +303,13 @@ impl Device for Bare {
     fn memory(&self) -> &Memory {
         &self.memory
     }
+}
+
+fn new_event() -> Result<OwnedFd> {
+    // SAFETY: it takes two numbers.
+    let raw = check(unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) })?;
+    // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
 /// Waits for an event and takes it; false when none came in time.

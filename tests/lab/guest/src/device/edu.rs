@@ -59,6 +59,7 @@ pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
             "dma" => edu.dma()?,
             "intx" => edu.interrupts(Signal::Line)?,
             "endevent" => edu.end_by_event()?,
+            "listen" => edu.listen()?,
             "endless" => edu.end_without_end()?,
             "msi" => edu.interrupts(Signal::Msi)?,
             "recover" => edu.recover()?,
@@ -230,6 +231,16 @@ impl Edu {
         self.events(Signal::Line)
     }
 
+    /// Waits for a message, and says so.
+    fn listen(&mut self) -> Result<()> {
+        self.device.interrupts(Signal::Msi, 1)?;
+        println!("listening");
+        if self.device.wait(0, PATIENCE)? {
+            println!("heard");
+        }
+        Ok(())
+    }
+
     /// Says that the line was served, again and again, until somebody stops it.
     fn end_without_end(&mut self) -> Result<()> {
         self.device.interrupts(Signal::Line, 1)?;
@@ -254,8 +265,8 @@ impl Edu {
         Ok(())
     }
 
-    /// Times a read of configuration space and one of a register, and how long it takes from the register that makes the device interrupt to
-    /// the interrupt's arrival.
+    /// Times a read of configuration space and one of a register, and how long it takes from the register that makes the device interrupt until
+    /// the interrupt was served: by MSI, and by the line.
     fn bench(&mut self) -> Result<()> {
         /// Reads that are timed as one: a single one takes no longer than looking at the clock does.
         const ACCESSES: u32 = 100;
@@ -271,15 +282,18 @@ impl Edu {
             .into_iter()
             .filter_map(|time| time.checked_div(ACCESSES));
         print("register_read", one.collect())?;
-        self.device.interrupts(Signal::Msi, 1)?;
-        let interrupts = timed(500, || {
-            self.registers.write32(register::RAISE, 1)?;
-            if !self.device.wait(0, PATIENCE)? {
-                return Err("no interrupt".into());
+        for (signal, name) in [(Signal::Msi, "interrupt"), (Signal::Line, "line")] {
+            self.device.interrupts(signal, 1)?;
+            if signal == Signal::Line {
+                self.device.end_by_event()?;
             }
-            self.registers.write32(register::ACKNOWLEDGE, 1)
-        })?;
-        print("interrupt", interrupts)
+            let interrupts = timed(500, || {
+                self.registers.write32(register::RAISE, 1)?;
+                self.take(1)
+            })?;
+            print(name, interrupts)?;
+        }
+        Ok(())
     }
 
     /// Has the device write to memory and read from memory that it was not given. It says nothing of it; the IOMMU does.
