@@ -235,9 +235,8 @@ impl Edu {
     fn listen(&mut self) -> Result<()> {
         self.device.interrupts(Signal::Msi, 1)?;
         println!("listening");
-        if self.device.wait(0, PATIENCE)? {
-            println!("heard");
-        }
+        while !self.device.wait(0, PATIENCE)? {}
+        println!("heard");
         Ok(())
     }
 
