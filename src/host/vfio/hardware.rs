@@ -22,6 +22,20 @@ fn bdf_of(device: PciDevice) -> Bdf {
     Bdf::from_devfn(device.segment, device.bus, device.devfn)
 }
 
+/// As [`Plugged::tell`].
+fn tell(slot: &Slot, what: &str, result: io::Result<()>) {
+    // One that is closed has nothing on, and is reset when it is opened. What is not cleared in one that is being reset, nobody hears but the
+    // guest that had it, until it is programmed anew or the guest has the device no more.
+    if let Err(error) = result
+        && error.raw_os_error() != Some(libc::EBUSY)
+        && !slot.is_gone()
+        && slot.open.is_open()
+    {
+        slot.complaints
+            .warn(|| format!("{}: {what}: {error}", slot.bdf));
+    }
+}
+
 impl Plugged {
     fn bus(&self) -> io::Result<Arc<VfioBus>> {
         Ok(self.0.upgrade().ok_or(Errno::ENODEV)?)
@@ -51,16 +65,8 @@ impl Plugged {
 
     /// Tells what failed, of what a guest may have asked for.
     fn tell(&self, device: PciDevice, what: &str, result: io::Result<()>) {
-        // One that is closed has nothing on, and is reset when it is opened. What is not cleared in one that is being reset, nobody hears but the
-        // guest that had it, until it is programmed anew or the guest has the device no more.
-        if let Err(error) = result
-            && error.raw_os_error() != Some(libc::EBUSY)
-            && let Ok(slot) = self.slot(device)
-            && !slot.is_gone()
-            && slot.open.is_open()
-        {
-            slot.complaints
-                .warn(|| format!("{}: {what}: {error}", slot.bdf));
+        if let Ok(slot) = self.slot(device) {
+            tell(&slot, what, result);
         }
     }
 
@@ -72,7 +78,8 @@ impl Plugged {
         action: impl FnOnce(&Wiring) -> io::Result<T>,
     ) -> Option<(Arc<Slot>, io::Result<T>)> {
         let slots = self.bus().ok()?.shared.slots();
-        let slot = slots.into_iter().find(|slot| slot.line == Some(gsi))?;
+        let mut slots = slots.into_iter();
+        let slot = slots.find(|slot| slot.line == Some(gsi) && slot.owner() == Some(domain))?;
         let done = slot.with_for(domain, |open| action(&open.wiring()));
         Some((slot, done))
     }
@@ -121,6 +128,9 @@ impl Hardware for Plugged {
         if let (Err(error), Ok(slot)) = (&wired, self.slot(device)) {
             let bdf = slot.bdf;
             slot.complaints.warn(|| match target.entry {
+                _ if error.raw_os_error() == Some(libc::EBUSY) => format!(
+                    "{bdf}: its guest was refused an interrupt, as the device is being reset or changes hands: its driver may try again"
+                ),
                 Some(entry) => format!(
                     "{bdf}: its guest does not get interrupt {entry} of MSI-X: {error}. Where the host has fewer interrupts left than the device can have, \
                      Linux before 6.5 makes no more than are in use when MSI-X is enabled: have the guest's driver use fewer"
@@ -161,10 +171,8 @@ impl Hardware for Plugged {
 
     fn end_of_interrupt(&self, domain: DomId, gsi: Gsi) {
         let ended = self.of_line(domain, gsi, |wiring| wiring.end_of_interrupt());
-        if let Some((slot, Err(error))) = ended {
-            let bdf = slot.bdf;
-            slot.complaints
-                .warn(|| format!("{bdf}: its interrupt line stays masked: {error}"));
+        if let Some((slot, result)) = ended {
+            tell(&slot, "its interrupt line stays masked", result);
         }
     }
 
