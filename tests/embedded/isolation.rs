@@ -7,7 +7,7 @@ use std::time::Duration;
 use pcibackd::host::sim::{INTX_ONLY, NVME};
 use xenbus::XenbusState;
 use xenbus::pciif::{Command, PciError, PciOp};
-use xenbus::sim::{Frontend, Lies};
+use xenbus::sim::{BarKind, Frontend, GuestPlatform, Lies};
 use xenbus::xenstore::Store;
 use xenbus::{DomId, PciDevice};
 
@@ -302,4 +302,41 @@ fn a_guest_that_writes_its_state_without_end_does_not_hold_the_other_up() {
         stop.store(true, Ordering::Relaxed);
     });
     reload(&house, &mut bad);
+}
+
+#[test]
+fn ports_are_the_guests_whose_device_has_them_and_answer_while_it_is_awake() {
+    let Pair { house, bad, good } = pair();
+    let (domain, mut frontend) = good;
+    let function = frontend.function(FIRST).unwrap();
+    let is_io = |bar: &&xenbus::sim::Bar| bar.kind == BarKind::Io;
+    let bar = *function.bars.iter().find(is_io).unwrap();
+    let power = function.capability(0x01).unwrap() + 4;
+    let open = |domain| {
+        let guest = house.machine.guest(domain);
+        guest.open_window(bar.kind.space(), bar.address)
+    };
+    assert_eq!(open(bad.0).unwrap_err().errno(), Some(libc::EPERM));
+    let window = open(domain).unwrap();
+    assert_eq!((window.address, window.size), (bar.address, bar.size));
+    let errno = || {
+        let errors = [
+            window.access.read(0, 2).err(),
+            window.access.write(0, 1, 0).err(),
+        ];
+        errors.map(|error| error.and_then(|error| error.raw_os_error()))
+    };
+    // Decode is the host's to switch.
+    frontend.conf_write(FIRST, 0x04, 2, 0).unwrap();
+    assert_eq!(errno(), [None; 2]);
+    frontend.conf_write(FIRST, power, 2, 3).unwrap();
+    assert_eq!(errno(), [Some(libc::EIO); 2]);
+    frontend.conf_write(FIRST, power, 2, 0).unwrap();
+    assert_eq!(errno(), [None; 2]);
+    drop(frontend);
+    house.machine.domain_shut_down(domain).unwrap();
+    house.machine.destroy_domain(domain).unwrap();
+    assert_eq!(errno(), [Some(libc::EPERM); 2]);
+    house.until_free(INTX_ONLY);
+    assert_eq!(errno(), [Some(libc::EPERM); 2]);
 }

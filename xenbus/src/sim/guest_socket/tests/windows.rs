@@ -87,17 +87,24 @@ fn a_guest_reaches_the_ports_of_its_own_devices_and_of_no_other() {
         let refused = window.access.write(offset, width, 0).unwrap_err();
         assert_eq!(refused.raw_os_error(), Some(libc::EINVAL), "{offset:#x}");
     }
-    bus.with(address(1), |other| {
-        let mut behind = [0; PORTS as usize];
-        other.behind[1].read_exact_at(&mut behind, 0).unwrap();
-        assert_eq!(behind, [0; PORTS as usize]);
-    });
+    assert!(is_zero(&bus, 1));
     setup
         .machine
         .deassign_device(setup.guest, address(0))
         .unwrap();
     let refused = window.access.read(0, 4).unwrap_err();
     assert_eq!(refused.raw_os_error(), Some(libc::EPERM));
+}
+
+/// Whether nobody has written to what a device's BARs decode.
+fn is_zero(bus: &TestBus, device: u8) -> bool {
+    bus.with(address(device), |found| {
+        found.behind.iter().all(|file| {
+            let mut bytes = vec![1; file.metadata().unwrap().len() as usize];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes.iter().all(|byte| *byte == 0)
+        })
+    })
 }
 
 /// A number near others that mean something.
@@ -156,13 +163,44 @@ fn whatever_a_guest_asks_of_windows_it_reaches_what_is_its_own_and_nothing_else(
             prop_assert_eq!(errno(&read.unwrap_err()), Some(libc::EINVAL));
         }
     });
-    bus.with(address(1), |other| {
-        for file in &other.behind {
-            let mut behind = vec![1; file.metadata().unwrap().len() as usize];
-            file.read_exact_at(&mut behind, 0).unwrap();
-            assert!(behind.iter().all(|byte| *byte == 0));
-        }
+    assert!(is_zero(&bus, 1));
+}
+
+#[test]
+fn any_packet_about_windows_is_answered_and_other_devices_stay_as_they_are() {
+    let (setup, bus, _guest) = setup_with_devices(MachineOptions::default());
+    let socket = connected(&setup.socket);
+    assert_eq!(raw(&socket, &[1, setup.guest.0.into()]), 0);
+    for (space, place) in [(0, bar(0)), (1, port(0))] {
+        assert_eq!(raw(&socket, &[12, space, place.try_into().unwrap(), 0]), 0);
+    }
+    let argument = prop_oneof![8 => 0..3u32, 1 => any::<u32>()];
+    let places = [bar, port].map(|place| [place(0), place(1)]).concat();
+    let number = prop_oneof![
+        6 => prop::sample::select(vec![0, 1, 2, 4, 8, PORTS - 4, PORTS, BAR_SIZE - 8, BAR_SIZE]),
+        4 => prop::sample::select(places),
+        1 => any::<u64>(),
+    ];
+    let width = prop_oneof![4 => prop::sample::select(vec![1, 2, 4, 8]), 1 => any::<u64>()];
+    let at = || (number.clone(), width.clone());
+    // As many numbers as the request has, or not.
+    let request = prop_oneof![
+        3 => (Just(12u32), prop::collection::vec(number.clone(), 1)),
+        3 => (Just(13u32), at().prop_map(|(offset, width)| vec![offset, width])),
+        3 => (Just(14u32), (at(), any::<u64>()).prop_map(|((offset, width), value)| vec![offset, width, value])),
+        1 => (12..=14u32, prop::collection::vec(number.clone(), 0..5)),
+    ];
+    let expected = [0, libc::EINVAL, libc::EPERM].map(|errno| u32::try_from(errno).unwrap());
+    let done = AtomicBool::new(false);
+    proptest!(|((kind, numbers) in request, argument in argument)| {
+        let halves = |number: &u64| [*number as u32, (*number >> 32) as u32];
+        let numbers: Vec<u32> = numbers.iter().flat_map(halves).collect();
+        let errno = raw(&socket, &[&[kind, argument], &numbers[..]].concat());
+        prop_assert!(expected.contains(&errno), "{errno}");
+        done.fetch_or(errno == 0 && kind == 14, Ordering::Relaxed);
     });
+    assert!(done.into_inner(), "nothing was written");
+    assert!(is_zero(&bus, 1));
 }
 
 #[test]
