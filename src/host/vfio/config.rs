@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use conf_space::overlay::Identity;
 use conf_space::registers::header::{self, command};
-use conf_space::registers::{msi, msix};
+use conf_space::registers::{msi, msix, power_management};
 use conf_space::{AccessError, ConfigSpace, Width};
 
-use super::device::{Open, Slot};
+use super::device::{Controls, Open, Slot};
 use super::interrupts::Wiring;
 
 /// A device's configuration space. While the device is closed, accesses fail: EBUSY when it changes hands, or why it could not be opened.
@@ -86,6 +86,8 @@ impl VfioConfig {
     ) -> Result<(), AccessError> {
         let write = || -> Result<bool, AccessError> {
             let switched = switch(open, wiring, offset, width, value)?;
+            let concerns_ports = concerns_ports(&open.controls, offset, width);
+            let _silent = concerns_ports.then(|| open.silence_ports());
             open.config.write(offset, width, value)?;
             Ok(switched)
         };
@@ -149,6 +151,15 @@ fn switch(
     Ok(false)
 }
 
+/// Whether a write can have the device stop answering at its I/O ports.
+fn concerns_ports(controls: &Controls, offset: u16, width: Width) -> bool {
+    let power = controls
+        .power
+        .and_then(|base| base.checked_add(power_management::CONTROL.offset));
+    let mut registers = [Some(header::COMMAND.offset), power].into_iter().flatten();
+    registers.any(|register| reaches(register, offset, width))
+}
+
 /// Changes bits of the command register.
 ///
 /// # Errors
@@ -197,6 +208,20 @@ mod tests {
         assert_eq!(merged(0x52, Width::One, 0x81), Some(0x0181));
         assert_eq!(merged(0x54, Width::Four, u32::MAX), None);
         assert_eq!(merged(0x50, Width::Two, u32::MAX), None);
+    }
+
+    #[test]
+    fn a_write_that_can_switch_ports_off_is_told_from_others() {
+        let controls = Controls {
+            power: Some(0x40),
+            ..Controls::default()
+        };
+        let concerns = |offset, width| concerns_ports(&controls, offset, width);
+        assert!(concerns(0x04, Width::One) && concerns(0x04, Width::Four));
+        assert!(concerns(0x44, Width::Two) && concerns(0x44, Width::Four));
+        assert!(!concerns(0x06, Width::Two) && !concerns(0x40, Width::Four));
+        let controls = Controls::default();
+        assert!(!concerns_ports(&controls, 0x44, Width::Two));
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
@@ -10,34 +9,23 @@ use conf_space::capabilities::{Capabilities, CapabilityId};
 use conf_space::overlay::Identity;
 use conf_space::registers::header::{self, command};
 use conf_space::registers::{msi, msix};
-use conf_space::{AccessError, Bdf, ConfigSize, ConfigSpace, Resource, Width};
+use conf_space::{AccessError, Bdf, ConfigSize, ConfigSpace, Width};
 use nix::errno::Errno;
 use vfio_bindings::bindings::vfio::{
     VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RESET, VFIO_PCI_CONFIG_REGION_INDEX,
     VFIO_PCI_MSIX_IRQ_INDEX,
 };
-use xenbus::sim::{Machine, Window, WindowArea};
+use xenbus::sim::Machine;
 use xenbus::{DomId, Gsi};
 
 use super::Complaints;
 use super::config::change_command;
 use super::interrupts::{Listener, Wiring};
-use super::ioctl::{self, RegionInfo};
+use super::ioctl;
 use super::movable::{InUse, Movable};
-use super::regions::{self, Kept, Span};
+use super::regions::{self, Kept};
+use super::windows::{self, Region, WINDOWS};
 use crate::host::config_file::ConfigFile;
-use crate::host::config_state;
-use crate::host::window::window;
-
-/// BARs 0 to 5 and, last, the expansion ROM. The kernel numbers its regions so, too.
-const WINDOWS: usize = 7;
-
-/// A BAR, or the expansion ROM, as the kernel offers it.
-#[derive(Debug, Default)]
-struct Region {
-    info: RegionInfo,
-    mappable: Vec<Span>,
-}
 
 /// Where a device's control words of MSI and MSI-X are, its MSI-X table, and its power management capability.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,7 +43,9 @@ pub(super) struct Open {
     wiring: RwLock<Wiring>,
     pub config: ConfigFile,
     pub controls: Controls,
-    regions: [Region; WINDOWS],
+    pub regions: [Region; WINDOWS],
+    /// Held while its I/O ports are accessed.
+    pub ports: RwLock<()>,
     /// The kernel has a reset for it.
     pub resets: bool,
     pub file: Arc<File>,
@@ -90,20 +80,12 @@ impl Open {
                 .map_err(from_access)?;
         }
         let (controls, kept) = find_controls(&config).map_err(from_access)?;
-        let mut regions: [Region; WINDOWS] = Default::default();
-        for (slot, bar) in regions.iter_mut().zip(0u8..) {
-            let info = ioctl::region_info(&file, u32::from(bar))?;
-            let mappable = regions::mappable(&info, bar, &kept).unwrap_or_else(|broken| {
-                log::warn!("{bdf}: nothing of its BAR {bar} is mapped: {broken}");
-                Vec::new()
-            });
-            *slot = Region { info, mappable };
-        }
         Ok(Self {
             wiring: RwLock::new(Wiring::new(bdf, &file, machine, line, listener)?),
             config,
             controls,
-            regions,
+            regions: windows::regions(bdf, &file, &kept)?,
+            ports: RwLock::default(),
             resets: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             file,
         })
@@ -126,9 +108,10 @@ impl Open {
         }
     }
 
-    /// Keeps everybody from its interrupts, and Xen from all of it, while it is reset.
-    pub fn hold(&self) -> RwLockWriteGuard<'_, Wiring> {
-        self.wiring.write().unwrap_or_else(PoisonError::into_inner)
+    /// Keeps everybody from its interrupts and its I/O ports, and Xen from all of it, while it is reset.
+    pub fn hold(&self) -> (RwLockWriteGuard<'_, Wiring>, RwLockWriteGuard<'_, ()>) {
+        let wiring = self.wiring.write().unwrap_or_else(PoisonError::into_inner);
+        (wiring, self.silence_ports())
     }
 
     /// Resets it, if the kernel can.
@@ -143,7 +126,7 @@ impl Open {
         ioctl::reset(&self.file)
     }
 
-    fn command(&self) -> Option<u32> {
+    pub fn command(&self) -> Option<u32> {
         let register = &header::COMMAND;
         self.config.read(register.offset, register.width).ok()
     }
@@ -152,79 +135,6 @@ impl Open {
     fn has_line_on(&self) -> bool {
         let off = u32::from(command::INTX_DISABLE);
         self.command().is_some_and(|command| command & off == 0)
-    }
-
-    /// Whether it answers at its I/O ports. An access that nobody answers can bring the host down (XSA-120). The kernel looks for memory, and
-    /// not for ports.
-    fn has_ports_on(&self) -> bool {
-        let on = u32::from(command::IO);
-        let sleeps = |base| config_state::sleeps(&self.config, base);
-        self.command().is_some_and(|command| command & on != 0)
-            && !self.controls.power.is_some_and(sleeps)
-    }
-
-    fn region(&self, bar: u8) -> Option<&Region> {
-        self.regions.get(usize::from(bar))
-    }
-
-    /// Where in the device's file an access to a window goes.
-    fn place(&self, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
-        let info = self.region(bar).map(|region| &region.info);
-        info.filter(|info| {
-            let resource = Resource {
-                size: info.size,
-                ..Resource::ABSENT
-            };
-            regions::is_within(&resource, offset, width)
-        })
-        .and_then(|info| info.offset.checked_add(offset))
-        .ok_or_else(|| Errno::EINVAL.into())
-    }
-
-    /// Reads 1, 2, 4 or 8 bytes of a window. The kernel keeps the MSI-X table to itself: it is as it was programmed here.
-    ///
-    /// # Errors
-    /// EINVAL beyond it; the kernel's, EIO while the device does not decode memory.
-    fn read_region(&self, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
-        let at = self.place(bar, offset, width)?;
-        let mut bytes = [0; 8];
-        let part = bytes.get_mut(..usize::from(width)).ok_or(Errno::EINVAL)?;
-        self.file.read_exact_at(part, at)?;
-        if let Some(table) = self.controls.table.filter(|table| table.bar == bar) {
-            let wiring = self.wiring();
-            regions::read_table(table.span, offset, part, |entry| wiring.entry(entry));
-        }
-        Ok(u64::from_le_bytes(bytes))
-    }
-
-    /// Writes 1, 2, 4 or 8 bytes of a window. The kernel drops what is for an MSI-X table.
-    ///
-    /// # Errors
-    /// As [`Open::read_region`].
-    fn write_region(&self, bar: u8, offset: u64, width: u8, value: u64) -> io::Result<()> {
-        let at = self.place(bar, offset, width)?;
-        let bytes = value.to_le_bytes();
-        let part = bytes.get(..usize::from(width)).ok_or(Errno::EINVAL)?;
-        self.file.write_all_at(part, at)
-    }
-
-    /// The parts of a window that a guest may map.
-    fn areas(&self, bar: u8) -> io::Result<Vec<WindowArea>> {
-        let Some(Region { info, mappable }) = self.region(bar) else {
-            return Ok(Vec::new());
-        };
-        mappable
-            .iter()
-            .map(|span| {
-                let offset = info.offset.checked_add(span.start);
-                Ok(WindowArea {
-                    start: span.start,
-                    size: span.size(),
-                    file: self.file.try_clone()?.into(),
-                    offset: offset.ok_or(Errno::EPROTO)?,
-                })
-            })
-            .collect()
     }
 }
 
@@ -376,6 +286,11 @@ impl Slot {
         self.lent.load(Ordering::Acquire)
     }
 
+    /// From now on somebody else may have it open.
+    pub fn set_lent(&self) {
+        self.lent.store(true, Ordering::Release);
+    }
+
     /// Nobody else has it open any more.
     pub fn set_returned(&self) {
         self.lent.store(false, Ordering::Release);
@@ -411,79 +326,12 @@ impl Slot {
             }),
         }
     }
-
-    /// What its BARs decode, of what the kernel offers.
-    pub fn windows(&self) -> Vec<Window> {
-        let Ok(open) = self.open.get() else {
-            return Vec::new();
-        };
-        (0u8..)
-            .zip(&self.identity.resources)
-            .filter_map(|(bar, resource)| window(bar, resource))
-            .filter(|window| {
-                open.region(window.bar)
-                    .is_some_and(|region| region.info.size != 0)
-            })
-            .collect()
-    }
-
-    /// Does an access to a window for a guest.
-    fn access<T>(
-        &self,
-        domain: DomId,
-        bar: u8,
-        access: impl FnOnce(&Open) -> io::Result<T>,
-    ) -> io::Result<T> {
-        let resource = self.identity.resources.get(usize::from(bar));
-        let is_io = resource.is_some_and(Resource::is_io);
-        self.with_for(domain, |open| {
-            if is_io && !open.has_ports_on() {
-                // As the kernel says of memory.
-                return Err(Errno::EIO.into());
-            }
-            access(open)
-        })
-    }
-
-    /// Reads in a window, for a guest.
-    ///
-    /// # Errors
-    /// EIO while the device does not decode it; EINVAL beyond it; as [`Slot::with_for`]; the kernel's.
-    pub fn window_read(&self, domain: DomId, bar: u8, offset: u64, width: u8) -> io::Result<u64> {
-        self.access(domain, bar, |open| open.read_region(bar, offset, width))
-    }
-
-    /// Writes in a window, for a guest.
-    ///
-    /// # Errors
-    /// As [`Slot::window_read`].
-    pub fn window_write(
-        &self,
-        domain: DomId,
-        bar: u8,
-        offset: u64,
-        width: u8,
-        value: u64,
-    ) -> io::Result<()> {
-        self.access(domain, bar, |open| {
-            open.write_region(bar, offset, width, value)
-        })
-    }
-
-    /// The parts of a window that a guest may map, while it interrupts by its line too: the embedded Xen is told when the line was served.
-    ///
-    /// # Errors
-    /// As [`Slot::with_for`]; when descriptors have run out.
-    pub fn areas(&self, domain: DomId, bar: u8) -> io::Result<Vec<WindowArea>> {
-        self.with_for(domain, |open| {
-            self.lent.store(true, Ordering::Release);
-            open.areas(bar)
-        })
-    }
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use conf_space::Resource;
+
     use super::*;
 
     impl Open {
@@ -501,6 +349,7 @@ pub(super) mod tests {
                 config: ConfigFile::at(config, 0),
                 controls: Controls::default(),
                 regions: Default::default(),
+                ports: RwLock::default(),
                 resets: true,
                 file: Arc::new(file),
             }

@@ -15,6 +15,7 @@
 //! | `space` | containers, and guests' memory in them |
 //! | `dma` | that a guest's memory comes and goes |
 //! | `device` | an open device |
+//! | `windows` | what guests reach of its BARs |
 //! | `movable` | that it is closed and opened again when it changes hands |
 //! | `config` | its configuration space |
 //! | `regions` | what of its memory may be mapped |
@@ -39,6 +40,7 @@ mod movable;
 mod regions;
 mod reset;
 mod space;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -50,8 +50,8 @@ fn rom(device: &mut dyn Device) -> Result<()> {
     same("the ROM's signature", first & 0xffff, ROM_SIGNATURE)?;
     let size = (first >> 16 & 0xff).saturating_mul(ROM_BLOCK);
     let mut content = Vec::new();
-    for offset in (0..u64::from(size)).step_by(4) {
-        content.extend(window.read32(offset)?.to_le_bytes());
+    for offset in (0..u64::from(size)).step_by(8) {
+        content.extend(window.read64(offset)?.to_le_bytes());
     }
     std::io::stdout().write_all(&content)?;
     device.config_write(ROM, 4, register)

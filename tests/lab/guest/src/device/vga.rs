@@ -78,7 +78,7 @@ impl Vga {
     /// Writes to the first pages of the frame buffer, and reads all of it.
     fn draw(&self) -> Result<()> {
         let pixel = |offset: u64| (offset as u32).wrapping_mul(0x9e37_79b9);
-        let places = || (0..8 * PAGE).step_by(64);
+        let places = || (0..8 * PAGE).step_by(256);
         for offset in places() {
             self.frame_buffer.write32(offset, pixel(offset))?;
         }
