@@ -91,3 +91,25 @@ fn a_device_that_a_former_guest_has_not_let_go_of_says_so_until_it_has() {
     assert_eq!(identity, 0x0010_1b36);
     frontend.close(LONG).unwrap();
 }
+
+#[test]
+fn a_device_whose_guest_ended_without_a_daemon_is_hidden_anew_once_that_guest_lets_go_of_it() {
+    let house = House::impatient(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
+    frontend.enable_msix(at(0, 0), &[0, 1]).unwrap();
+    drop(frontend);
+    house.kill();
+    house.bus.set_reach(NVME, Reach::Elsewhere);
+    house.machine.domain_shut_down(domain).unwrap();
+    house.machine.destroy_domain(domain).unwrap();
+    house.start();
+    let refused = hide(&house);
+    assert!(!refused.ok, "{refused:?}");
+    assert!(!refused.message.contains("domain"), "{refused:?}");
+    house.bus.set_reach(NVME, Reach::Here);
+    let hidden = hide(&house);
+    assert!(hidden.ok, "{hidden:?}");
+    assert_eq!(house.phase(NVME), Some(Phase::Hidden));
+    let (_, mut frontend) = house.boot(&[NVME]);
+    frontend.enable_msix(at(0, 0), &[0]).unwrap();
+}

@@ -122,6 +122,7 @@ impl Devices {
                     "{bdf} was hidden by an earlier pcibackd and cannot be taken up: {}",
                     chain(&error)
                 );
+                devices.abandon(bdf);
             }
         }
         devices.finish(unfinished);

@@ -7,7 +7,7 @@ use conf_space::address::Bdf;
 
 use super::hide::Begun;
 use super::{Device, DeviceError, Devices, Quarantine};
-use crate::host::record::{Flags, Phase, Record};
+use crate::host::record::{Flags, Owner, Phase, Record};
 use crate::text::{chain, listed};
 
 /// Devices that an earlier daemon left on their way.
@@ -30,6 +30,23 @@ impl Devices {
             self.in_background(first, "give back", move |devices| {
                 devices.go_on_returning(first, group);
             });
+        }
+    }
+
+    /// Of a device that cannot be taken up: its guest has it no more if it has ended, and then the device can be hidden anew. Found out at once,
+    /// since the guest's number may be another one's later.
+    pub(super) fn abandon(&self, bdf: Bdf) {
+        let Ok(record) = Record::open(&self.directory, bdf) else {
+            return;
+        };
+        let had = matches!(record.phase(), Some(Phase::Assigned | Phase::Releasing));
+        let ended = |owner: Owner| match self.xen.domain_info(owner.domain) {
+            Ok(info) => info.is_none_or(|info| info.gone),
+            Err(_) => false,
+        };
+        if had && record.owner().is_some_and(ended) {
+            record.forget_guest();
+            record.set_phase(Phase::Hiding);
         }
     }
 

@@ -439,6 +439,14 @@ impl Record {
         &self.layout().errors
     }
 
+    /// Forgets what a guest that has ended was granted and held.
+    pub fn forget_guest(&self) {
+        self.update_settings(|settings| *settings = RunTime::default());
+        for word in self.msi() {
+            word.store(0, Ordering::Release);
+        }
+    }
+
     /// How often the device was reset since it was hidden.
     pub fn resets(&self) -> u32 {
         self.layout().resets.load(Ordering::Relaxed)
