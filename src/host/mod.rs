@@ -160,7 +160,7 @@ pub struct Description {
     pub irq: u32,
     /// The driver bound in dom0.
     pub driver: Option<String>,
-    /// Reset methods the kernel offers, best first; empty: none. Names as in sysfs `reset_method`.
+    /// Reset methods that are offered, best first; empty: none. Names as in sysfs `reset_method`, and [`reset::VFIO_BUS`].
     pub reset_methods: Vec<String>,
 }
 

@@ -2,12 +2,15 @@
 
 use crate::config::ResetChoice;
 
+/// A reset of the bus by VFIO, for who has all that is on it. The kernel's own, `bus`, is for a device that is alone there.
+pub const VFIO_BUS: &str = "vfio_bus";
+
 /// How to reset a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Way<'a> {
     /// As the kernel thinks best.
     Kernels,
-    /// By this method of the kernel's, and no other.
+    /// By this method of those offered, and no other.
     By(&'a str),
     /// Not at all.
     Not,
@@ -19,7 +22,7 @@ pub enum Way<'a> {
 pub struct Missing {
     /// What is wanted.
     pub wanted: ResetChoice,
-    /// What there is, best first: names as in sysfs `reset_method`.
+    /// What there is, best first: names as in [`Description`](super::Description).
     pub offered: Vec<String>,
 }
 
@@ -34,7 +37,7 @@ pub fn way(wanted: ResetChoice, offered: &[String]) -> Result<Way<'_>, Missing> 
         ResetChoice::None => return Ok(Way::Not),
         ResetChoice::Flr => &["flr", "af_flr"],
         ResetChoice::Pm => &["pm"],
-        ResetChoice::Bus => &["bus", "cxl_bus"],
+        ResetChoice::Bus => &["bus", "cxl_bus", VFIO_BUS],
     };
     offered
         .iter()
@@ -75,6 +78,12 @@ mod tests {
         ] {
             assert_eq!(way(wanted, &all), Ok(way_));
         }
+    }
+
+    #[test]
+    fn the_bus_is_reset_by_vfio_where_the_kernel_itself_would_not() {
+        let all = offered(&["flr", VFIO_BUS]);
+        assert_eq!(way(ResetChoice::Bus, &all), Ok(Way::By(VFIO_BUS)));
     }
 
     #[test]

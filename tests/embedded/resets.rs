@@ -5,7 +5,7 @@ use conf_space::{Bdf, Width};
 use pcibackd::config::{Config, ResetChoice};
 use pcibackd::control::protocol::{Entry, Request, Response};
 use pcibackd::host::Bus;
-use pcibackd::host::record::Phase;
+use pcibackd::host::record::{Flags, Phase};
 use pcibackd::host::sim::{FunctionBuilder, INTX_ONLY, MSI_ONLY, NVME};
 use xenbus::PciDevice;
 use xenbus::sim::MachineOptions;
@@ -172,6 +172,19 @@ fn a_daemon_that_is_killed_around_a_reset_leaves_the_kernel_with_all_methods() {
         }
     }
     assert!(step > 8);
+}
+
+#[test]
+fn a_device_that_is_given_back_can_be_reset_by_all_methods_again() {
+    let house = House::new(&[]);
+    house.bus.add(card(CARD, &["flr", "pm"]));
+    house.hide(&[CARD]);
+    // The kernel would not take the methods back after the last reset.
+    house.bus.set_reset_methods(CARD, &["flr"]).unwrap();
+    house.record(CARD).insert(Flags::RESET_NARROWED);
+    house.unhide(CARD);
+    let methods = house.bus.describe(CARD).unwrap().reset_methods;
+    assert_eq!(methods, ["flr", "pm"]);
 }
 
 #[test]

@@ -463,6 +463,9 @@ impl Devices {
         {
             log::warn!("{bdf}: {}", chain(&error));
         }
+        if record.flags().contains(Flags::RESET_NARROWED) {
+            self.widen(bdf, record, &[]);
+        }
         if record.flags().contains(Flags::ENABLED)
             && let Err(error) = self.bus.enable(bdf, false)
         {

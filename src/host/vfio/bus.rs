@@ -14,9 +14,9 @@ use xenbus::DomId;
 use super::config::VfioConfig;
 use super::errors::Errors;
 use super::group::Group;
-use super::reset::BUS;
 use super::{DRIVER, VfioBus, binding, lock};
 use crate::host::errors::ErrorReports;
+use crate::host::reset::VFIO_BUS;
 use crate::host::sharing::Occupancy;
 use crate::host::{Backend, Bus, Config, Description, HostError};
 
@@ -81,8 +81,8 @@ impl Bus for VfioBus {
         description.irq = u32::from(line);
         description.identity.interrupt_line = line;
         let offered = &mut description.reset_methods;
-        if !offered.iter().any(|method| method == BUS) && self.can_reset_bus(bdf) {
-            offered.push(BUS.to_owned());
+        if !offered.iter().any(|method| method == "bus") && self.can_reset_bus(bdf) {
+            offered.push(VFIO_BUS.to_owned());
         }
         Ok(description)
     }
@@ -168,14 +168,15 @@ impl Bus for VfioBus {
     }
 
     fn set_reset_methods(&self, bdf: Bdf, methods: &[&str]) -> Result<(), HostError> {
-        let kernels = self.sysfs.describe(bdf)?.reset_methods;
-        let by_bus = methods == [BUS] && !kernels.iter().any(|method| method == BUS);
-        if by_bus {
+        if methods == [VFIO_BUS] {
             lock(&self.by_bus).insert(bdf);
             return Ok(());
         }
         lock(&self.by_bus).remove(&bdf);
-        self.sysfs.set_reset_methods(bdf, methods)
+        // The kernel takes all of a list or none.
+        let mut kernels = methods.to_vec();
+        kernels.retain(|method| *method != VFIO_BUS);
+        self.sysfs.set_reset_methods(bdf, &kernels)
     }
 
     fn beside(&self, bdf: Bdf) -> Result<Vec<Bdf>, HostError> {
@@ -236,5 +237,81 @@ impl Bus for VfioBus {
         self.machine
             .device_removed(crate::host::devices::for_xen(bdf));
         self.close_removed(bdf);
+        lock(&self.by_bus).remove(&bdf);
+        lock(&self.lines).remove(&bdf);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use xenbus::sim::Machine;
+
+    use super::*;
+    use crate::host::sysfs::Sysfs;
+
+    const BDF: Bdf = Bdf::from_devfn(0, 3, 0);
+
+    struct Setup {
+        bus: Arc<VfioBus>,
+        directory: tempfile::TempDir,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let machine = Machine::new(directory.path().join("run")).unwrap();
+            let bus = VfioBus::new(Sysfs::to_look_at(directory.path()), &machine).unwrap();
+            let setup = Self { bus, directory };
+            fs::create_dir_all(setup.device()).unwrap();
+            setup
+        }
+
+        fn device(&self) -> PathBuf {
+            let devices = self.directory.path().join("bus/pci/devices");
+            devices.join(BDF.to_string())
+        }
+
+        /// Whether a kernel whose methods are FLR and D3hot lets these be set: all that it is told must be its own.
+        fn is_set(&self, methods: &[&str]) -> bool {
+            let file = self.device().join("reset_method");
+            fs::write(&file, "").unwrap();
+            self.bus.set_reset_methods(BDF, methods).unwrap();
+            let told = fs::read_to_string(file).unwrap();
+            told.split(' ')
+                .all(|name| ["flr", "pm", "default", ""].contains(&name))
+        }
+
+        fn is_by_bus(&self) -> bool {
+            lock(&self.bus.by_bus).contains(&BDF)
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_told_of_its_own_reset_methods_only() {
+        let setup = Setup::new();
+        for methods in [&["flr"][..], &[VFIO_BUS], &["flr", "pm", VFIO_BUS], &[]] {
+            assert!(setup.is_set(methods), "{methods:?}");
+            assert_eq!(setup.is_by_bus(), methods == [VFIO_BUS]);
+        }
+    }
+
+    #[test]
+    fn nothing_that_was_chosen_for_a_device_that_was_pulled_out_holds_for_the_next_one() {
+        let setup = Setup::new();
+        setup.bus.set_reset_methods(BDF, &[VFIO_BUS]).unwrap();
+        fs::remove_dir(setup.device()).unwrap();
+        // The reset is over.
+        let gone = setup.bus.set_reset_methods(BDF, &["flr", VFIO_BUS]);
+        assert!(matches!(gone, Err(HostError::NoDevice { .. })), "{gone:?}");
+        assert!(!setup.is_by_bus());
+        setup.bus.set_reset_methods(BDF, &[VFIO_BUS]).unwrap();
+        let line = setup.bus.line(BDF);
+        setup.bus.forget(BDF);
+        assert!(!setup.is_by_bus());
+        let other = Bdf::from_devfn(0, 4, 0);
+        assert_eq!(setup.bus.line(other), line);
     }
 }

@@ -9,10 +9,6 @@ use super::ioctl::{self, Affected};
 use super::{VfioBus, lock, refused};
 use crate::host::HostError;
 
-/// The kernel's name of a reset of the bus. It offers that for a device only that is alone on its bus; VFIO offers it to who has all that is
-/// on the bus.
-pub(super) const BUS: &str = "bus";
-
 const NO_WAY: &str =
     "the kernel offers no working way to reset this device: see its 'reset_method' in sysfs";
 
