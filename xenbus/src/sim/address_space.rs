@@ -26,16 +26,51 @@ use crate::types::{DomId, PciDevice};
 /// Parts that a guest's memory may have: more than a guest needs, and few enough for an IOMMU driver's limits.
 const MOST_PARTS: usize = 64;
 
+/// The devices that reach a guest's memory. They change while its address space is locked, and so is the machine when one comes; who looks waits
+/// for neither.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Reaching(Arc<Mutex<BTreeSet<PciDevice>>>);
+
+impl Reaching {
+    fn insert(&self, device: PciDevice) {
+        lock(&self.0).insert(device);
+    }
+
+    fn remove(&self, device: PciDevice) -> bool {
+        lock(&self.0).remove(&device)
+    }
+
+    fn contains(&self, device: PciDevice) -> bool {
+        lock(&self.0).contains(&device)
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.0).is_empty()
+    }
+
+    fn take(&self) -> BTreeSet<PciDevice> {
+        mem::take(&mut lock(&self.0))
+    }
+}
+
 /// What a guest's devices reach.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct AddressSpace {
     memory: Vec<DmaMemory>,
-    devices: BTreeSet<PciDevice>,
+    devices: Reaching,
     /// Why memory was refused, as far as it has been told: each reason once for each guest, which could ask for ever.
     told: HashSet<Discriminant<Refused>>,
 }
 
 impl AddressSpace {
+    pub fn new(devices: Reaching) -> Self {
+        Self {
+            memory: Vec::new(),
+            devices,
+            told: HashSet::new(),
+        }
+    }
+
     /// Bytes that the guest has given.
     fn given(&self) -> u64 {
         let sizes = self.memory.iter().map(|memory| memory.size);
@@ -145,22 +180,26 @@ impl Machine {
         let Some(space) = self.address_space(domain) else {
             return Ok(lock(&self.inner.hypervisor).assign(domain, device)?);
         };
-        let mut space = lock(&space);
-        lock(&self.inner.hypervisor).assign(domain, device)?;
+        let space = lock(&space);
+        {
+            let mut hypervisor = lock(&self.inner.hypervisor);
+            hypervisor.assign(domain, device)?;
+            space.devices.insert(device);
+        }
         if let Err(error) = self.hardware().assign(domain, device, &space.memory) {
+            space.devices.remove(device);
             // To quarantine: who had it before does not get back what was to be a guest's.
             lock(&self.inner.hypervisor).deassign(domain, device)?;
             return Err(error);
         }
-        space.devices.insert(device);
         Ok(())
     }
 
     pub(super) fn deassign(&self, domain: DomId, device: PciDevice) -> Result<(), Errno> {
         if let Some(space) = self.address_space(domain) {
-            let mut space = lock(&space);
+            let space = lock(&space);
             // Also one that Xen does not know any more, since it was removed.
-            if space.devices.remove(&device) {
+            if space.devices.remove(device) {
                 self.hardware().deassign(domain, device);
             }
             return lock(&self.inner.hypervisor).deassign(domain, device);
@@ -168,20 +207,23 @@ impl Machine {
         lock(&self.inner.hypervisor).deassign(domain, device)
     }
 
-    /// A device has gone: whoever had it has it no more.
+    /// A device has gone: whoever had it has it no more. Waits for that guest alone, as another one's memory may take long to be mapped.
     pub(super) fn cut_off(&self, device: PciDevice) {
-        // In all of them: whose it is may change until the guest's own lock is held.
-        let spaces: Vec<_> = lock(&self.inner.hypervisor)
-            .domains
-            .iter()
-            .map(|(domain, record)| (*domain, Arc::clone(&record.address_space)))
-            .collect();
-        for (domain, space) in spaces {
-            let mut space = lock(&space);
-            if space.devices.remove(&device) {
+        // Until the guest's own lock is held, it may become another one's.
+        while let Some((domain, space)) = self.reached_by(device) {
+            let space = lock(&space);
+            if space.devices.remove(device) {
                 self.hardware().deassign(domain, device);
             }
         }
+    }
+
+    /// The guest whose memory a device reaches, or is about to, whatever Xen knows of the device.
+    fn reached_by(&self, device: PciDevice) -> Option<(DomId, Arc<Mutex<AddressSpace>>)> {
+        let hypervisor = lock(&self.inner.hypervisor);
+        let mut domains = hypervisor.domains.iter();
+        let found = domains.find(|(_, record)| record.reaching.contains(device));
+        found.map(|(domain, record)| (*domain, Arc::clone(&record.address_space)))
     }
 
     /// Destroys a domain, and what its devices could reach with it.
@@ -190,7 +232,7 @@ impl Machine {
             return Err(Errno::ESRCH);
         };
         let mut space = lock(&space);
-        for device in mem::take(&mut space.devices) {
+        for device in space.devices.take() {
             self.hardware().deassign(domain, device);
         }
         space.memory.clear();

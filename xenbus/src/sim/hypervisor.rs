@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::errno::Errno;
 
-use super::address_space::AddressSpace;
+use super::address_space::{AddressSpace, Reaching};
 use super::evtchn::{GuestEnd, Ports};
 use super::grants::GrantTable;
 use super::hardware::{Hardware, NoHardware};
@@ -34,6 +34,8 @@ pub(super) struct Domain {
     pub pirqs: BTreeMap<Pirq, Mapped>,
     /// To be locked before the hypervisor, never after it.
     pub address_space: Arc<Mutex<AddressSpace>>,
+    /// Its devices that reach what is in there.
+    pub reaching: Reaching,
     /// What only an HVM domain has.
     pub hvm: Option<Hvm>,
 }
@@ -82,6 +84,7 @@ impl Hypervisor {
         let (vcpus, memory) = (self.options.hvm_vcpus, self.options.hvm_memory);
         let hvm = (kind == DomainKind::Hvm).then(|| Hvm::new(vcpus, memory));
         let hvm = hvm.transpose().map_err(|_| Errno::ENOMEM)?;
+        let reaching = Reaching::default();
         let domain = Domain {
             kind,
             started: false,
@@ -91,7 +94,8 @@ impl Hypervisor {
             grants: GrantTable::default(),
             ports: Ports::default(),
             pirqs: BTreeMap::new(),
-            address_space: Arc::default(),
+            address_space: Arc::new(Mutex::new(AddressSpace::new(reaching.clone()))),
+            reaching,
             hvm,
         };
         self.domains.insert(id, domain);

@@ -48,7 +48,7 @@ pub(super) struct TestBus {
     pub stuck: AtomicBool,
     /// No interrupt can be programmed any more.
     pub out_of_vectors: AtomicBool,
-    /// An access to a window waits here twice before it is done.
+    /// An access to a window waits here twice before it is done, and so does memory that is mapped.
     pub pause: Mutex<Option<Arc<Barrier>>>,
 }
 
@@ -132,6 +132,15 @@ impl TestBus {
         }
     }
 
+    /// Waits where the test wants it.
+    fn pause(&self) {
+        let pause = lock(&self.pause).clone();
+        if let Some(pause) = pause {
+            pause.wait();
+            pause.wait();
+        }
+    }
+
     /// Waits where the test wants it, and does an access if the device is the guest's then.
     fn access<T>(
         &self,
@@ -140,11 +149,7 @@ impl TestBus {
         bar: u8,
         access: impl FnOnce(&File) -> io::Result<T>,
     ) -> io::Result<T> {
-        let pause = lock(&self.pause).clone();
-        if let Some(pause) = pause {
-            pause.wait();
-            pause.wait();
-        }
+        self.pause();
         let iommu = lock(&self.iommu);
         let reach = iommu.get(&domain);
         if !reach.is_some_and(|reach| reach.devices.contains(&device)) {
@@ -235,6 +240,7 @@ impl Hardware for TestBus {
     }
 
     fn map_dma(&self, domain: DomId, memory: &DmaMemory) -> io::Result<()> {
+        self.pause();
         self.check_room()?;
         let mut iommu = lock(&self.iommu);
         let reach = iommu.get_mut(&domain).expect("it has a device");

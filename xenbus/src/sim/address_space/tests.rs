@@ -3,8 +3,10 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Barrier, mpsc};
+use std::thread;
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -288,6 +290,32 @@ fn a_device_that_was_removed_is_nobodys_whoever_xen_thinks_has_it() {
     lock(&machine.inner.hypervisor).devices.remove(&address(0));
     machine.device_removed(address(0));
     assert_eq!(setup.bus.reach(guest), None);
+}
+
+#[test]
+fn a_device_is_cut_off_while_the_memory_of_another_guest_is_being_mapped() {
+    let setup = setup();
+    let (machine, guest) = (&setup.machine, setup.guest);
+    let other = machine.create_domain("other", DomainKind::Pv).unwrap();
+    machine.assign_device(guest, address(0)).unwrap();
+    machine.assign_device(other, address(1)).unwrap();
+    let pause = Arc::new(Barrier::new(2));
+    *lock(&setup.bus.pause) = Some(Arc::clone(&pause));
+    let (done, is_done) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(|| machine.give_memory(other, at(0, 0x1000)).unwrap());
+        pause.wait();
+        scope.spawn(move || {
+            machine.device_removed(address(0));
+            done.send(()).unwrap();
+        });
+        let cut_off = is_done.recv_timeout(Duration::from_secs(10));
+        pause.wait();
+        assert_eq!(cut_off, Ok(()));
+    });
+    assert_eq!(setup.bus.reach(guest), None);
+    let reach = setup.bus.reach(other).unwrap();
+    assert_eq!(reach.memory, [(0, 0x1000)].into());
 }
 
 thread_local! {
