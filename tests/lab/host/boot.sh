@@ -11,7 +11,7 @@
 devices() {
   case $(setting "$1" MACHINE) in
     hvm) echo "$hvm_devices" ;;
-    linux) linux_devices ;;
+    linux) if [[ $(setting "$1" IOMMU) == amd ]]; then echo "$amd_devices"; else linux_devices; fi ;;
     *) xen_devices ;;
   esac
   for name in "$@"; do
@@ -70,6 +70,7 @@ END
     { cat "$dom0_base"; archive "$work/dom0"; archive "$work/settings"; } >"$work/dom0.img"
     initrd=$work/dom0.img arguments=
   fi
+  [[ $(setting "$1" IOMMU) != amd ]] || qemu=("${amd_qemu[@]}")
   if [[ $machine == hvm ]]; then
     qemu=("${hvm_qemu[@]}")
     cpus=$hvm_cpus

@@ -7,10 +7,12 @@ hvm_devices="-device amd-iommu
   -netdev user,id=net6 -device e1000e,bus=pcie.0,addr=6,netdev=net6,mac=52:54:00:00:00:06,romfile="
 
 # QEMU 7.2, the Debian tree's own: QEMU 10 takes a guest's read of CR2 for one that is intercepted, so that Linux dies of its first page fault.
-# And not `-cpu max`: dom0 stumbles over SMAP, guests over RDTSCP. Debian's Xen has no shadow paging, so nested paging is needed.
-hvm_qemu=(env "QEMU_MODULE_DIR=$root/usr/lib/x86_64-linux-gnu/qemu"
+older_qemu=(env "QEMU_MODULE_DIR=$root/usr/lib/x86_64-linux-gnu/qemu"
   "$root/lib64/ld-linux-x86-64.so.2" --library-path "$root/lib/x86_64-linux-gnu:$root/usr/lib/x86_64-linux-gnu" "$root/usr/bin/qemu-system-x86_64"
-  -L "$root/usr/share/qemu" -L "$root/usr/share/seabios" -cpu "Westmere,+svm,+npt,vendor=AuthenticAMD")
+  -L "$root/usr/share/qemu" -L "$root/usr/share/seabios")
+
+# Not `-cpu max`: dom0 stumbles over SMAP, guests over RDTSCP. Debian's Xen has no shadow paging, so nested paging is needed.
+hvm_qemu=("${older_qemu[@]}" -cpu "Westmere,+svm,+npt,vendor=AuthenticAMD")
 
 # Three of eight guests died of a triple fault on two CPUs, none of a dozen on one. Xen had resumed them with a state that was not theirs: once it
 # was Xen's own, as of the instruction behind VMRUN. So two threads of this QEMU, one for each CPU, get in each other's way.

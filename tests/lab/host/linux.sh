@@ -1,4 +1,4 @@
-# The machine without Xen, of scenarios that say MACHINE=linux: Linux behind VT-d, for VFIO. Sourced by ../run.
+# The machine without Xen, of scenarios that say MACHINE=linux: Linux behind VT-d, for VFIO, or behind AMD's IOMMU. Sourced by ../run.
 # shellcheck shell=bash disable=SC2154,SC2034
 
 #   00:05.0           edu, QEMU's device for learners: INTx and MSI, and DMA on demand; it has an expansion ROM
@@ -20,6 +20,12 @@ linux_devices() {
     -device pcie-root-port,id=port12,bus=pcie.0,addr=c,chassis=12 -device edu,bus=port12
     -device pcie-root-port,id=port13,bus=pcie.0,addr=d,chassis=13 -device edu,bus=port13"
 }
+
+# With IOMMU=amd: QEMU 7.2 and an AMD machine, as for HVM guests. Behind the AMD IOMMU of QEMU 10.0.2, Linux waits in vain for interrupts, remapped or
+# not. Neither tells Linux of DMA that it stops: it writes to its event log, and the register that says how far stays as it was.
+#   00:05.0, 00:06.0  edu
+amd_devices="-device amd-iommu -device edu,bus=pcie.0,addr=5 -device edu,bus=pcie.0,addr=6"
+amd_qemu=("${older_qemu[@]}" -cpu max,vendor=AuthenticAMD)
 
 linux_modules="vfio-pci vfio_iommu_type1 igb igbvf nvme e1000 aer_inject"
 linux_programs="usr/bin/lspci usr/bin/setpci usr/bin/setpriv usr/bin/strace usr/bin/ip usr/lib/x86_64-linux-gnu/libgcc_s.so.1"
