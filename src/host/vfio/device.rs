@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
 use conf_space::capabilities::{Capabilities, CapabilityId};
 use conf_space::overlay::Identity;
@@ -18,13 +18,13 @@ use vfio_bindings::bindings::vfio::{
 use xenbus::sim::Machine;
 use xenbus::{DomId, Gsi};
 
-use super::Complaints;
 use super::config::change_command;
 use super::interrupts::{Listener, Wiring};
-use super::ioctl;
+use super::ioctl::{self, Affected};
 use super::movable::{InUse, Movable};
 use super::regions::{self, Kept};
 use super::windows::{self, Region, WINDOWS};
+use super::{Complaints, lock};
 use crate::host::config_file::ConfigFile;
 
 /// Where a device's control words of MSI and MSI-X are, its MSI-X table, and its power management capability.
@@ -195,6 +195,8 @@ pub(super) struct Slot {
     line_refused: AtomicBool,
     /// A guest has asked for its memory, and so may have a descriptor of it.
     lent: AtomicBool,
+    /// What a reset of its bus reaches, as the kernel said when it was opened last; nothing, if there is no such reset.
+    on_bus: Mutex<Vec<Affected>>,
     pub complaints: Complaints,
     /// Of its DMA that the IOMMU has stopped, which a guest is not to keep out of the log by others.
     pub stopped_dma: Complaints,
@@ -213,6 +215,7 @@ impl Slot {
             gone: AtomicBool::new(false),
             line_refused: AtomicBool::new(false),
             lent: AtomicBool::new(false),
+            on_bus: Mutex::default(),
             complaints: Complaints::new(),
             stopped_dma: Complaints::new(),
         }
@@ -251,6 +254,27 @@ impl Slot {
             return Err(Errno::EPERM.into());
         }
         self.with(action)
+    }
+
+    /// What a reset of its bus reached when it was opened last, which is no secret while it changes hands.
+    pub fn on_bus(&self) -> Vec<Affected> {
+        lock(&self.on_bus).clone()
+    }
+
+    /// It was opened, or could not be.
+    ///
+    /// # Errors
+    /// That of `opened`.
+    pub fn arrive(&self, opened: io::Result<Open>) -> io::Result<()> {
+        if let Ok(open) = &opened {
+            self.set_on_bus(ioctl::hot_reset_info(&open.file).unwrap_or_default());
+        }
+        self.open.arrive(opened)
+    }
+
+    /// What a reset of its bus reaches.
+    pub fn set_on_bus(&self, affected: Vec<Affected>) {
+        *lock(&self.on_bus) = affected;
     }
 
     /// Closes it for good.

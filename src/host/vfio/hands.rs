@@ -68,6 +68,10 @@ fn cannot(bdf: Bdf, action: impl Into<String>) -> impl FnOnce(io::Error) -> Host
     }
 }
 
+/// What an operator can do about a device that has changed hands for longer than the kernel lets a reset take.
+const STUCK: &str = "it has been changing hands for minutes, and whoever uses it keeps it from that: see the kernel's log (dmesg) for a device that hangs; restart \
+     pcibackd if it stays so";
+
 fn cannot_open(bdf: Bdf, group: u32) -> impl FnOnce(io::Error) -> HostError {
     cannot(bdf, format!("open it by {}", group_path(group)))
 }
@@ -121,7 +125,9 @@ impl VfioBus {
             match slot.open.settled() {
                 Ok(()) => return Ok(slot),
                 Err(Away::Closed(_)) => {}
-                Err(away) => return Err(cannot_open(bdf, slot.group)(away.into())),
+                Err(away @ Away::Moving) => {
+                    return Err(refused(bdf, "open it", STUCK)(away.into()));
+                }
             }
         }
         let mut hands = lock(&self.hands);
@@ -169,7 +175,7 @@ impl VfioBus {
     fn open(&self, slot: &Slot, joined: &Joined) -> io::Result<()> {
         let listener: Arc<dyn Listener> = Arc::clone(&self.shared) as _;
         let opened = Open::new(slot.bdf, &joined.file, &self.machine, slot.line, &listener);
-        slot.open.arrive(opened)
+        slot.arrive(opened)
     }
 
     fn members(&self, number: u32) -> Vec<Arc<Slot>> {
@@ -333,56 +339,68 @@ impl VfioBus {
             );
             return Err(Errno::EBUSY.into());
         }
+        let failed = |error: &io::Error| {
+            log::error!(
+                "{bdf} cannot be given to domain {domain}: {error}; {}",
+                remedy(error)
+            );
+        };
         let known = lock(&self.guests).get(&domain).cloned();
-        let is_there = known.as_ref().is_some_and(|space| {
-            let joined = hands.groups.get(&number);
-            joined.is_some_and(|joined| Arc::ptr_eq(&joined.space, space))
-        });
+        let is_new = known.is_none();
+        let space = known.map_or_else(Space::new, Ok).inspect_err(failed)?;
+        let joined = hands.groups.get(&number);
+        let is_there = joined.is_some_and(|joined| Arc::ptr_eq(&joined.space, &space));
         let opened = if !is_there {
-            self.move_to(&mut hands, domain, number, known, memory)
+            self.move_to(&mut hands, number, &space)
         } else if slot.open.is_open() {
             Ok(())
         } else {
             self.open_in_place(&mut hands, &slot)
         };
-        opened.inspect_err(|error| {
-            log::error!(
-                "{bdf} cannot be given to domain {domain}: {error}; {}",
-                remedy(error)
-            );
-        })?;
+        opened.inspect_err(failed)?;
         // The guest's session gives it its line, or does not: until then nobody would serve it.
         slot.with(|open| change_command(open, 0, command::INTX_DISABLE))?;
+        // From now on nobody else gets any of the group.
         slot.set_owner(Some(domain));
+        drop(hands);
+        if is_new {
+            self.pin(&slot, domain, &space, memory)
+                .inspect_err(failed)?;
+            lock(&self.guests).insert(domain, space);
+        }
         Ok(())
     }
 
-    fn move_to(
-        &self,
-        hands: &mut Hands,
-        domain: DomId,
-        number: u32,
-        known: Option<Arc<Space>>,
-        memory: &[DmaMemory],
-    ) -> io::Result<()> {
-        let is_new = known.is_none();
-        let space = match known {
-            Some(space) => space,
-            None => Space::new()?,
-        };
+    fn move_to(&self, hands: &mut Hands, number: u32, space: &Arc<Space>) -> io::Result<()> {
         self.close(hands, number);
-        let reopened = self.reopen(hands, number, Ok(Arc::clone(&space)));
-        let moved = reopened.and_then(|()| {
-            let mut new = memory.iter().filter(|_| is_new);
-            new.try_for_each(|memory| dma::map(&space, domain, memory))
-        });
+        let moved = self.reopen(hands, number, Ok(Arc::clone(space)));
         if moved.is_err() {
             self.close(hands, number);
             self.reopen_for_nobody(hands, number);
-            return moved;
         }
-        lock(&self.guests).insert(domain, space);
-        Ok(())
+        moved
+    }
+
+    /// Maps all memory of a guest that has its first device. That may take seconds, and nobody waits for it but that guest.
+    fn pin(
+        &self,
+        slot: &Slot,
+        domain: DomId,
+        space: &Space,
+        memory: &[DmaMemory],
+    ) -> io::Result<()> {
+        let pinned = memory
+            .iter()
+            .try_for_each(|memory| dma::map(space, domain, memory));
+        if pinned.is_err() {
+            // Before others can have the device, and without them waiting.
+            space.clear();
+            let mut hands = lock(&self.hands);
+            slot.set_owner(None);
+            self.close(&mut hands, slot.group);
+            self.reopen_for_nobody(&mut hands, slot.group);
+        }
+        pinned
     }
 
     /// Takes a device from a guest. Its group stays where it is until another guest gets it: with the last of the guest's devices nothing is

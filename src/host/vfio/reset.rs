@@ -2,6 +2,7 @@
 
 use conf_space::Bdf;
 use nix::errno::Errno;
+use std::io;
 use std::os::fd::AsFd;
 
 use super::device::Open;
@@ -9,8 +10,21 @@ use super::ioctl::{self, Affected};
 use super::{VfioBus, lock, refused};
 use crate::host::HostError;
 
-const NO_WAY: &str =
-    "the kernel offers no working way to reset this device: see its 'reset_method' in sysfs";
+/// What an operator can do about a reset that failed.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EBUSY | Errno::EAGAIN) => {
+            "it changes hands just now, or is being reset by somebody else: try again in a moment"
+        }
+        _ => {
+            "the kernel offers no working way to reset this device: see its 'reset_method' in sysfs"
+        }
+    }
+}
+
+fn failed(bdf: Bdf, action: &str) -> impl FnOnce(io::Error) -> HostError {
+    move |error| refused(bdf, action, remedy(&error))(error)
+}
 
 /// What a device on a bus is to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,13 +58,12 @@ impl VfioBus {
         }
     }
 
-    /// Whether the bus of a hidden device can be reset.
+    /// Whether the bus of a hidden device can be reset, which may be closed just now: who resets it waits, and opens it again.
     pub(super) fn can_reset_bus(&self, bdf: Bdf) -> bool {
-        let affected = self
-            .slot(bdf)
-            .and_then(|slot| slot.with(|open| ioctl::hot_reset_info(&open.file)).ok());
+        let affected = self.slot(bdf).map(|slot| slot.on_bus());
         affected.is_some_and(|affected| {
-            in_the_way(bdf, &affected, |other| self.standing(other)).is_none()
+            let is_in_the_way = || in_the_way(bdf, &affected, |other| self.standing(other));
+            !affected.is_empty() && is_in_the_way().is_none()
         })
     }
 
@@ -61,22 +74,22 @@ impl VfioBus {
     pub(super) fn reset_device(&self, bdf: Bdf) -> Result<(), HostError> {
         let by_bus = lock(&self.by_bus).contains(&bdf);
         let slot = self.opened(bdf)?;
-        let open = slot.get().map_err(refused(bdf, "reset it", NO_WAY))?;
+        let open = slot.get().map_err(failed(bdf, "reset it"))?;
         if by_bus || !open.resets {
             drop(open);
             return self.reset_bus(bdf);
         }
-        open.reset().map_err(refused(bdf, "reset it", NO_WAY))
+        open.reset().map_err(failed(bdf, "reset it"))
     }
 
     /// Nothing on the bus changes hands meanwhile.
     fn reset_bus(&self, bdf: Bdf) -> Result<(), HostError> {
         let hands = lock(&self.hands);
         let slot = self.slot(bdf).ok_or(HostError::NoDevice { bdf })?;
-        let failed = |remedy| refused(bdf, "reset its bus", remedy);
+        let action = "reset its bus";
         let affected = slot
             .with(|open| ioctl::hot_reset_info(&open.file))
-            .map_err(failed(NO_WAY))?;
+            .map_err(failed(bdf, action))?;
         if let Some((other, standing)) = in_the_way(bdf, &affected, |other| self.standing(other)) {
             log::warn!(
                 "{bdf}: a reset of its bus would hit {other}, which {}",
@@ -85,7 +98,9 @@ impl VfioBus {
                     Standing::Free | Standing::Hosts => "is not hidden (pciback hide)",
                 }
             );
-            return Err(failed(
+            return Err(refused(
+                bdf,
+                action,
                 "the reset of its bus would hit another device that is in use; pcibackd's log names it",
             )(Errno::EBUSY.into()));
         }
@@ -99,13 +114,54 @@ impl VfioBus {
         let opened: Vec<_> = reached.iter().flat_map(|slot| slot.get()).collect();
         let _held: Vec<_> = opened.iter().map(|open| open.hold()).collect();
         let reset = |open: &Open| ioctl::hot_reset(&open.file, groups.into_iter());
-        slot.with(reset).map_err(failed(NO_WAY))
+        slot.with(reset).map_err(failed(bdf, action))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use xenbus::sim::Machine;
+
     use super::*;
+    use crate::host::sysfs::Sysfs;
+    use crate::host::vfio::device::tests::slot;
+
+    #[test]
+    fn a_reset_of_the_bus_is_offered_while_the_device_is_closed() {
+        let directory = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs::to_look_at(directory.path());
+        let machine = Machine::new(directory.path()).unwrap();
+        let bus = VfioBus::new(sysfs, &machine).unwrap();
+        let [one, other] = [0, 1].map(|function| Bdf::from_devfn(0, 3, function));
+        let group = 1;
+        let affected = [one, other].map(|bdf| Affected { group, bdf });
+        let add = |bdf| {
+            let slot = Arc::new(slot(bdf));
+            slot.set_on_bus(affected.to_vec());
+            assert!(!slot.open.is_open());
+            let mut slots = bus.shared.slots.write().unwrap();
+            slots.insert(bdf, Arc::clone(&slot));
+            slot
+        };
+        let known = add(one);
+        // The host has the other one.
+        assert!(!bus.can_reset_bus(one));
+        add(other);
+        assert!(bus.can_reset_bus(one));
+        // There is none.
+        known.set_on_bus(Vec::new());
+        assert!(!bus.can_reset_bus(one));
+    }
+
+    #[test]
+    fn a_device_that_changes_hands_is_not_said_to_have_no_reset() {
+        let told = |errno: Errno| remedy(&io::Error::from(errno));
+        assert!(told(Errno::EBUSY).contains("try again"));
+        assert!(told(Errno::EAGAIN).contains("try again"));
+        assert!(told(Errno::ENOTTY).contains("reset_method"));
+    }
 
     #[test]
     fn a_bus_is_reset_only_if_all_on_it_is_hidden_and_no_guests() {
