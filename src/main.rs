@@ -30,8 +30,7 @@ fn main() -> ExitCode {
     let options = Options {
         config,
         platform: arguments.platform,
-        map_bars: arguments.map_bars,
-        guest_memory: arguments.guest_memory,
+        machine: arguments.machine(),
         run_dir: arguments.run_dir,
         sandboxed: arguments.sandboxed,
         fdstore: fdstore::Starts::of_daemon(),

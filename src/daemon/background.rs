@@ -10,6 +10,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::{self, JoinHandle};
 
 use xenbus::Xen;
+use xenbus::sim::MachineOptions;
 
 use super::platform::{Kind, Platform};
 use super::{DaemonError, Options, Signals, run_dir, serve};
@@ -90,8 +91,7 @@ impl Background {
                 sandboxed: false,
                 // This program is another one.
                 fdstore: Starts::Others,
-                map_bars: false,
-                guest_memory: None,
+                machine: MachineOptions::default(),
             };
             let signals = Signals {
                 stop: stopped.as_fd(),

@@ -33,6 +33,7 @@ use mio::{Events, Interest, Poll, Token, Waker};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use xenbus::sim::MachineOptions;
 
 pub use self::background::Background;
 pub use self::embedded::Embedded;
@@ -125,11 +126,8 @@ pub struct Options {
     pub config: Config,
     /// Real Xen or the embedded one.
     pub platform: PlatformKind,
-    /// Guests of an embedded Xen may map their devices' memory ([`xenbus::sim::MachineOptions::map_windows`]).
-    pub map_bars: bool,
-    /// MiB of memory that each guest of an embedded Xen may give its devices ([`xenbus::sim::MachineOptions::guest_memory`]); `None`: half of the
-    /// host's.
-    pub guest_memory: Option<u64>,
+    /// What an embedded Xen is like.
+    pub machine: MachineOptions,
     /// Sockets, lock and records.
     pub run_dir: PathBuf,
     /// It runs in a mount namespace of its own: a facade for everybody is laid from outside (`pciback facade`).
@@ -166,7 +164,7 @@ pub fn run(options: Options) -> Result<(), DaemonError> {
         stop: stop.as_fd(),
         reload: reload.as_fd(),
     };
-    let machine = platform::machine_options(options.map_bars, options.guest_memory);
+    let machine = options.machine.clone();
     let platform = Platform::start(options.platform, &options.run_dir, machine)?;
     let running = serve(options, &platform, signals, || {
         // Without systemd there is nobody to tell.
@@ -221,8 +219,7 @@ fn serve(
         run_dir,
         sandboxed,
         fdstore,
-        map_bars: _,
-        guest_memory: _,
+        machine: _,
     } = options;
     let live = Arc::new(Live::new(config));
     let topologies = Topologies::take_up(&run_dir, Arc::clone(&live));

@@ -3,7 +3,6 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use nix::sys::sysinfo::sysinfo;
 use xenbus::Xen;
 use xenbus::sim::{Machine, MachineOptions};
 
@@ -49,18 +48,6 @@ pub struct Platform {
 
 /// There while the kernel's own backend is registered with xenbus.
 const KERNEL_BACKEND: &str = "/sys/bus/xen-backend/drivers/xen-pciback";
-
-/// What an embedded machine is like: whether guests may map memory of their devices, and how many MiB of their own each may give them.
-pub(super) fn machine_options(map_bars: bool, guest_memory: Option<u64>) -> MachineOptions {
-    const MIB: u64 = 1 << 20;
-    // All of it is pinned, and one guest is not to have the host run out of memory.
-    let half = || sysinfo().map_or(0, |host| host.ram_total() / 2);
-    MachineOptions {
-        map_windows: map_bars,
-        guest_memory: guest_memory.map_or_else(half, |mib| mib.saturating_mul(MIB)),
-        ..MachineOptions::default()
-    }
-}
 
 impl Platform {
     /// Opens the real platform, or starts the embedded one with its sockets in `run_dir`.

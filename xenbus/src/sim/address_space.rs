@@ -90,6 +90,11 @@ enum Refused {
          (pcibackd --guest-memory)"
     )]
     TooMuch { given: u64, limit: u64 },
+    #[error(
+        "all guests together have given {given} bytes already, and may give {limit}, as they are pinned: destroy a guest that is not needed, or start \
+         the machine with a higher limit (pcibackd --all-guests-memory)"
+    )]
+    TooMuchTogether { given: u64, limit: u64 },
     #[error(transparent)]
     System(#[from] io::Error),
 }
@@ -109,7 +114,7 @@ impl Refused {
     fn into_errno(self) -> io::Error {
         match self {
             Self::HugePages { .. } => Errno::EINVAL.into(),
-            Self::TooMuch { .. } => Errno::ENOMEM.into(),
+            Self::TooMuch { .. } | Self::TooMuchTogether { .. } => Errno::ENOMEM.into(),
             Self::System(error) => error,
         }
     }
@@ -167,6 +172,21 @@ impl Hypervisor {
     fn address_space(&self, domain: DomId) -> Option<Arc<Mutex<AddressSpace>>> {
         let domain = self.domains.get(&domain)?;
         Some(Arc::clone(&domain.address_space))
+    }
+
+    /// Counts memory that a guest gives. Before it is mapped: meanwhile others give some, too.
+    fn set_aside(&mut self, size: u64) -> Result<(), Refused> {
+        let (given, limit) = (self.given, self.options.all_guests_memory);
+        self.given = given
+            .checked_add(size)
+            .filter(|together| *together <= limit)
+            .ok_or(Refused::TooMuchTogether { given, limit })?;
+        Ok(())
+    }
+
+    /// Counts memory that a guest has no more.
+    fn put_back(&mut self, size: u64) {
+        self.given = self.given.saturating_sub(size);
     }
 }
 
@@ -235,15 +255,18 @@ impl Machine {
         for device in space.devices.take() {
             self.hardware().deassign(domain, device);
         }
+        let given = space.given();
         space.memory.clear();
-        lock(&self.inner.hypervisor).destroy(domain)
+        let mut hypervisor = lock(&self.inner.hypervisor);
+        hypervisor.put_back(given);
+        hypervisor.destroy(domain)
     }
 
     /// A guest gives its devices memory to work on.
     ///
     /// # Errors
     /// ESRCH; EINVAL when it cannot be memory; EEXIST when there is memory at one of the addresses; ENOSPC for too many parts; ENOMEM for more
-    /// than [`super::MachineOptions::guest_memory`]; what the hardware says, ENOMEM for one.
+    /// than [`super::MachineOptions`] lets it, or all guests, give; what the hardware says, ENOMEM for one.
     pub fn give_memory(&self, domain: DomId, memory: DmaMemory) -> Result<(), XenError> {
         let operation = format!(
             "giving domain {domain} memory for DMA at {:#x}, {:#x} bytes",
@@ -285,8 +308,12 @@ impl Machine {
         if given.saturating_add(memory.size) > limit {
             return Err(Refused::TooMuch { given, limit });
         }
-        if !space.devices.is_empty() {
-            self.hardware().map_dma(domain, &memory)?;
+        lock(&self.inner.hypervisor).set_aside(memory.size)?;
+        if !space.devices.is_empty()
+            && let Err(error) = self.hardware().map_dma(domain, &memory)
+        {
+            lock(&self.inner.hypervisor).put_back(memory.size);
+            return Err(error.into());
         }
         space.memory.push(memory);
         Ok(())
@@ -308,7 +335,8 @@ impl Machine {
             if !space.devices.is_empty() {
                 self.hardware().unmap_dma(domain, address)?;
             }
-            space.memory.swap_remove(found);
+            let taken = space.memory.swap_remove(found);
+            lock(&self.inner.hypervisor).put_back(taken.size);
             Ok(())
         };
         let operation = format!("taking domain {domain}'s memory for DMA at {address:#x} back");

@@ -54,6 +54,8 @@ pub(super) struct Hypervisor {
     pub devices: BTreeMap<PciDevice, Device>,
     pub hardware: Arc<dyn Hardware>,
     pub options: MachineOptions,
+    /// Bytes that all guests have given their devices.
+    pub given: u64,
     pub interrupts: Arc<Mutex<Interrupts>>,
     last: u16,
 }
@@ -66,6 +68,7 @@ impl Hypervisor {
             devices: BTreeMap::new(),
             hardware,
             options,
+            given: 0,
             interrupts,
             last: 0,
         }

@@ -44,6 +44,8 @@ pub struct MachineOptions {
     pub map_windows: bool,
     /// Bytes of memory that each guest may give its devices, which real ones have pinned; without end by default.
     pub guest_memory: u64,
+    /// Bytes of memory that all guests together may give their devices; without end by default.
+    pub all_guests_memory: u64,
 }
 
 impl Default for MachineOptions {
@@ -57,6 +59,7 @@ impl Default for MachineOptions {
             hvm_memory: 64 << 20,
             map_windows: false,
             guest_memory: u64::MAX,
+            all_guests_memory: u64::MAX,
         }
     }
 }

@@ -41,6 +41,8 @@ const USAGE: &str = "usage:
                                  xhci: msi (four vectors); rtl8139: ports (I/O, of all widths); vga: mode, draw, mapped; function, which is any: nopin, rom (to the standard output), sleep (D3hot), wake
   lab-guest look RUN_DIR DOMID memory|io ADDRESS WIDTH
                                  reads what a device of that guest of the embedded Xen has at an address, in hexadecimal figures
+  lab-guest give RUN_DIR DOMID MIB
+                                 gives the devices of that guest so much memory, which stays theirs
   lab-guest toolstack RUN_DIR create NAME BDF... | attach DOMID BDF | detach DOMID BDF | destroy DOMID
                                  plays a toolstack of pcibackd's embedded Xen; create prints DOMID";
 
@@ -95,6 +97,7 @@ fn run(arguments: &[&str]) -> Result<bool, Box<dyn Error>> {
         ["look", run_dir, domain, space, address, width] => {
             device::look(run_dir, domain.parse()?, space, address, width.parse()?)?;
         }
+        ["give", run_dir, domain, mib] => device::give(run_dir, domain.parse()?, mib.parse()?)?,
         ["drive", driver, place, steps @ ..] => device::drive(driver, place, steps)?,
         _ => return Ok(false),
     }

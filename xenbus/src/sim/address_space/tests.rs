@@ -227,6 +227,39 @@ fn a_guest_gives_no_more_memory_than_it_may_whatever_it_has_behind_it() {
 }
 
 #[test]
+fn all_guests_together_give_no_more_memory_than_they_may() {
+    let setup = setup_with(MachineOptions {
+        all_guests_memory: 0x4000,
+        ..MachineOptions::default()
+    });
+    let (machine, one) = (&setup.machine, setup.guest);
+    let other = machine.create_domain("other", DomainKind::Pv).unwrap();
+    let given = |guest, memory| {
+        let result = machine.give_memory(guest, memory);
+        result.map_err(|error| error.errno().unwrap())
+    };
+    given(one, at(0, 0x3000)).unwrap();
+    assert_eq!(given(other, at(0, 0x2000)), Err(libc::ENOMEM));
+    assert_eq!(given(one, at(0x1_0000, 0x2000)), Err(libc::ENOMEM));
+    given(other, at(0, 0x1000)).unwrap();
+    // What is refused for another reason does not count.
+    machine.assign_device(other, address(0)).unwrap();
+    machine.take_memory(one, 0).unwrap();
+    setup.bus.full.store(true, Ordering::Relaxed);
+    given(other, at(0x1_0000, 0x1000)).unwrap_err();
+    setup.bus.full.store(false, Ordering::Relaxed);
+    given(one, at(0, 0x3000)).unwrap();
+    assert_eq!(given(one, at(0x1_0000, 0x1000)), Err(libc::ENOMEM));
+    // Nor does that of a guest that is no more.
+    machine.destroy_domain(one).unwrap();
+    given(other, at(0x1_0000, 0x3000)).unwrap();
+    assert_eq!(
+        given(other, at(0x2_0000, u64::MAX - 0x2_ffff)),
+        Err(libc::EINVAL)
+    );
+}
+
+#[test]
 fn a_refusal_that_takes_words_names_the_limit_or_the_size_of_a_page() {
     let text = Refused::TooMuch {
         given: 4096,
@@ -234,6 +267,11 @@ fn a_refusal_that_takes_words_names_the_limit_or_the_size_of_a_page() {
     }
     .to_string();
     for part in ["4096", "1048576", "--guest-memory"] {
+        assert!(text.contains(part), "{text}");
+    }
+    let (given, limit) = (4096, 1 << 20);
+    let text = Refused::TooMuchTogether { given, limit }.to_string();
+    for part in ["4096", "1048576", "--all-guests-memory"] {
         assert!(text.contains(part), "{text}");
     }
     let text = Refused::HugePages { block: 2 << 20 }.to_string();

@@ -14,18 +14,24 @@ pub const ADDRESS: u64 = 16 << 20;
 
 /// Makes it, and the memfd.
 pub fn shared() -> Result<(Memory, OwnedFd), Box<dyn Error>> {
+    let file = sealed(SIZE)?;
+    let base = map(&file, 0, SIZE as usize)?;
+    // SAFETY: a mapping of this size, which nobody else knows, and which is never unmapped.
+    Ok((unsafe { Memory::new(base, SIZE, ADDRESS) }, file))
+}
+
+/// A file of so many bytes, none of which is in use yet, that cannot get shorter.
+pub fn sealed(size: u64) -> io::Result<OwnedFd> {
     let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
     // SAFETY: the name is a string of C's, which the kernel copies.
     let raw = check(unsafe { libc::memfd_create(c"lab-guest".as_ptr(), flags) })?;
     // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
     let file = unsafe { OwnedFd::from_raw_fd(raw) };
     // SAFETY: no pointers are involved.
-    check(unsafe { libc::ftruncate(file.as_raw_fd(), SIZE.cast_signed()) })?;
+    check(unsafe { libc::ftruncate(file.as_raw_fd(), size.cast_signed()) })?;
     // SAFETY: F_ADD_SEALS takes a number.
     check(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_SHRINK) })?;
-    let base = map(&file, 0, SIZE as usize)?;
-    // SAFETY: a mapping of this size, which nobody else knows, and which is never unmapped.
-    Ok((unsafe { Memory::new(base, SIZE, ADDRESS) }, file))
+    Ok(file)
 }
 
 /// Maps a part of a file, shared, for as long as the program runs.

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use crate::memory::Memory;
 use window::Window;
 
-pub use embedded::{look, toolstack};
+pub use embedded::{give, look, toolstack};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
