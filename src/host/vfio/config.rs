@@ -69,9 +69,7 @@ impl VfioConfig {
         let open = self.0.open.get().map_err(|away| failed(away.into()))?;
         action(&open)
     }
-}
 
-impl VfioConfig {
     /// Writes to the open device, whose interrupts nobody resets meanwhile.
     ///
     /// # Errors
