@@ -6,6 +6,7 @@
 mod activity;
 mod device;
 mod error;
+mod flaws;
 mod guest;
 mod hide;
 mod recovery;
@@ -260,8 +261,8 @@ impl Devices {
         };
         let interrupts = msi::Interrupts::discover(&*config, &description.identity.resources)
             .map_err(|source| HostError::Unreadable { bdf, source })?;
-        if let Some(Err(broken)) = interrupts.msix() {
-            log::warn!("{bdf}: guests cannot use its MSI-X: {}", chain(&broken));
+        for flaw in flaws::find(&*config, description.identity.config_size, &interrupts) {
+            log::warn!("{bdf}: {flaw}");
         }
         Ok(Parts {
             bdf,

@@ -2,7 +2,9 @@
 
 /// What the kernel says makes no sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the kernel's description is broken at byte {at:#x}")]
+#[error(
+    "what the kernel says of it is broken at byte {at:#x}, so pcibackd does each access for the guest, which is slow: try another kernel"
+)]
 pub(super) struct Broken {
     at: usize,
 }

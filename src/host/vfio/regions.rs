@@ -251,6 +251,12 @@ mod tests {
             let region = region(0x8000, &capabilities);
             assert!(mappable(&region, 0, &[]).is_err(), "{capabilities:x?}");
         }
+        let told = mappable(&region(0x8000, &capability(3, 32, &[])), 0, &[]);
+        let told = told.unwrap_err().to_string();
+        assert!(
+            told.contains("slow") && told.contains("another kernel"),
+            "{told}"
+        );
         let beyond = capability(1, 0, &[2, 0x1000, 0x8000, u64::MAX, 0x1000]);
         assert_eq!(mappable(&region(0x8000, &beyond), 0, &[]), Ok(vec![]));
     }

@@ -36,7 +36,7 @@ pub(super) fn regions(bdf: Bdf, device: &File, kept: &[Kept]) -> io::Result<[Reg
     for (slot, bar) in regions.iter_mut().zip(0u8..) {
         let info = ioctl::region_info(device, u32::from(bar))?;
         let mappable = regions::mappable(&info, bar, kept).unwrap_or_else(|broken| {
-            log::warn!("{bdf}: nothing of its BAR {bar} is mapped: {broken}");
+            log::warn!("{bdf}: no guest can map its BAR {bar}: {broken}");
             Vec::new()
         });
         *slot = Region { info, mappable };
