@@ -69,8 +69,6 @@ pub struct Interrupts {
     pub(crate) power: Option<u16>,
 }
 
-/// Bytes of one entry of the MSI-X table (PCIe 7.7.2).
-const TABLE_ENTRY: u64 = 16;
 /// The largest binary logarithm of a number of MSI vectors; larger ones are reserved.
 const MOST_VECTORS: u16 = 5;
 
@@ -165,27 +163,24 @@ fn check_table(
     table: u32,
     resources: &[Resource],
 ) -> Result<MsiX, BrokenMsiX> {
-    let vectors = field(control, msix::control::TABLE_SIZE).saturating_add(1);
-    let [bar, ..] = (table & msix::location::BAR).to_le_bytes();
+    let msix::Place { bar, start, size } = msix::table(control, table);
     let resource = resources
         .get(usize::from(bar))
         .filter(|resource| {
             usize::from(bar) < header::BARS.len() && resource.is_memory() && resource.start != 0
         })
         .ok_or(BrokenMsiX::NoBar { bar })?;
-    let start = u64::from(table & msix::location::OFFSET);
-    let length = u64::from(vectors).saturating_mul(TABLE_ENTRY);
-    if start.saturating_add(length) > resource.size {
+    if start.saturating_add(size) > resource.size {
         return Err(BrokenMsiX::BeyondBar {
             bar,
             start,
-            length,
+            length: size,
             size: resource.size,
         });
     }
     Ok(MsiX {
         offset,
-        vectors,
+        vectors: msix::vectors(control),
         table_base: resource.start,
     })
 }

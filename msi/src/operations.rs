@@ -358,14 +358,7 @@ impl<'a> Operations<'a> {
         }
         self.set_intx_disable(true)?;
         let control = match held.kind {
-            Kind::Msi => {
-                let used = held.count.checked_ilog2().unwrap_or(0);
-                let field = msi::control::MULTIPLE_ENABLE;
-                let used = u16::try_from(used)
-                    .unwrap_or(0)
-                    .wrapping_shl(field.trailing_zeros());
-                control & !field | used & field | msi::control::ENABLE
-            }
+            Kind::Msi => msi::with_vectors(control, held.count) | msi::control::ENABLE,
             Kind::MsiX => control & !msix::control::FUNCTION_MASK | msix::control::ENABLE,
         };
         self.write(register, control)

@@ -3,13 +3,11 @@
 
 use crate::access::Width::{self, Four};
 use crate::registers::Register;
+pub use crate::registers::msix::ENTRY_BYTES;
 use crate::registers::msix::control;
 
 /// Most vectors of a function.
 pub const MAX_VECTORS: u16 = 2048;
-
-/// Bytes of one entry of the table.
-pub const ENTRY_BYTES: u16 = 16;
 
 /// Message address, low half.
 pub const ADDRESS: Register =

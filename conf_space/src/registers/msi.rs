@@ -116,6 +116,23 @@ pub const fn block(control: u16) -> &'static Block {
     }
 }
 
+/// The largest binary logarithm of a number of vectors; larger ones are reserved.
+const MOST_LOG: u16 = 5;
+
+/// How many vectors a control word lets the function use: 1 to 32; a reserved number means the most.
+pub const fn used_vectors(control: u16) -> u16 {
+    let field = control::MULTIPLE_ENABLE;
+    let log = (control & field) >> field.trailing_zeros();
+    1 << if log > MOST_LOG { MOST_LOG } else { log }
+}
+
+/// The control word with so many vectors for the function to use: 1, 2, 4, 8, 16 or 32.
+pub fn with_vectors(control: u16, vectors: u16) -> u16 {
+    let field = control::MULTIPLE_ENABLE;
+    let log = (0..MOST_LOG).find(|log| 1 << log >= vectors);
+    control & !field | log.unwrap_or(MOST_LOG) << field.trailing_zeros()
+}
+
 /// Bits of the control word.
 pub mod control {
     /// MSI is on.
@@ -128,4 +145,21 @@ pub mod control {
     pub const ADDRESS_64: u16 = 1 << 7;
     /// Vectors can be masked one by one.
     pub const MASKABLE: u16 = 1 << 8;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_word_says_how_many_vectors_are_used() {
+        for vectors in [1, 2, 4, 8, 16, 32] {
+            let control = with_vectors(0x01f1, vectors);
+            assert_eq!(used_vectors(control), vectors);
+            assert_eq!(control | control::MULTIPLE_ENABLE, 0x01f1);
+        }
+        assert_eq!(with_vectors(0x0181, 8), 0x01b1);
+        // Reserved.
+        assert_eq!(used_vectors(0x01f1), 32);
+    }
 }

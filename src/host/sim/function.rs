@@ -223,7 +223,7 @@ impl Function {
     pub fn table_length(&self) -> usize {
         self.fixed.msix.map_or(0, |base| {
             let control = self.register(base, &msix::CONTROL);
-            usize::from(control & msix::control::TABLE_SIZE).saturating_add(1)
+            usize::from(msix::vectors(control))
         })
     }
 

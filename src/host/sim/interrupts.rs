@@ -106,9 +106,7 @@ impl Function {
     }
 
     fn send_msi(&self, machine: &Machine, vector: u16, base: u16, control: u16) -> bool {
-        let bits = (control & msi::control::MULTIPLE_ENABLE)
-            >> msi::control::MULTIPLE_ENABLE.trailing_zeros();
-        let low = 1u32.wrapping_shl(u32::from(bits)).wrapping_sub(1);
+        let low = u32::from(msi::used_vectors(control)).wrapping_sub(1);
         // A device with fewer vectors than it wanted shares them.
         let vector = u32::from(vector) & low;
         let layout = Layout::of(control);

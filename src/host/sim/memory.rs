@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use conf_space::registers::header::{self, command};
+use conf_space::registers::msix;
 use conf_space::{ConfigSpace, Resource};
 use nix::errno::Errno;
 use xenbus::sim::Window;
@@ -25,8 +26,6 @@ pub trait Model: Send + Debug {
     fn reset(&mut self);
 }
 
-/// Size of an entry of the MSI-X table, in bytes.
-const ENTRY: u64 = 16;
 const NOBODY: u32 = u32::MAX;
 /// Bytes of a double word, and the bits of an offset that are within one.
 const WORD: u8 = 4;
@@ -204,7 +203,7 @@ impl Function {
         let messages = lock(&self.messages);
         let entry = messages
             .table
-            .get(usize::try_from(within.checked_div(ENTRY)?).ok()?)?;
+            .get(usize::try_from(within.checked_div(msix::ENTRY_BYTES.into())?).ok()?)?;
         let [a, b, c, d, e, f, g, h] = entry.address.to_le_bytes();
         Some(match within & 0xc {
             0x0 => u32::from_le_bytes([a, b, c, d]),

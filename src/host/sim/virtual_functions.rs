@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use conf_space::capabilities::ExtendedCapabilityId;
 use conf_space::registers::capability;
+use conf_space::registers::msix::ENTRY_BYTES;
 use conf_space::selector::SlotPath;
 use conf_space::{Bdf, ConfigSpace, Resource, Width};
 
@@ -17,8 +18,6 @@ use crate::host::HostError;
 
 /// BAR that holds the MSI-X table of a virtual function.
 const TABLE_BAR: u8 = 3;
-/// Bytes of an entry of the MSI-X table (PCIe 7.7.2).
-const TABLE_ENTRY: u32 = 16;
 
 /// What virtual functions a physical function can have.
 #[derive(Debug)]
@@ -73,7 +72,7 @@ impl Sriov {
     /// A virtual function, with its BARs nowhere.
     fn describe(&self, bdf: Bdf) -> FunctionBuilder {
         let table_size = u32::from(self.all.vectors)
-            .saturating_mul(TABLE_ENTRY)
+            .saturating_mul(ENTRY_BYTES.into())
             .next_multiple_of(PAGE)
             .saturating_add(PAGE)
             .next_power_of_two();

@@ -42,9 +42,7 @@ fn msi_vectors(control: u16) -> u16 {
     if control & msi::control::ENABLE == 0 {
         return 0;
     }
-    let field = msi::control::MULTIPLE_ENABLE;
-    let log = (control & field) >> field.trailing_zeros();
-    1u16.wrapping_shl(u32::from(log.min(5)))
+    msi::used_vectors(control)
 }
 
 fn read_word(open: &Open, offset: u16) -> Result<u16, AccessError> {

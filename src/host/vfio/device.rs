@@ -22,7 +22,7 @@ use super::config::change_command;
 use super::interrupts::{Listener, Wiring};
 use super::ioctl::{self, Affected};
 use super::movable::{InUse, Movable};
-use super::regions::{self, Kept};
+use super::regions::Kept;
 use super::windows::{self, Region, WINDOWS};
 use super::{Complaints, lock};
 use crate::host::config_file::ConfigFile;
@@ -157,13 +157,11 @@ fn find_controls(config: &ConfigFile) -> Result<(Controls, Vec<Kept>), AccessErr
         let [low, high, ..] = config
             .read(base.saturating_add(msix::CONTROL.offset), Width::Two)?
             .to_le_bytes();
-        let structures = regions::msix_structures(
-            u16::from_le_bytes([low, high]),
-            long(msix::TABLE.offset)?,
-            long(msix::PENDING.offset)?,
-        );
-        [controls.table, _] = structures;
-        kept.extend(structures.into_iter().flatten());
+        let control = u16::from_le_bytes([low, high]);
+        let table = Kept::from(msix::table(control, long(msix::TABLE.offset)?));
+        controls.table = Some(table);
+        kept.push(table);
+        kept.push(msix::pending_bits(control, long(msix::PENDING.offset)?).into());
     }
     Ok((controls, kept))
 }

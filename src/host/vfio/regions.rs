@@ -4,7 +4,7 @@
 //! only while the kernel does not mask. So the pages of both are kept, and all else that the kernel lets be mapped is.
 
 use conf_space::Resource;
-use conf_space::registers::msix::{self, location};
+use conf_space::registers::msix;
 use vfio_bindings::bindings::vfio::{VFIO_REGION_INFO_CAP_SPARSE_MMAP, VFIO_REGION_INFO_FLAG_MMAP};
 
 use super::info::{self, Broken};
@@ -68,8 +68,21 @@ pub(super) struct Kept {
     pub span: Span,
 }
 
-/// Bytes of an entry of an MSI-X table: address, data, control (PCIe 7.7.2.6).
-pub(super) const ENTRY: usize = 16;
+impl From<msix::Place> for Kept {
+    fn from(place: msix::Place) -> Self {
+        let end = place.start.saturating_add(place.size);
+        Self {
+            bar: place.bar,
+            span: Span {
+                start: place.start,
+                end,
+            },
+        }
+    }
+}
+
+/// Bytes of an entry of an MSI-X table.
+pub(super) const ENTRY: usize = msix::ENTRY_BYTES as usize;
 /// Of an entry's control: it is masked.
 pub(super) const MASKED: u32 = 1 << 0;
 
@@ -92,22 +105,6 @@ pub(super) fn read_table(
             *byte = *value;
         }
     }
-}
-
-/// The MSI-X table and its pending bits, from the three registers of the capability.
-pub(super) fn msix_structures(control: u16, table: u32, pending: u32) -> [Option<Kept>; 2] {
-    let vectors = u64::from(control & msix::control::TABLE_SIZE).saturating_add(1);
-    let at = |location: u32, size: u64| {
-        Some(Kept {
-            bar: u8::try_from(location & location::BAR).ok()?,
-            span: Span::of_size(u64::from(location & location::OFFSET), size)?,
-        })
-    };
-    [
-        at(table, vectors.saturating_mul(ENTRY as u64)),
-        // 64 bits at a time (PCIe 7.7.2.8).
-        at(pending, vectors.div_ceil(64).saturating_mul(8)),
-    ]
 }
 
 /// The parts of a BAR that may be mapped, in order, each of whole pages.
@@ -259,16 +256,6 @@ mod tests {
         );
         let beyond = capability(1, 0, &[2, 0x1000, 0x8000, u64::MAX, 0x1000]);
         assert_eq!(mappable(&region(0x8000, &beyond), 0, &[]), Ok(vec![]));
-    }
-
-    #[test]
-    fn the_places_of_table_and_pending_bits_come_from_the_capability() {
-        // 65 vectors, the table in BAR 3 at 0x1000, the pending bits in BAR 1 at 0x2008.
-        let found = msix_structures(0x8040, 0x1003, 0x2009);
-        assert_eq!(
-            found,
-            [Some(kept(3, 0x1000, 0x1410)), Some(kept(1, 0x2008, 0x2018))]
-        );
     }
 
     #[test]
