@@ -7,10 +7,10 @@ use super::device_facts::{DeviceFacts, Registers, Table};
 use super::{Finding, Findings};
 use crate::config::{InterruptControl, ResetChoice};
 use crate::host::devices::RESERVED_FOR;
+use crate::host::group::{Group, SWITCH_ON};
 use crate::host::record::{Flags, Phase};
 use crate::host::reset::{Way, names, way};
 use crate::host::sharing::Holder;
-use crate::host::vfio::group::Group;
 use crate::host::{Backend, Function, HostError, backend, is_bridge};
 use crate::text::{chain, listed};
 
@@ -145,7 +145,7 @@ fn host(findings: &mut Findings, facts: &DeviceFacts, bdf: Bdf) {
             findings.problem(
                 CHECK,
                 "VFIO, and Linux has no IOMMU group of it",
-                "switch the IOMMU on in the firmware, and in Linux: intel_iommu=on or amd_iommu=on on its command line",
+                SWITCH_ON,
             );
         }
         (Backend::Vfio, Some(group)) => match group.check(&[bdf]) {

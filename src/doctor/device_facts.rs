@@ -9,9 +9,9 @@ use msi::Interrupts;
 use xenbus::DomId;
 
 use crate::config::DeviceSettings;
+use crate::host::group::Group;
 use crate::host::record::{Flags, Owner, Phase, Record};
 use crate::host::sharing::{Hidden, Holder, Shared, in_pages, neighbours, on_line};
-use crate::host::vfio::group::Group;
 use crate::host::{Backend, Bus, Description, Function, HostError};
 use crate::text::chain;
 

@@ -5,6 +5,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use super::{Finding, Findings};
+use crate::host::group::SWITCH_ON;
 
 /// What there is to say about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +68,7 @@ pub fn judge(facts: &VfioFacts) -> Vec<Finding> {
         findings.problem(
             "IOMMU",
             "Linux has none: no device can be given to a guest",
-            "switch VT-d or AMD-Vi on in the firmware's setup, and in Linux: intel_iommu=on or amd_iommu=on on its command line",
+            SWITCH_ON,
         );
     }
     match facts.node {

@@ -11,6 +11,7 @@
 //! | [`devices`] | hidden devices and how they change hands: dom0, hidden, a guest's |
 //! | [`record`] | what is remembered of a hidden device beyond the daemon's life |
 //! | [`reset`] | how a device is reset: what is wanted against what the kernel offers |
+//! | [`group`] | IOMMU groups, and whether they can be used |
 //! | [`sharing`] | what a device has in common with others: INTx line, memory pages |
 //! | [`config_state`] | saving and restoring configuration space |
 //! | [`interrupts`] | a hidden device's MSI and MSI-X |
@@ -21,6 +22,7 @@ mod config_file;
 pub mod config_state;
 pub mod devices;
 pub mod errors;
+pub mod group;
 pub mod interrupts;
 mod read_only;
 pub mod record;
@@ -34,8 +36,8 @@ mod window;
 pub use self::backend::Backend;
 pub use self::read_only::ReadOnly;
 
+use self::group::Group;
 use self::sharing::Occupancy;
-use self::vfio::group::Group;
 use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -100,9 +102,9 @@ pub enum HostError {
     },
     /// Nothing keeps its DMA in bounds.
     #[error(
-        "{bdf} is in no IOMMU group, so it cannot be given to a guest by VFIO: switch the IOMMU on in the firmware (VT-d, AMD-Vi) and in Linux \
-         (intel_iommu=on or amd_iommu=on on its command line). Under Xen, which keeps the IOMMU to itself, devices are reached through sysfs \
-         (host = \"auto\")"
+        "{bdf} is in no IOMMU group, so it cannot be given to a guest by VFIO: {}. Under Xen, which keeps the IOMMU to itself, devices are reached \
+         through sysfs (host = \"auto\")",
+        group::SWITCH_ON
     )]
     NoIommu {
         /// The device.
@@ -116,7 +118,7 @@ pub enum HostError {
         /// The device.
         bdf: Bdf,
         /// What is in the way.
-        others: vfio::group::NotViable,
+        others: group::NotViable,
     },
     /// Errors of devices cannot be heard of.
     #[error("cannot look for errors of devices")]

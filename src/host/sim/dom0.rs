@@ -18,8 +18,8 @@ use super::function::{Function, Kernel, Presence, Reach};
 use super::{BRIDGE, SimBus, lock};
 use crate::host::devices::for_xen;
 use crate::host::errors::ErrorReports;
+use crate::host::group::NotViable;
 use crate::host::sharing::Occupancy;
-use crate::host::vfio::group::NotViable;
 use crate::host::{Backend, Bus, Config, Description, HostError};
 
 /// How often it is looked whether a device has come back, and for how long.

@@ -13,9 +13,9 @@ use xenbus::DomId;
 
 use super::config::VfioConfig;
 use super::errors::Errors;
-use super::group::Group;
 use super::{DRIVER, VfioBus, binding, lock};
 use crate::host::errors::ErrorReports;
+use crate::host::group::Group;
 use crate::host::reset::VFIO_BUS;
 use crate::host::sharing::Occupancy;
 use crate::host::{Backend, Bus, Config, Description, HostError};

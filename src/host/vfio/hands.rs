@@ -18,11 +18,11 @@ use xenbus::{DomId, Gsi};
 
 use super::config::change_command;
 use super::device::{Open, Slot};
-use super::group::{self, Group, Member};
 use super::interrupts::Listener;
 use super::movable::{self, Away};
 use super::space::Space;
 use super::{DRIVER, VfioBus, binding, dma, ioctl, lock, refused};
+use crate::host::group::{self, Group, Member};
 use crate::host::{Bus, HostError};
 use crate::text::listed;
 

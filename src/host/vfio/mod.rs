@@ -11,7 +11,6 @@
 //! | `hardware` | it as Xen uses it ([`xenbus::sim::Hardware`]) |
 //! | `hands` | how devices and their groups change hands: nobody's, a guest's |
 //! | `binding` | to vfio-pci, and from it |
-//! | [`group`] | IOMMU groups, and whether they can be used |
 //! | `space` | containers, and guests' memory in them |
 //! | `dma` | that a guest's memory comes and goes |
 //! | `device` | an open device |
@@ -30,7 +29,6 @@ mod config;
 mod device;
 mod dma;
 mod errors;
-pub mod group;
 mod hands;
 mod hardware;
 mod info;

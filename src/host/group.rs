@@ -6,7 +6,10 @@ use std::path::Path;
 
 use conf_space::address::Bdf;
 
-use super::DRIVER;
+use super::vfio::DRIVER;
+
+/// What to do where Linux does not use the IOMMU.
+pub const SWITCH_ON: &str = "switch the IOMMU on in the firmware's setup (VT-d, AMD-Vi), and in Linux: intel_iommu=on or amd_iommu=on on its command line";
 
 /// A device of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
