@@ -5,7 +5,8 @@
 #   group_of BDF                the number of its IOMMU group
 #   refused TEXT COMMAND...     succeeds if the command fails and its output contains the text
 #   new_guest NAME BDF...       makes a guest of the embedded Xen with these devices
-#   drive NAME DRIVER STEP...   runs a driver in it, which is a process of its own; NAME may also be vfio:BDF, a device without pcibackd
+#   drive NAME DRIVER STEP...   runs a driver in it, which is a process of its own, for its first device; NAME:NUMBER is another one of its devices,
+#                               vfio:BDF a device without pcibackd
 #   look NAME memory|io ADDRESS WIDTH   reads as this guest what one of its devices has there
 #   resource BDF BAR            where a BAR is, as the kernel has it
 #   end_guest NAME              destroys it
@@ -61,7 +62,11 @@ domid() { cat "$STATE/$1.domid"; }
 drive() {
   local place="$1" driver="$2"
   shift 2
-  case "$place" in vfio:*) ;; *) place=$RUN_DIR:$(domid "$place") ;; esac
+  case "$place" in
+    vfio:*) ;;
+    *:*) place=$RUN_DIR:$(domid "${place%:*}"):${place#*:} ;;
+    *) place=$RUN_DIR:$(domid "$place") ;;
+  esac
   lab-guest drive "$driver" "$place" "$@"
 }
 

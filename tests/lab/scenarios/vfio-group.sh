@@ -103,6 +103,12 @@ story() {
   check "what a guest has of a group is not given back" refused "in use by domain" pciback unhide --group $CARD
   check "the guest ends" end_guest one
   check "both are hidden still" both_hidden
+  must "a guest gets all of the group" new_guest all $EDU $CARD
+  check "can use edu" drive all:1 edu identify dma
+  check "and has e1000 beside it" has 100e8086 drive all:2 function ids
+  check "which answers" drive all:2 function answers
+  check "that guest ends" end_guest all
+  check "and both are hidden still" both_hidden
   check "the group is given back as a whole" pciback unhide --group $EDU
   check "e1000 has its driver again" driven_by e1000 $CARD
   check "edu has none, as before" not driven_by vfio-pci $EDU

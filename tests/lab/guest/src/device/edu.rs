@@ -8,7 +8,7 @@ use super::{COMMAND, Device, PATIENCE, Result, Signal, VENDOR, same, until};
 use crate::config::{print, timed};
 
 /// Device and vendor ID.
-const IDS: u32 = 0x11e8_1234;
+pub(super) const IDS: u32 = 0x11e8_1234;
 
 /// Registers of BAR 0.
 mod register {
@@ -44,15 +44,13 @@ const BUFFER_SIZE: u64 = 4092;
 /// Long enough for an interrupt that is not to come.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-struct Edu {
+pub(super) struct Edu {
     device: Box<dyn Device>,
     registers: Window,
 }
 
-pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
-    same("vendor and device", device.config_read(VENDOR, 4)?, IDS)?;
-    let registers = device.window(0)?;
-    let mut edu = Edu { device, registers };
+pub fn drive(device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
+    let mut edu = Edu::new(device)?;
     for step in steps {
         match *step {
             "identify" => edu.identify()?,
@@ -74,6 +72,12 @@ pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
 }
 
 impl Edu {
+    pub fn new(mut device: Box<dyn Device>) -> Result<Self> {
+        same("vendor and device", device.config_read(VENDOR, 4)?, IDS)?;
+        let registers = device.window(0)?;
+        Ok(Self { device, registers })
+    }
+
     fn identify(&self) -> Result<()> {
         let found = self.registers.read32(register::IDENTIFICATION)?;
         same("identification", found & 0xffff, 0x00ed)?;
@@ -122,6 +126,13 @@ impl Edu {
         until("DMA", || self.is_copied())
     }
 
+    /// Has the device carry a page of the memory elsewhere in it.
+    pub fn carry(&self, from: u64, to: u64) -> Result<()> {
+        let memory = self.device.memory();
+        self.copy(memory.physical(from), BUFFER, BUFFER_SIZE, 0)?;
+        self.copy(BUFFER, memory.physical(to), BUFFER_SIZE, DMA_TO_MEMORY)
+    }
+
     /// Fills a page, has the device fetch it and write it to another, and looks at both.
     fn dma(&self) -> Result<()> {
         let memory = self.device.memory();
@@ -163,7 +174,7 @@ impl Edu {
         self.device.end_of_interrupt()
     }
 
-    fn interrupts(&mut self, signal: Signal) -> Result<()> {
+    pub fn interrupts(&mut self, signal: Signal) -> Result<()> {
         self.device.interrupts(signal, 1)?;
         self.events(signal)
     }

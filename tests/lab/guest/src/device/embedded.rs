@@ -1,6 +1,8 @@
 //! A device as a guest of the embedded platform has it: by the page it shares with pcibackd, and by the machine's socket
 //! (`docs/embedded-platform.md`).
 
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
 
 use xenbus::pciif::{AerCommand, AerResult};
@@ -16,22 +18,31 @@ use super::window::{Area, Door, Window};
 use super::{Device, PATIENCE, Recovery, Result, Signal, until};
 use crate::memory::Memory;
 
-/// See the module. The guest's first device.
+/// How long one look at the backend's state waits for a change of it.
+const A_LOOK: Duration = Duration::from_millis(100);
+
+/// See the module.
 pub struct Embedded {
-    xen: SocketGuest,
-    frontend: Frontend,
+    guest: Rc<Guest>,
     function: PciDevice,
-    memory: Memory,
     line: Option<Pirq>,
     end: Option<EndEvent>,
+}
+
+/// What a guest's devices have in common: their frontend, and the memory that all of them reach.
+pub struct Guest {
+    xen: SocketGuest,
+    frontend: RefCell<Frontend>,
+    memory: Memory,
 }
 
 fn socket(run_dir: &str) -> String {
     format!("{run_dir}/machine.sock")
 }
 
-impl Embedded {
-    pub fn open(run_dir: &str, domain: DomId) -> Result<Self> {
+impl Guest {
+    /// Gives the memory, and loads the frontend.
+    pub fn open(run_dir: &str, domain: DomId) -> Result<Rc<Self>> {
         let xen = SocketGuest::connect(socket(run_dir), domain)?;
         let (memory, file) = memory::shared()?;
         // What another program gave, as the same guest, that did not come to its end.
@@ -48,17 +59,45 @@ impl Embedded {
             Variant::Linux,
         )?;
         frontend.connect(PATIENCE)?;
-        let function = frontend
-            .functions()
-            .next()
-            .ok_or("the guest has no device")?;
-        Ok(Self {
-            function: function.address,
+        Ok(Rc::new(Self {
             xen,
-            frontend,
+            frontend: RefCell::new(frontend),
             memory,
+        }))
+    }
+
+    /// Its device of that number, from 1, in the order in which they were given.
+    pub fn device(self: &Rc<Self>, number: usize) -> Result<Embedded> {
+        let frontend = self.frontend.borrow();
+        let function = frontend.functions().nth(number.saturating_sub(1));
+        let function = function.ok_or("the guest has no such device")?.address;
+        Ok(Embedded {
+            guest: Rc::clone(self),
+            function,
             line: None,
             end: None,
+        })
+    }
+
+    /// Its device with this device ID, in the higher half, and vendor ID.
+    pub fn find(self: &Rc<Self>, ids: u32) -> Result<Embedded> {
+        let number = self.number_of(ids);
+        self.device(number.ok_or("the guest has no such device")?)
+    }
+
+    fn number_of(&self, ids: u32) -> Option<usize> {
+        let frontend = self.frontend.borrow();
+        let found = frontend.functions().position(|function| {
+            u32::from(function.device) << 16 | u32::from(function.vendor) == ids
+        })?;
+        Some(found.saturating_add(1))
+    }
+
+    /// Follows the backend until the guest has that device, or has it no more.
+    pub fn await_device(&self, ids: u32, there: bool) -> Result<()> {
+        until("a device comes or goes", || {
+            self.frontend.borrow_mut().follow(A_LOOK)?;
+            Ok(self.number_of(ids).is_some() == there)
         })
     }
 }
@@ -73,10 +112,10 @@ fn until_backend_is_ready(xen: &SocketGuest) -> Result<()> {
     })
 }
 
-impl Drop for Embedded {
+impl Drop for Guest {
     fn drop(&mut self) {
         // As a driver that is unloaded: the next program of this guest loads it again.
-        let closed = self.frontend.close(PATIENCE);
+        let closed = self.frontend.get_mut().close(PATIENCE);
         let taken = self.xen.take_memory(memory::ADDRESS);
         if let Err(error) = closed {
             eprintln!("lab-guest: closing: {error}");
@@ -102,20 +141,21 @@ impl Door for Trapped {
 
 impl Device for Embedded {
     fn config_read(&mut self, offset: u16, width: u8) -> Result<u32> {
-        Ok(self.frontend.conf_read(self.function, offset, width)?)
+        let mut frontend = self.guest.frontend.borrow_mut();
+        Ok(frontend.conf_read(self.function, offset, width)?)
     }
 
     fn config_write(&mut self, offset: u16, width: u8, value: u32) -> Result<()> {
-        Ok(self
-            .frontend
-            .conf_write(self.function, offset, width, value)?)
+        let mut frontend = self.guest.frontend.borrow_mut();
+        Ok(frontend.conf_write(self.function, offset, width, value)?)
     }
 
     fn window(&mut self, bar: u8) -> Result<Window> {
-        let function = self.frontend.function(self.function).ok_or("no function")?;
+        let frontend = self.guest.frontend.borrow();
+        let function = frontend.function(self.function).ok_or("no function")?;
         let bar = function.bars.iter().find(|found| found.index == bar);
         let bar = bar.ok_or("no such BAR")?;
-        let window = self.xen.open_window(bar.kind.space(), bar.address)?;
+        let window = self.guest.xen.open_window(bar.kind.space(), bar.address)?;
         let mut areas = Vec::new();
         for area in window.areas {
             areas.push(Area {
@@ -129,30 +169,30 @@ impl Device for Embedded {
     }
 
     fn interrupts(&mut self, signal: Signal, count: u32) -> Result<()> {
-        self.frontend.release_interrupts(self.function)?;
+        let mut frontend = self.guest.frontend.borrow_mut();
+        frontend.release_interrupts(self.function)?;
         self.line = None;
         match signal {
-            Signal::Line => self.line = Some(self.frontend.enable_intx(self.function)?),
-            Signal::Msi if count == 1 => drop(self.frontend.enable_msi(self.function)?),
-            Signal::Msi => drop(self.frontend.enable_multi_msi(self.function, count)?),
+            Signal::Line => self.line = Some(frontend.enable_intx(self.function)?),
+            Signal::Msi if count == 1 => drop(frontend.enable_msi(self.function)?),
+            Signal::Msi => drop(frontend.enable_multi_msi(self.function, count)?),
             Signal::Msix => {
                 let entries: Vec<u16> = (0..u16::try_from(count)?).collect();
-                self.frontend.enable_msix(self.function, &entries)?;
+                frontend.enable_msix(self.function, &entries)?;
             }
         }
         Ok(())
     }
 
     fn wait(&mut self, vector: usize, patience: Duration) -> Result<bool> {
-        Ok(self
-            .frontend
-            .wait_for_interrupt(self.function, vector, patience)?)
+        let frontend = self.guest.frontend.borrow();
+        Ok(frontend.wait_for_interrupt(self.function, vector, patience)?)
     }
 
     fn end_of_interrupt(&mut self) -> Result<()> {
         match (self.line, &self.end) {
             (Some(_), Some(end)) => Ok(end.end_of_interrupt()?),
-            (Some(pirq), None) => Ok(self.xen.end_of_interrupt(pirq)?),
+            (Some(pirq), None) => Ok(self.guest.xen.end_of_interrupt(pirq)?),
             (None, _) => Ok(()),
         }
     }
@@ -161,12 +201,13 @@ impl Device for Embedded {
         let pirq = self
             .line
             .ok_or("there is no line whose interrupts could end")?;
-        self.end = Some(self.xen.end_event(pirq)?);
+        self.end = Some(self.guest.xen.end_event(pirq)?);
         Ok(())
     }
 
     fn recovery_step(&mut self, patience: Duration) -> Result<Option<Recovery>> {
-        let Some(request) = self.frontend.next_aer(patience)? else {
+        let mut frontend = self.guest.frontend.borrow_mut();
+        let Some(request) = frontend.next_aer(patience)? else {
             return Ok(None);
         };
         let (step, answer) = match request.command.ok_or("a step of recovery that is none")? {
@@ -175,12 +216,12 @@ impl Device for Embedded {
             AerCommand::SlotReset => (Recovery::SlotReset, AerResult::Recovered),
             AerCommand::Resume => (Recovery::Resume, AerResult::None),
         };
-        self.frontend.answer_aer(answer)?;
+        frontend.answer_aer(answer)?;
         Ok(Some(step))
     }
 
     fn memory(&self) -> &Memory {
-        &self.memory
+        &self.guest.memory
     }
 }
 

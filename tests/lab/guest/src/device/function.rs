@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::{COMMAND, COMMAND_ON, Device, Result, same};
+use super::{COMMAND, COMMAND_ON, Device, Result, VENDOR, same};
 
 const STATUS: u16 = 0x06;
 const STATUS_CAPABILITIES: u32 = 1 << 4;
@@ -30,6 +30,8 @@ const SETTLE: Duration = Duration::from_millis(20);
 pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
     for step in steps {
         match *step {
+            "ids" => println!("{:08x}", device.config_read(VENDOR, 4)?),
+            "answers" => answers(&mut *device)?,
             "nopin" => same("the pin", device.config_read(INTERRUPT_PIN, 1)?, 0)?,
             "rom" => rom(&mut *device)?,
             "sleep" => set_power(&mut *device, D3_HOT)?,
@@ -38,6 +40,14 @@ pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// That its first register is one.
+fn answers(device: &mut dyn Device) -> Result<()> {
+    match device.window(0)?.read32(0)? {
+        u32::MAX => Err("its first register reads as if nobody were there".into()),
+        _ => Ok(()),
+    }
 }
 
 /// Writes what is in the expansion ROM to the standard output.

@@ -2,6 +2,7 @@
 //! bare VFIO, with which the guest's is compared.
 
 mod bare;
+mod both;
 mod edu;
 mod embedded;
 mod function;
@@ -17,6 +18,7 @@ use std::error::Error;
 use std::time::{Duration, Instant};
 
 use crate::memory::Memory;
+use embedded::Guest;
 use window::Window;
 
 pub use embedded::{give, look, toolstack};
@@ -90,20 +92,32 @@ pub trait Device {
 }
 
 /// Opens a device and has it decode memory and master the bus. `vfio:BDF`: through VFIO, without anybody between; `RUN_DIR:DOMID`: as that guest of
-/// the embedded platform.
+/// the embedded platform, whose first device it is, or `RUN_DIR:DOMID:NUMBER`.
 fn open(place: &str) -> Result<Box<dyn Device>> {
-    let mut device: Box<dyn Device> = match place.split_once(':') {
-        Some(("vfio", bdf)) => Box::new(bare::Bare::open(bdf)?),
-        Some((run_dir, domain)) => Box::new(embedded::Embedded::open(run_dir, domain.parse()?)?),
-        None => return Err(format!("'{place}' is no place of a device").into()),
-    };
+    match place.split_once(':') {
+        Some(("vfio", bdf)) => switched_on(bare::Bare::open(bdf)?),
+        Some((run_dir, guest)) => {
+            let (domain, number) = guest.split_once(':').unwrap_or((guest, "1"));
+            let guest = Guest::open(run_dir, domain.parse()?)?;
+            switched_on(guest.device(number.parse()?)?)
+        }
+        None => Err(format!("'{place}' is no place of a device").into()),
+    }
+}
+
+/// Has a device decode memory and master the bus.
+fn switched_on(mut device: impl Device + 'static) -> Result<Box<dyn Device>> {
     let command = device.config_read(COMMAND, 2)?;
     device.config_write(COMMAND, 2, command | COMMAND_ON)?;
-    Ok(device)
+    Ok(Box::new(device))
 }
 
 /// Plays a driver: what it is to do, one after the other.
 pub fn drive(driver: &str, place: &str, steps: &[&str]) -> Result<()> {
+    if driver == "both" {
+        let (run_dir, domain) = place.split_once(':').ok_or("it is for guests")?;
+        return both::drive(&Guest::open(run_dir, domain.parse()?)?, steps);
+    }
     let device = open(place)?;
     match driver {
         "edu" => edu::drive(device, steps),

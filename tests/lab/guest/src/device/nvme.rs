@@ -41,7 +41,7 @@ const SUBMISSION_SIZE: u64 = 64;
 const COMPLETION_SIZE: u64 = 16;
 /// Where in the memory what is.
 const QUEUES: u64 = 0;
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 const BUFFER: u64 = 0x8000;
 const SECOND_BUFFER: u64 = 0x9000;
 
@@ -91,7 +91,10 @@ struct Command {
 /// Id of the MSI-X capability (PCI 3.0, appendix H).
 const MSIX: u32 = 0x11;
 
-struct Nvme {
+/// Device and vendor ID of QEMU's.
+pub(super) const IDS: u32 = 0x0010_1b36;
+
+pub(super) struct Nvme {
     device: Box<dyn Device>,
     registers: Window,
     stride: u64,
@@ -99,16 +102,8 @@ struct Nvme {
     io: Queue,
 }
 
-pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
-    let registers = device.window(0)?;
-    let mut nvme = Nvme {
-        device,
-        registers,
-        stride: 0,
-        admin: Queue::new(0),
-        io: Queue::new(1),
-    };
-    nvme.start()?;
+pub fn drive(device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
+    let mut nvme = Nvme::start(device)?;
     for step in steps {
         match *step {
             "identify" => nvme.identify()?,
@@ -122,7 +117,21 @@ pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
 }
 
 impl Nvme {
-    fn memory(&self) -> &Memory {
+    /// Brings the disk up.
+    pub fn start(mut device: Box<dyn Device>) -> Result<Self> {
+        let registers = device.window(0)?;
+        let mut nvme = Self {
+            device,
+            registers,
+            stride: 0,
+            admin: Queue::new(0),
+            io: Queue::new(1),
+        };
+        nvme.start_controller()?;
+        Ok(nvme)
+    }
+
+    pub fn memory(&self) -> &Memory {
         self.device.memory()
     }
 
@@ -153,7 +162,7 @@ impl Nvme {
         Ok(())
     }
 
-    fn stop(&self) -> Result<()> {
+    pub fn stop(&self) -> Result<()> {
         self.registers.write32(register::CONFIGURATION, 0)?;
         until("the controller stops", || {
             Ok(self.registers.read32(register::STATUS)? & READY == 0)
@@ -161,7 +170,7 @@ impl Nvme {
     }
 
     /// Brings the controller up with its admin queue, and makes the I/O queue.
-    fn start(&mut self) -> Result<()> {
+    fn start_controller(&mut self) -> Result<()> {
         self.stop()?;
         let capabilities = self.registers.read64(register::CAPABILITIES)?;
         self.stride = 4u64.wrapping_shl((capabilities >> 32 & 0xf) as u32);
@@ -243,7 +252,7 @@ impl Nvme {
     }
 
     /// Writes a page of blocks that say which they are, and reads it back into another.
-    fn write(&mut self) -> Result<()> {
+    pub fn write(&mut self) -> Result<()> {
         for round in 0..20 {
             let block = WRITTEN.saturating_add(BLOCKS_OF_A_PAGE.saturating_mul(round));
             for (number, place) in (block..).zip((0..PAGE).step_by(BLOCK as usize)) {
@@ -262,6 +271,12 @@ impl Nvme {
             }
         }
         Ok(())
+    }
+
+    /// Writes a page of the memory to the disk, and reads it back into another.
+    pub fn through(&mut self, from: u64, to: u64) -> Result<()> {
+        self.transfer(io::WRITE, WRITTEN, from)?;
+        self.transfer(io::READ, WRITTEN, to)
     }
 
     fn first(&mut self) -> Result<()> {
