@@ -35,12 +35,13 @@ const USAGE: &str = "usage:
   lab-guest drive DRIVER PLACE STEP...
                                  plays a driver of a device at vfio:BDF (VFIO, by itself) or RUN_DIR:DOMID (that guest of pcibackd's embedded Xen; RUN_DIR:DOMID:NUMBER:
                                  its device of that number, from 1).
-                                 edu: identify, factorial, dma, intx, msi, stray (DMA where nothing is), bench,
+                                 edu: identify, factorial, dma, intx, msi, stray (DMA where nothing is), bench, mapped, trapped (a figure),
                                  recover (as igb does), last (until the device goes);
                                  nvme: identify, write (and read) some blocks, first (MiB, to the standard output); igbvf: identify, msix, reset;
                                  igb: identify, msix, recover (from an error that it waits for), deaf (for 20 s), ports (I/O), asleep, last;
                                  xhci: msi (four vectors); rtl8139: ports (I/O, of all widths); vga: mode, draw, mapped;
-                                 both, edu and nvme of one guest: work, lose (edu), find (it again); function, which is any: ids, answers, nopin, rom (to the standard output), sleep (D3hot), wake
+                                 both, edu and nvme of one guest: work, lose (edu), find (it again); function, which is any: ids, answers, nopin,
+                                 split (what is mapped is not MSI-X's), rom (to the standard output), sleep (D3hot), wake
   lab-guest look RUN_DIR DOMID memory|io ADDRESS WIDTH
                                  reads what a device of that guest of the embedded Xen has at an address, in hexadecimal figures
   lab-guest give RUN_DIR DOMID MIB

@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::edu::{self, Edu};
 use super::embedded::Guest;
-use super::nvme::{self, Nvme, PAGE};
-use super::{Result, Signal, switched_on};
+use super::nvme::{self, Nvme};
+use super::{PAGE, Result, Signal, switched_on};
 
 /// Pages of the memory that neither driver uses for itself.
 const FIRST: u64 = 0x1_0000;

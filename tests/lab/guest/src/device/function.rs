@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::Duration;
 
-use super::{COMMAND, COMMAND_ON, Device, Result, VENDOR, same};
+use super::{COMMAND, COMMAND_ON, Device, PAGE, Result, VENDOR, same};
 
 const STATUS: u16 = 0x06;
 const STATUS_CAPABILITIES: u32 = 1 << 4;
@@ -18,6 +18,8 @@ const ROM_BAR: u8 = 6;
 const ROM_SIGNATURE: u32 = 0xaa55;
 const ROM_BLOCK: u32 = 512;
 
+/// Ids of capabilities (PCI 3.0, appendix H).
+const MSIX: u32 = 0x11;
 const POWER_MANAGEMENT: u32 = 0x01;
 /// Of that capability: control and status, in which the state is.
 const POWER_CONTROL: u16 = 4;
@@ -32,6 +34,7 @@ pub fn drive(mut device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
         match *step {
             "ids" => println!("{:08x}", device.config_read(VENDOR, 4)?),
             "answers" => answers(&mut *device)?,
+            "split" => split(&mut *device)?,
             "nopin" => same("the pin", device.config_read(INTERRUPT_PIN, 1)?, 0)?,
             "rom" => rom(&mut *device)?,
             "sleep" => set_power(&mut *device, D3_HOT)?,
@@ -48,6 +51,81 @@ fn answers(device: &mut dyn Device) -> Result<()> {
         u32::MAX => Err("its first register reads as if nobody were there".into()),
         _ => Ok(()),
     }
+}
+
+/// A place in a BAR, as a register says it (PCI 3.0, 6.8.2.4).
+pub(super) struct Place {
+    pub bar: u8,
+    pub offset: u64,
+}
+
+impl Place {
+    fn read(device: &mut dyn Device, register: u16) -> Result<Self> {
+        let location = device.config_read(register, 4)?;
+        Ok(Self {
+            bar: u8::try_from(location & 7)?,
+            offset: u64::from(location & !7),
+        })
+    }
+}
+
+/// Bytes of an entry of the MSI-X table.
+pub(super) const ENTRY: u64 = 16;
+
+/// What the MSI-X capability says.
+pub(super) struct Msix {
+    pub vectors: u32,
+    pub table: Place,
+    pub pending: Place,
+}
+
+impl Msix {
+    pub fn find(device: &mut dyn Device) -> Result<Self> {
+        let base = capability(device, MSIX)?;
+        let control = device.config_read(base.saturating_add(2), 2)?;
+        Ok(Self {
+            vectors: (control & 0x7ff).saturating_add(1),
+            table: Place::read(device, base.saturating_add(4))?,
+            pending: Place::read(device, base.saturating_add(8))?,
+        })
+    }
+}
+
+/// That registers are mapped, but neither the MSI-X table nor its pending bits, nor what shares a page with them.
+fn split(device: &mut dyn Device) -> Result<()> {
+    let Msix {
+        vectors,
+        table,
+        pending,
+    } = Msix::find(device)?;
+    let vectors = u64::from(vectors);
+    let kept = [
+        (table, vectors.saturating_mul(ENTRY)),
+        // 64 of them at a time.
+        (pending, vectors.div_ceil(64).saturating_mul(8)),
+    ];
+    for (place, size) in kept {
+        let window = device.window(place.bar)?;
+        if window.areas.is_empty() {
+            return Err(format!("nothing of BAR {} is mapped", place.bar).into());
+        }
+        let end = place.offset.saturating_add(size);
+        let kept = place.offset / PAGE..end.div_ceil(PAGE);
+        for area in &window.areas {
+            let pages = area.start / PAGE..area.start.saturating_add(area.size).div_ceil(PAGE);
+            if pages.start < kept.end && kept.start < pages.end {
+                return Err(format!(
+                    "of BAR {}, the pages {pages:?} are mapped, and {kept:?} are MSI-X's",
+                    place.bar
+                )
+                .into());
+            }
+        }
+    }
+    if device.window(0)?.areas.is_empty() {
+        return Err("no register is mapped".into());
+    }
+    Ok(())
 }
 
 /// Writes what is in the expansion ROM to the standard output.

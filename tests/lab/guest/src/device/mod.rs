@@ -25,6 +25,9 @@ pub use embedded::{give, look, toolstack};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
+/// Bytes of a page.
+const PAGE: u64 = 4096;
+
 /// Nothing takes that long, unless it never happens.
 const PATIENCE: Duration = Duration::from_secs(20);
 

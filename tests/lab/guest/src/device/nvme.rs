@@ -2,8 +2,9 @@
 
 use std::io::Write;
 
+use super::function::{self, Msix};
 use super::window::Window;
-use super::{Device, PATIENCE, Result, Signal, same, until};
+use super::{Device, PAGE, PATIENCE, Result, Signal, same, until};
 use crate::memory::Memory;
 
 /// Registers of the controller (3.1).
@@ -41,7 +42,6 @@ const SUBMISSION_SIZE: u64 = 64;
 const COMPLETION_SIZE: u64 = 16;
 /// Where in the memory what is.
 const QUEUES: u64 = 0;
-pub(super) const PAGE: u64 = 4096;
 const BUFFER: u64 = 0x8000;
 const SECOND_BUFFER: u64 = 0x9000;
 
@@ -87,9 +87,6 @@ struct Command {
     buffer: u64,
     words: [u32; 3],
 }
-
-/// Id of the MSI-X capability (PCI 3.0, appendix H).
-const MSIX: u32 = 0x11;
 
 /// Device and vendor ID of QEMU's.
 pub(super) const IDS: u32 = 0x0010_1b36;
@@ -138,26 +135,15 @@ impl Nvme {
     /// Looks at the MSI-X table, which on bare VFIO is not to be read: the entries that are in use have a message, the others are masked.
     fn table(&mut self) -> Result<()> {
         const IN_USE: u32 = 2;
-        const ENTRY: u64 = 16;
-        let mut capability = 0x34;
-        loop {
-            capability = u16::try_from(self.device.config_read(capability, 1)?)?;
-            match self.device.config_read(capability, 1)? {
-                MSIX => break,
-                0 | 0xff => return Err("it has no MSI-X".into()),
-                _ => capability = capability.saturating_add(1),
-            }
-        }
-        let control = self.device.config_read(capability.saturating_add(2), 2)?;
-        let location = self.device.config_read(capability.saturating_add(4), 4)?;
-        let window = self.device.window(u8::try_from(location & 7)?)?;
-        let mut at = u64::from(location & !7);
-        for entry in 0..=control & 0x7ff {
+        let msix = Msix::find(&mut *self.device)?;
+        let window = self.device.window(msix.table.bar)?;
+        let mut at = msix.table.offset;
+        for entry in 0..msix.vectors {
             let (message, mask) = (window.read32(at)?, window.read32(at.saturating_add(12))?);
             let expected = u32::from(entry >= IN_USE);
             same("mask", mask, expected)?;
             same("message", u32::from(message == 0), expected)?;
-            at = at.saturating_add(ENTRY);
+            at = at.saturating_add(function::ENTRY);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 //! it has ports and memory at fixed addresses, which are no BAR's.
 
 use super::window::Window;
-use super::{Device, Result, VENDOR, same};
+use super::{Device, PAGE, Result, VENDOR, same};
 
 /// Device and vendor ID.
 const IDS: u32 = 0x1111_1234;
@@ -23,8 +23,6 @@ mod bochs {
 const VERSIONS: u64 = 0xb0c0;
 /// On, with a frame buffer that is one piece.
 const ENABLED: u64 = 0x41;
-
-const PAGE: u64 = 4096;
 
 struct Vga {
     frame_buffer: Window,
