@@ -1,4 +1,4 @@
-# What VFIO needs and a host does not give is told with the remedy, and nothing stays half-way: a device that no IOMMU is for, /dev/vfio
+# What VFIO needs and a host does not give is told with the remedy, and nothing stays half-way: a device that no IOMMU is for, /dev/vfio, sysfs asked for
 MACHINE=linux
 DEVICES="-device pxb-pcie,id=bypass,bus=pcie.0,addr=10,bus_nr=128,bypass_iommu=on -device pcie-root-port,id=port80,bus=bypass,chassis=80 -device edu,bus=port80"
 OUTSIDE=0000:81:00.0
@@ -21,6 +21,11 @@ start_contained() {
   unshare -m sh -c "mount --make-rprivate / 2>/dev/null; mount -t tmpfs none /dev/vfio && mknod /dev/vfio/vfio c 10 196 && exec pcibackd $PCIBACKD_FLAGS" >>$LOG 2>&1 &
   echo $! >$STATE/pid
   wait_for 20 backend_is_ready
+}
+# choose HOST: how EDU is to be reached
+choose() {
+  mkdir -p /etc/pciback
+  printf '[[device]]\nbdf = "%s"\nhost = "%s"\n' $EDU "$1" >/etc/pciback/pcibackd.toml
 }
 
 story() {
@@ -49,4 +54,20 @@ story() {
   check "it hides nothing, and tells the remedy" refused "in a container, have all of /dev/vfio" pciback hide $CARD
   check "nor a device without a driver" refused "in a container, have all of /dev/vfio" pciback hide $EDU
   check "everything is as before" as_before
+  must "the backend stops once more" stop_backend
+
+  choose sysfs
+  must "one starts that is to reach a device through sysfs" start_backend
+  check "it does not hide it, and says why" refused 'host = "sysfs" is set for it' pciback hide $EDU
+  check "and tells the remedy" refused 'Set host = "auto"' pciback hide $EDU
+  check "doctor says so, too" doctor_says 'host = "sysfs" is set for it' $EDU
+  check "and tells where to look" doctor_says "pciback set $EDU shows" $EDU
+  check "everything is as before" as_before
+  must "it stops" stop_backend
+  choose vfio
+  must "one starts that is to reach it through VFIO" start_backend
+  check "which hides it" pciback hide $EDU
+  check "doctor finds nothing wrong with how" not doctor_says "host = " $EDU
+  must "a guest has it" new_guest two $EDU
+  check "and can use it" drive two edu identify dma msi
 }
