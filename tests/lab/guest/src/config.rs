@@ -68,7 +68,7 @@ pub fn print(what: &str, mut times: Vec<Duration>) -> Result<(), Box<dyn Error>>
     let (Some(median), Some(p99)) = (at(50), at(99)) else {
         return Err("nothing was measured".into());
     };
-    println!("{what} {median:.1} {p99:.1}");
+    println!("{what} {median:.3} {p99:.3}");
     Ok(())
 }
 

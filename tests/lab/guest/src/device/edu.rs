@@ -64,6 +64,8 @@ pub fn drive(device: Box<dyn Device>, steps: &[&str]) -> Result<()> {
             "recover" => edu.recover()?,
             "stray" => edu.stray()?,
             "bench" => edu.bench()?,
+            "mapped" => edu.mapped()?,
+            "trapped" => edu.bench_trapped()?,
             "last" => edu.last()?,
             _ => return Err(format!("edu cannot '{step}'").into()),
         }
@@ -305,6 +307,23 @@ impl Edu {
             print(name, interrupts)?;
         }
         Ok(())
+    }
+
+    /// That the registers are mapped.
+    fn mapped(&self) -> Result<()> {
+        if self.registers.areas.is_empty() {
+            return Err("its registers are not mapped".into());
+        }
+        Ok(())
+    }
+
+    /// Times a read of a register that is not mapped.
+    fn bench_trapped(&self) -> Result<()> {
+        if self.mapped().is_ok() {
+            return Err("its registers are mapped".into());
+        }
+        let accesses = timed(1000, || self.registers.read32(register::LIVENESS).map(drop))?;
+        print("register_trapped", accesses)
     }
 
     /// Has the device write to memory and read from memory that it was not given. It says nothing of it; the IOMMU does.
