@@ -54,6 +54,26 @@ story() {
   check "a card that nobody has reports a fatal error" report_fatal
   must "the next guest gets it" wait_for 20 new_guest three $CARD
   check "and can use it" drive three igb identify msix
+  check "all guests end" eval 'end_guest two && end_guest three && end_guest four'
+  must "the backend stops" stop_backend
+
+  must "one starts that has neither the kernel's trace nor its counters" start_with_vfio_alone
+  check "and says that there is no trace" wait_for 5 grep "errors of devices are looked for in their counters" $LOG
+  must "the card is hidden" pciback hide $CARD
+  must "a guest has it" new_guest five $CARD
+  drive five igb recover >$STATE/recovery4 2>&1 &
+  must "and waits for errors" wait_for 10 grep waiting $STATE/recovery4
+  check "the card reports a non-fatal error" report_non_fatal
+  check "VFIO tells of it: the guest recovers, and has its interrupts" wait_for 20 recovered 4
+  check "it was asked for these steps" steps 4 'error detected,slot reset,resume'
+}
+
+# The trace is not to be had, since a file is in its way, and the counter is empty
+start_with_vfio_alone() {
+  unshare -m sh -c "mount --make-rprivate / 2>/dev/null; mount -t tmpfs none /sys/kernel/tracing && : >/sys/kernel/tracing/instances &&
+    mount --bind /dev/null /sys/bus/pci/devices/$CARD/aer_dev_nonfatal && exec pcibackd $PCIBACKD_FLAGS" >>$LOG 2>&1 &
+  echo $! >$STATE/pid
+  wait_for 20 backend_is_ready
 }
 
 configure() {
