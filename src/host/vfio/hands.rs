@@ -88,7 +88,7 @@ fn remedy(error: &io::Error) -> &'static str {
         }
         Some(Errno::EBUSY) => {
             "another process uses the group, or has not let go of a device that it had: fuser -v /dev/vfio/* names it; a guest that had the \
-             device before may still map its registers"
+             device before may still map its registers: grep -l vfio-device /proc/[0-9]*/maps names it"
         }
         Some(Errno::ENOSYS) => {
             "the kernel's VFIO has no IOMMU driver of type 1, version 2: modprobe vfio_iommu_type1"
@@ -284,6 +284,12 @@ impl VfioBus {
         self.close(&mut hands, number);
         if let Some(slot) = self.forget_slot(bdf) {
             slot.close();
+            if slot.is_lent() {
+                log::warn!(
+                    "{bdf} does not leave the host as long as a process maps its registers, as its guest was allowed to: grep -l vfio-device \
+                     /proc/[0-9]*/maps names it"
+                );
+            }
         }
         let result = is_elsewhere(number)
             .map_err(cannot(bdf, "take it from vfio-pci"))
@@ -314,6 +320,12 @@ impl VfioBus {
         let mut hands = lock(&self.hands);
         if let Some(slot) = self.forget_slot(bdf) {
             slot.close();
+            if slot.is_lent() {
+                log::warn!(
+                    "{bdf} does not leave the host as long as a process maps its registers, as its guest was allowed to: grep -l vfio-device \
+                     /proc/[0-9]*/maps names it"
+                );
+            }
             if !self.is_open(slot.group) {
                 hands.groups.remove(&slot.group);
             }
