@@ -4,6 +4,7 @@ use std::thread;
 use std::time::Duration;
 
 use pcibackd::control::protocol::{Entry, Request};
+use pcibackd::host::Bus;
 use pcibackd::host::record::Phase;
 use pcibackd::host::sim::{NVME, Reach};
 
@@ -102,14 +103,28 @@ fn a_device_whose_guest_ended_without_a_daemon_is_hidden_anew_once_that_guest_le
     house.bus.set_reach(NVME, Reach::Elsewhere);
     house.machine.domain_shut_down(domain).unwrap();
     house.machine.destroy_domain(domain).unwrap();
+    for _ in 0..2 {
+        house.start();
+        let refused = hide(&house);
+        assert!(!refused.ok, "{refused:?}");
+        assert!(!refused.message.contains("domain"), "{refused:?}");
+        // Not given to dom0's driver either.
+        assert_eq!(house.records(), [NVME]);
+        assert_eq!(house.bus.describe(NVME).unwrap().driver, None);
+        house.kill();
+    }
     house.start();
-    let refused = hide(&house);
-    assert!(!refused.ok, "{refused:?}");
-    assert!(!refused.message.contains("domain"), "{refused:?}");
     house.bus.set_reach(NVME, Reach::Here);
     let hidden = hide(&house);
     assert!(hidden.ok, "{hidden:?}");
     assert_eq!(house.phase(NVME), Some(Phase::Hidden));
-    let (_, mut frontend) = house.boot(&[NVME]);
+    let (domain, mut frontend) = house.boot(&[NVME]);
     frontend.enable_msix(at(0, 0), &[0]).unwrap();
+    drop(frontend);
+    house.machine.domain_shut_down(domain).unwrap();
+    house.machine.destroy_domain(domain).unwrap();
+    house.until_free(NVME);
+    assert!(unhide(&house).ok);
+    let driver = house.bus.describe(NVME).unwrap().driver;
+    assert_eq!(driver.as_deref(), Some("nvme"));
 }

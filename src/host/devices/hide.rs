@@ -197,11 +197,9 @@ impl Devices {
         // They go with its driver. Not even by force while guests have them: who insists takes them from the guests first.
         self.take_back_functions(bdf)?;
         let record = Record::open(&self.directory, bdf)?;
-        if let (Some(phase @ (Phase::Assigned | Phase::Releasing)), Some(owner)) =
-            (record.phase(), record.owner())
-        {
+        if let (Some(Phase::Assigned), Some(owner)) = (record.phase(), record.owner()) {
             // It could not be taken up when the daemon started, and is not ours to take from its guest.
-            log::error!("{bdf} is {} (domain {})", phase.name(), owner.domain);
+            log::error!("{bdf} is domain {}'s", owner.domain);
             return Err(DeviceError::InUse {
                 bdf,
                 domain: owner.domain,

@@ -77,8 +77,14 @@ impl Devices {
     ) -> Result<Vec<Arc<Device>>, Abandoned> {
         let mut begun: VecDeque<Begun> = VecDeque::new();
         let mut hidden: Vec<Arc<Device>> = Vec::new();
+        // Those that an earlier daemon had hidden, and this one could not take up: they stay so.
+        let mut held: Vec<Bdf> = Vec::new();
         let detached: Result<(), DeviceError> = coming.iter().try_for_each(|&bdf| {
-            begun.push_back(self.begin(bdf, force, group)?);
+            let device = self.begin(bdf, force, group)?;
+            if device.record.phase() != Some(Phase::Hiding) {
+                held.push(bdf);
+            }
+            begun.push_back(device);
             self.detach(bdf)
         });
         let result = detached.and_then(|()| {
@@ -101,6 +107,8 @@ impl Devices {
                 let rest = coming.iter().filter(|bdf| !has_begun(bdf) && !arrived(bdf));
                 let rest: Vec<Begun> = rest.filter_map(|bdf| self.begun_before(*bdf)).collect();
                 begun.extend(rest);
+                begun.retain(|device| !held.contains(&device.bdf));
+                hidden.retain(|device| !held.contains(&device.bdf));
                 Err(Abandoned {
                     error,
                     begun: begun.into(),

@@ -33,20 +33,19 @@ impl Devices {
         }
     }
 
-    /// Of a device that cannot be taken up: its guest has it no more if it has ended, and then the device can be hidden anew. Found out at once,
+    /// Of a device that cannot be taken up: its guest has it no more if it has ended, and then it is free once it was reset. Found out at once,
     /// since the guest's number may be another one's later.
     pub(super) fn abandon(&self, bdf: Bdf) {
         let Ok(record) = Record::open(&self.directory, bdf) else {
             return;
         };
-        let had = matches!(record.phase(), Some(Phase::Assigned | Phase::Releasing));
         let ended = |owner: Owner| match self.xen.domain_info(owner.domain) {
             Ok(info) => info.is_none_or(|info| info.gone),
             Err(_) => false,
         };
-        if had && record.owner().is_some_and(ended) {
+        if record.phase() == Some(Phase::Assigned) && record.owner().is_some_and(ended) {
             record.forget_guest();
-            record.set_phase(Phase::Hiding);
+            record.set_phase(Phase::Releasing);
         }
     }
 
