@@ -139,6 +139,21 @@ fn devices_of_a_group_that_were_hidden_go_back_with_one_that_cannot_follow_after
     assert_eq!(found.as_deref(), Some(driver));
 }
 
+#[test]
+fn a_group_that_had_arrived_when_the_daemon_was_killed_is_not_on_its_way_for_ever() {
+    let house = with_group();
+    assert!(house.entry(&hide()).ok);
+    house.kill();
+    for (bdf, _) in GROUP {
+        house.record(bdf).insert(Flags::WITH_GROUP);
+    }
+    house.start();
+    for (bdf, _) in GROUP {
+        assert_eq!(house.phase(bdf), Some(Phase::Hidden));
+        assert!(!house.record(bdf).flags().contains(Flags::WITH_GROUP));
+    }
+}
+
 /// As at boot, of a device whose driver is not loaded: it is alone in the group with something to do.
 fn hidden_beside_one_without_driver() -> House {
     let house = with_group();

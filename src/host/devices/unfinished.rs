@@ -20,7 +20,18 @@ pub(super) struct Unfinished {
 impl Devices {
     /// Ends what was begun, on threads of its own.
     pub(super) fn finish(self: &Arc<Self>, unfinished: Unfinished) {
-        for (first, group) in self.in_groups(unfinished.hiding) {
+        let hiding = self.in_groups(unfinished.hiding);
+        let mut going_on = Vec::new();
+        for (first, _) in &hiding {
+            going_on.extend(self.bus.together(*first).unwrap_or_default());
+        }
+        for device in self.list() {
+            // All of its group had arrived; what comes later to that group is another matter.
+            if !going_on.contains(&device.bdf) {
+                device.record.clear(Flags::WITH_GROUP);
+            }
+        }
+        for (first, group) in hiding {
             let rest = self.rest_of_group(first, &group);
             self.in_background(first, "hide", move |devices| {
                 devices.go_on_hiding(first, &group, &rest);

@@ -179,13 +179,17 @@ impl ConfigSpace for VfioConfig {
     }
 
     fn write(&self, offset: u16, width: Width, value: u32) -> Result<(), AccessError> {
-        let stays_off = offset == header::COMMAND.offset && self.0.owner().is_none();
-        let value = if stays_off {
-            value & !u32::from(command::BUS_MASTER)
-        } else {
-            value
-        };
-        self.with(|open| self.write_to(open, &open.wiring(), offset, width, value))
+        let write =
+            |value| self.with(|open| self.write_to(open, &open.wiring(), offset, width, value));
+        if offset != header::COMMAND.offset {
+            return write(value);
+        }
+        // Whose it is does not change meanwhile: nobody's device stays off the bus.
+        let owner = self.0.held_owner();
+        match *owner {
+            None => write(value & !u32::from(command::BUS_MASTER)),
+            Some(_) => write(value),
+        }
     }
 }
 

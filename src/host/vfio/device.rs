@@ -247,7 +247,7 @@ impl Slot {
         domain: DomId,
         action: impl FnOnce(&Open) -> io::Result<T>,
     ) -> io::Result<T> {
-        let owner = self.owner.read().unwrap_or_else(PoisonError::into_inner);
+        let owner = self.held_owner();
         if *owner != Some(domain) {
             return Err(Errno::EPERM.into());
         }
@@ -285,7 +285,12 @@ impl Slot {
 
     /// The guest that has it.
     pub fn owner(&self) -> Option<DomId> {
-        *self.owner.read().unwrap_or_else(PoisonError::into_inner)
+        *self.held_owner()
+    }
+
+    /// The guest that has it, and goes on having it as long as that is borrowed.
+    pub fn held_owner(&self) -> RwLockReadGuard<'_, Option<DomId>> {
+        self.owner.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until the former one's accesses are done.

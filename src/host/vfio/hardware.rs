@@ -272,6 +272,7 @@ mod tests {
         };
         let plugged = Plugged(Arc::downgrade(&bus));
         let target = MsiTarget {
+            domain: guest,
             entry: None,
             address: 0xfee0_0000,
             data: 0x30,

@@ -59,8 +59,8 @@ struct State {
     mode: Mode,
     /// By MSI-X entry.
     vectors: BTreeMap<u16, Vector>,
-    /// What the first MSI vector sends.
-    msi: Option<Message>,
+    /// What the first MSI vector sends, and whose it is.
+    msi: Option<(DomId, Message)>,
     /// The guest that may have the line.
     guest: Option<DomId>,
     /// What that guest says by that it has served the line, since it has asked for that.
@@ -122,6 +122,7 @@ impl Wiring {
     /// The kernel's, and those of running out of descriptors.
     pub fn program(&self, target: MsiTarget) -> io::Result<()> {
         let MsiTarget {
+            domain,
             entry,
             address,
             data,
@@ -129,13 +130,13 @@ impl Wiring {
         let message = Message { address, data };
         let mut state = lock(&self.state);
         let Some(entry) = entry else {
-            state.msi = Some(message);
+            state.msi = Some((domain, message));
             return match state.mode {
                 Mode::Msi(count) => self.wire_msi(&state, count),
                 _ => Ok(()),
             };
         };
-        let event = self.machine.event_of_message(address, data)?;
+        let event = self.machine.event_of_message(domain, address, data)?;
         if let Some(known) = state.vectors.get_mut(&entry)
             && Arc::ptr_eq(&known.event, &event)
         {
@@ -245,11 +246,18 @@ impl Wiring {
     /// Wires all MSI vectors. A device puts the vector's number into the lowest bits of the data.
     fn wire_msi(&self, state: &State, count: u16) -> io::Result<()> {
         let event = |vector: u16| {
-            let Message { address, data } = state.msi?;
+            let Some((domain, Message { address, data })) = state.msi else {
+                return Ok(None);
+            };
             let data = data | u32::from(vector);
-            self.machine.event_of_message(address, data).ok()
+            match self.machine.event_of_message(domain, address, data) {
+                Ok(event) => Ok(Some(event)),
+                // The device may have more on than its guest has mapped.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+                Err(error) => Err(error),
+            }
         };
-        let events: Vec<_> = (0..count).map(event).collect();
+        let events: Vec<_> = (0..count).map(event).collect::<io::Result<_>>()?;
         let wired = events.iter().map(|event| Some(event.as_ref()?.as_fd()));
         ioctl::set_triggers(&self.device, VFIO_PCI_MSI_IRQ_INDEX, 0, wired)
     }
@@ -311,6 +319,7 @@ impl Wiring {
             return Err(Errno::EOPNOTSUPP.into());
         }
         let end: OwnedFd = new_event()?.into();
+        let theirs = end.try_clone()?;
         if state.mode == Mode::Line {
             ioctl::unmask_line_by(&self.device, end.as_fd()).map_err(|error| {
                 log::debug!(
@@ -320,7 +329,6 @@ impl Wiring {
                 Errno::EOPNOTSUPP
             })?;
         }
-        let theirs = end.try_clone()?;
         state.end = Some(end);
         Ok(theirs)
     }

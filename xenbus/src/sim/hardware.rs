@@ -9,6 +9,8 @@ use crate::types::{DomId, Gsi, PciDevice};
 /// One message-signalled interrupt, as it is programmed into a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsiTarget {
+    /// Whose it is.
+    pub domain: DomId,
     /// The MSI-X table entry; `None` for the MSI capability.
     pub entry: Option<u16>,
     /// Message address.

@@ -122,13 +122,19 @@ impl Interrupts {
         Ok(event)
     }
 
-    /// The event of the PIRQ that a message is for.
+    /// The event of a domain's PIRQ that a message is for.
     ///
     /// # Errors
-    /// EINVAL when it is for none; ENOMEM.
-    pub fn event_of_message(&mut self, address: u64, data: u32) -> Result<Arc<OwnedFd>, Errno> {
-        let target = self.target(address, data).ok_or(Errno::EINVAL)?;
-        self.event(target)
+    /// EINVAL when it is for none of that domain's; ENOMEM.
+    pub fn event_of_message(
+        &mut self,
+        domain: DomId,
+        address: u64,
+        data: u32,
+    ) -> Result<Arc<OwnedFd>, Errno> {
+        let target = self.target(address, data);
+        let target = target.filter(|(owner, _)| *owner == domain);
+        self.event(target.ok_or(Errno::EINVAL)?)
     }
 
     /// The event of the PIRQ that a domain has for a line.
@@ -205,9 +211,14 @@ impl Machine {
     /// message is programmed; an event that comes before the guest binds its PIRQ waits for that.
     ///
     /// # Errors
-    /// EINVAL when nobody has mapped that message, ENOMEM.
-    pub fn event_of_message(&self, address: u64, data: u32) -> io::Result<Arc<OwnedFd>> {
-        Ok(lock(&self.inner.interrupts).event_of_message(address, data)?)
+    /// EINVAL when that domain has not mapped that message, ENOMEM.
+    pub fn event_of_message(
+        &self,
+        domain: DomId,
+        address: u64,
+        data: u32,
+    ) -> io::Result<Arc<OwnedFd>> {
+        Ok(lock(&self.inner.interrupts).event_of_message(domain, address, data)?)
     }
 
     /// As [`Machine::event_of_message`], of a line that is a domain's: until the device is the domain's no more.
@@ -294,7 +305,9 @@ mod tests {
         let mut interrupts = Interrupts::new();
         let vector = interrupts.allocate(GUEST, Pirq(30), 1).unwrap();
         let (address, data) = vector.message();
-        let event = interrupts.event_of_message(address, data).unwrap();
+        let event = interrupts.event_of_message(GUEST, address, data).unwrap();
+        let others = interrupts.event_of_message(DomId(2), address, data);
+        assert_eq!(others.unwrap_err(), Errno::EINVAL);
         let same = interrupts.bind(GUEST, Pirq(30)).unwrap();
         assert!(Arc::ptr_eq(&event, &same));
         interrupts.forget(GUEST, Pirq(30));
@@ -304,7 +317,7 @@ mod tests {
         assert!(super::super::evtchn::take(&other).unwrap());
         assert!(!super::super::evtchn::take(&event).unwrap());
         interrupts.free(vector, 1);
-        let gone = interrupts.event_of_message(address, data);
+        let gone = interrupts.event_of_message(GUEST, address, data);
         assert_eq!(gone.unwrap_err(), Errno::EINVAL);
     }
 

@@ -40,15 +40,17 @@ pub(super) enum Mapped {
         vector: Vector,
         entry: u16,
     },
-    /// An interrupt that Xen has freed, as the device was removed. The PIRQ still names it.
-    Freed,
+    /// Interrupts that Xen has freed, as the device was removed. `count` PIRQs still name them.
+    Freed {
+        count: usize,
+    },
 }
 
 impl Mapped {
     fn device(self) -> Option<PciDevice> {
         match self {
             Self::Msi { device, .. } | Self::MsiX { device, .. } => Some(device),
-            Self::Line(_) | Self::MsiFollower | Self::Freed => None,
+            Self::Line(_) | Self::MsiFollower | Self::Freed { .. } => None,
         }
     }
 }
@@ -57,6 +59,7 @@ impl Mapped {
 fn program(
     hardware: &dyn Hardware,
     device: PciDevice,
+    domain: DomId,
     entry: Option<u16>,
     vector: Vector,
 ) -> Result<(), Errno> {
@@ -64,6 +67,7 @@ fn program(
     let programmed = hardware.program_msi(
         device,
         MsiTarget {
+            domain,
             entry,
             address,
             data,
@@ -208,13 +212,19 @@ impl Hypervisor {
         if let (None, Some(offset)) = (msix, registers.capability(CAPABILITY_MSI)) {
             registers.set_control(offset, with_count(registers.control(offset), count));
         }
-        if let Err(errno) = program(&*hardware, device, msix, vector) {
-            lock(&self.interrupts).free(vector, count);
+        let pirqs = (first.0..).zip(block(vector, count));
+        let pirqs = pirqs.map(|(number, _)| Pirq(number));
+        if let Err(errno) = program(&*hardware, device, id, msix, vector) {
+            let mut interrupts = lock(&self.interrupts);
+            interrupts.free(vector, count);
+            for pirq in pirqs {
+                interrupts.forget(id, pirq);
+            }
             return Err(errno);
         }
         let domain = self.alive(id)?;
-        for (index, _) in (first.0..).zip(block(vector, count)) {
-            domain.pirqs.insert(Pirq(index), Mapped::MsiFollower);
+        for pirq in pirqs {
+            domain.pirqs.insert(pirq, Mapped::MsiFollower);
         }
         domain.pirqs.insert(first, mapped);
         Ok(first)
@@ -275,8 +285,8 @@ impl Hypervisor {
         let mapped = *domain.pirqs.get(&pirq).ok_or(Errno::EINVAL)?;
         let count = match mapped {
             Mapped::MsiFollower => return Err(Errno::EBUSY),
-            Mapped::Msi { count, .. } => count,
-            Mapped::Line(_) | Mapped::MsiX { .. } | Mapped::Freed => 1,
+            Mapped::Msi { count, .. } | Mapped::Freed { count } => count,
+            Mapped::Line(_) | Mapped::MsiX { .. } => 1,
         };
         let numbers = (pirq.0..).zip(0..count).map(|(number, _)| Pirq(number));
         for number in numbers.clone() {
@@ -291,7 +301,7 @@ impl Hypervisor {
             Mapped::Msi { vector, .. } | Mapped::MsiX { vector, .. } => {
                 interrupts.free(vector, count)
             }
-            Mapped::MsiFollower | Mapped::Freed => {}
+            Mapped::MsiFollower | Mapped::Freed { .. } => {}
         }
         drop(interrupts);
         self.silence(mapped);
@@ -312,11 +322,11 @@ impl Hypervisor {
             let (vector, count) = match *mapped {
                 Mapped::Msi { vector, count, .. } => (vector, count),
                 Mapped::MsiX { vector, .. } => (vector, 1),
-                Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed => continue,
+                Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed { .. } => continue,
             };
             interrupts.free(vector, count);
             orphaned = orphaned.saturating_add(count);
-            *mapped = Mapped::Freed;
+            *mapped = Mapped::Freed { count };
         }
         orphaned
     }
@@ -335,7 +345,7 @@ impl Hypervisor {
                 self.hardware.clear_msi(device, None);
             }
             Mapped::MsiX { device, entry, .. } => self.hardware.clear_msi(device, Some(entry)),
-            Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed => {}
+            Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed { .. } => {}
         }
     }
 
@@ -349,15 +359,15 @@ impl Hypervisor {
             hardware: &*self.hardware,
             device,
         };
-        let all = self
-            .domains
-            .values()
-            .flat_map(|domain| domain.pirqs.values());
+        let all = self.domains.iter().flat_map(|(id, domain)| {
+            let pirqs = domain.pirqs.values();
+            pirqs.map(|mapped| (*id, mapped))
+        });
         let mut result = Ok(());
-        for mapped in all.filter(|mapped| mapped.device() == Some(device)) {
+        for (id, mapped) in all.filter(|(_, mapped)| mapped.device() == Some(device)) {
             match *mapped {
                 Mapped::Msi { vector, count, .. } => {
-                    result = result.and(program(&*self.hardware, device, None, vector));
+                    result = result.and(program(&*self.hardware, device, id, None, vector));
                     if let Some(offset) = registers.capability(CAPABILITY_MSI) {
                         registers.set_control(
                             offset,
@@ -369,13 +379,13 @@ impl Hypervisor {
                     if !registers.memory_decoded() {
                         return Err(Errno::ENXIO);
                     }
-                    let programmed = program(&*self.hardware, device, Some(entry), vector);
+                    let programmed = program(&*self.hardware, device, id, Some(entry), vector);
                     result = result.and(programmed);
                     if let Some(offset) = registers.capability(CAPABILITY_MSIX) {
                         registers.set_control(offset, registers.control(offset) | MSIX_ENABLE);
                     }
                 }
-                Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed => {}
+                Mapped::Line(_) | Mapped::MsiFollower | Mapped::Freed { .. } => {}
             }
         }
         result

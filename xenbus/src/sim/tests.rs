@@ -347,6 +347,23 @@ fn multiple_msi_vectors_are_a_block_that_comes_and_goes_as_one() {
 }
 
 #[test]
+fn a_block_whose_device_was_removed_goes_as_one() {
+    let setup = setup();
+    let guest = setup.guest();
+    let (xen, device) = (&setup.machine, address(0));
+    xen.assign_device(guest, device).unwrap();
+    let first = xen
+        .map_msi(guest, device, MsiRequest::MultiMsi { count: 4 })
+        .unwrap();
+    xen.bind_pirq(guest, Pirq(54)).unwrap();
+    assert_eq!(xen.device_removed(device), 4);
+    xen.unmap_pirq(guest, first).unwrap();
+    assert!(xen.mapped_pirqs(guest).is_empty());
+    // Nobody's port is in the way of the next one's.
+    assert_eq!(errno(xen.bind_pirq(guest, Pirq(54))), libc::EINVAL);
+}
+
+#[test]
 fn after_a_reset_xen_programs_again_what_it_knows_and_enables_it() {
     let setup = setup();
     let guest = setup.guest();
