@@ -90,7 +90,9 @@ impl Session {
         if !self.failures.unsettled {
             return Ok(());
         }
-        let nodes = nodes::devices(&mut self.store, &self.paths)?;
+        // At one moment: a device that the toolstack moves to another number meanwhile would be in none, and forgotten for good.
+        let paths = &self.paths;
+        let nodes = self.store.transaction(|t| nodes::devices(t, paths))?;
         let there = |(device, _): &(String, String)| {
             let mut failed = nodes.iter().filter(|n| n.state == XenbusState::Closed);
             failed.any(|node| label(node) == *device)
