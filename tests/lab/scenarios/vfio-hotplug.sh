@@ -1,7 +1,7 @@
 # Devices that nobody has go while they are hidden: removed, unbound by hand, pulled out of their slots
 MACHINE=linux
 EDU=0000:00:05.0
-REMOVABLE=0000:04:00.0
+REMOVABLE=0000:04:00.0 # for good: what is played later has to do without
 there() { [ -e "/sys/bus/pci/devices/$1" ]; }
 removed() { echo 1 >/sys/bus/pci/devices/$EDU/remove; }
 found_again() { echo 1 >/sys/bus/pci/rescan && there $EDU; }

@@ -1,7 +1,7 @@
 # What VFIO needs and is not there is told with the remedy, and nothing stays half-way: its driver, the right to lock memory
 MACHINE=linux
 EDU=0000:00:05.0
-OTHER_EDU=0000:04:00.0
+OTHER_EDU=0000:05:00.0
 BEHIND_BRIDGE=0000:03:01.0 # and in one group with the next
 CARD=0000:03:02.0
 unload() { rmmod vfio-pci; }
