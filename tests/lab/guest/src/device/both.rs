@@ -48,7 +48,7 @@ fn work(disk: &mut Nvme, edu: &mut Edu, seed: u32) -> Result<()> {
     let pattern: Vec<u8> = (1..=251)
         .cycle()
         .skip(seed as usize)
-        .take(PAGE as usize)
+        .take(edu::BUFFER_SIZE as usize)
         .collect();
     let memory = disk.memory();
     memory.fill(FIRST, pattern.iter().copied());
@@ -58,7 +58,7 @@ fn work(disk: &mut Nvme, edu: &mut Edu, seed: u32) -> Result<()> {
     edu.carry(FIRST, SECOND)?;
     disk.through(SECOND, THIRD)?;
     edu.carry(THIRD, LAST)?;
-    if disk.memory().bytes(LAST, PAGE) != pattern {
+    if disk.memory().bytes(LAST, edu::BUFFER_SIZE) != pattern {
         return Err("what went through both devices came out as something else".into());
     }
     edu.interrupts(Signal::Msi)?;

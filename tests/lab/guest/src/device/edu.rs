@@ -39,7 +39,7 @@ const FOR_DMA: u32 = 0x100;
 /// The device's buffer, of 4 KiB, as DMA addresses it.
 const BUFFER: u64 = 0x4_0000;
 /// Less than it has, since QEMU 7.2 refuses to copy up to its end.
-const BUFFER_SIZE: u64 = 4092;
+pub(super) const BUFFER_SIZE: u64 = 4092;
 
 /// Long enough for an interrupt that is not to come.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -128,7 +128,7 @@ impl Edu {
         until("DMA", || self.is_copied())
     }
 
-    /// Has the device carry a page of the memory elsewhere in it.
+    /// Has the device carry as much of the memory as it can elsewhere in it.
     pub fn carry(&self, from: u64, to: u64) -> Result<()> {
         let memory = self.device.memory();
         self.copy(memory.physical(from), BUFFER, BUFFER_SIZE, 0)?;
