@@ -116,10 +116,11 @@ impl Devices {
         let mut returning = Vec::new();
         for bdf in &had_arrived {
             match &mut taken {
-                Ok(_) => drop(
-                    self.get(*bdf)
-                        .map(|device| device.record.clear(Flags::WITH_GROUP)),
-                ),
+                Ok(_) => {
+                    if let Some(device) = self.get(*bdf) {
+                        device.record.clear(Flags::WITH_GROUP);
+                    }
+                }
                 Err(abandoned) => match self.take_along(*bdf) {
                     Ok(device) => {
                         returning.push(*bdf);

@@ -219,7 +219,6 @@ impl Hardware for Plugged {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
     use std::os::unix::fs::FileExt;
 
     use conf_space::registers::header::COMMAND;
@@ -229,16 +228,12 @@ mod tests {
     use super::super::device::tests::slot;
     use super::super::interrupts::Listener;
     use super::*;
-    use crate::facade::RealDrivers;
     use crate::host::sysfs::Sysfs;
 
     #[test]
     fn xen_does_not_touch_a_device_that_is_being_reset_and_so_does_not_wait_for_that() {
         let directory = tempfile::tempdir().unwrap();
-        let drivers = directory.path().join("bus/pci/drivers");
-        fs::create_dir_all(&drivers).unwrap();
-        fs::create_dir_all(directory.path().join("bus/pci/devices")).unwrap();
-        let sysfs = Sysfs::new(directory.path(), RealDrivers::open_at(&drivers).unwrap());
+        let sysfs = Sysfs::to_look_at(directory.path());
         let machine = Machine::new(directory.path().join("run")).unwrap();
         let bus = VfioBus::new(sysfs, &machine).unwrap();
 
